@@ -1,0 +1,241 @@
+"""The nouns of metajax: what flows (frozen pytrees) and what varies (bundles of pure functions).
+
+Shapes name their axes. ``*batch`` stands for the axes that `vmap` adds: code is written for one
+task and one stream of experience. Everywhere:
+
+- ``time`` counts environment steps within an episode, ``episode`` counts episodes within a trial;
+- ``reward`` is the reward of one environment step;
+- a key is a typed `jax.random.key`, consumed by the function that receives it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, dataclass_transform
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+Task = PyTree[Array]
+Params = PyTree[Array]
+Memory = PyTree[Array]
+Metrics = dict[str, Array]
+
+
+@dataclass_transform(frozen_default=True)
+def pytree_dataclass(cls: type) -> Any:
+    """Make `cls` a frozen dataclass that JAX treats as a pytree of its fields."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+# ---------------------------------------------------------------------------------------------
+# What flows
+# ---------------------------------------------------------------------------------------------
+
+
+@pytree_dataclass
+class EnvState:
+    """Everything an environment needs to continue, and what it shows after its last step.
+
+    Attributes:
+        observation: what the agent sees now; after an end, the true last observation.
+        reward: of the step that led here; 0 after a reset.
+        terminated: the step that led here ended the task itself: nothing follows, value 0.
+        truncated: the step that led here used up `Env.episode_length`: the value goes on.
+        time: steps taken since the reset.
+        task: the task this episode is played on; constant.
+        simulator: whatever else the environment carries (positions, velocities, a key ...).
+    """
+
+    observation: Float[Array, "*batch observation"]
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    truncated: Bool[Array, "*batch"]
+    time: Int[Array, "*batch"]
+    task: Task
+    simulator: PyTree[Array]
+
+
+@pytree_dataclass
+class StepInput:
+    """What a policy is given at one step: the observation, and the outcome of the step before.
+
+    At the first step of a trial the previous action and reward are 0 and `previous_end` is False.
+    At the first step of a later episode they are those of the last step of the episode before,
+    and `previous_end` is True: a memory hears how each episode ended.
+    """
+
+    observation: Float[Array, "*batch observation"]
+    previous_action: Shaped[Array, "..."]
+    previous_reward: Float[Array, "*batch"]
+    previous_end: Bool[Array, "*batch"]
+
+
+@pytree_dataclass
+class PolicyOutput:
+    """What a policy says at one step.
+
+    Attributes:
+        distribution: over actions (see `metajax.policies.distributions`).
+        value: the policy's own estimate of the discounted return to come, or None without critic.
+    """
+
+    distribution: Any
+    value: Float[Array, "*batch"] | None = None
+
+
+@pytree_dataclass
+class Trajectory:
+    """The experience of one trial: `episode` episodes of `time` steps on one task.
+
+    Steps after an early end are padding: `valid` is False there, and nothing else in them means
+    anything. `valid` is True on the step that ends the episode.
+
+    Attributes:
+        step_input: what the policy saw before each action.
+        action: as the policy sampled it, before the environment clips or scales.
+        output: what the policy said when it acted (the behaviour distribution).
+        reward: earned by each action.
+        terminated: this step ended the task itself (bootstrap with 0).
+        truncated: this step was the last one allowed (bootstrap from `final_input`).
+        valid: this step was played.
+        final_input: what the policy would have seen after the last valid step of each episode.
+    """
+
+    step_input: StepInput
+    action: Shaped[Array, "..."]
+    output: PolicyOutput
+    reward: Float[Array, "*batch time"]
+    terminated: Bool[Array, "*batch time"]
+    truncated: Bool[Array, "*batch time"]
+    valid: Bool[Array, "*batch time"]
+    final_input: StepInput
+
+
+@pytree_dataclass
+class TrainState:
+    """Everything an algorithm trains or must resume.
+
+    Attributes:
+        meta_params: what `Agent.begin` starts from.
+        optimizer_state: of the outer optimizer.
+        auxiliary: the rest: critics, normalizers, replay; () where there is none.
+    """
+
+    meta_params: PyTree[Array]
+    optimizer_state: PyTree[Array]
+    auxiliary: PyTree[Array] = ()
+
+
+# ---------------------------------------------------------------------------------------------
+# What varies
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """Actions 0 ... `size` - 1, an int32 scalar."""
+
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuous:
+    """Actions in a box: `size` floats; the environment clips them to [`low`, `high`]."""
+
+    size: int
+    low: float = -1.0
+    high: float = 1.0
+
+
+ActionSpace = Discrete | Continuous
+
+
+class Env(NamedTuple):
+    """One environment, written for one task and one stream.
+
+    `step` never resets by itself and the task travels inside the state, so a trial is a loop that
+    calls `reset` once per episode with the same task (see `metajax.rollout`).
+    """
+
+    reset: Callable[[Key[Array, ""], Task], EnvState]
+    step: Callable[[EnvState, Array], EnvState]
+    observation_size: int
+    action_space: ActionSpace
+    episode_length: int
+
+
+class TaskDistribution(NamedTuple):
+    """Where tasks come from; a finite set of tasks is a distribution too."""
+
+    sample: Callable[[Key[Array, ""]], Task]
+
+
+class TaskFamily(NamedTuple):
+    """What `metajax.make` returns: an environment and two distributions over its tasks.
+
+    Attributes:
+        env: shared by all tasks.
+        train: the tasks that meta-training sees.
+        test: the held-out tasks.
+        name: versioned; the numbers behind a name never change.
+        backend: the physics engine, or "jax" for families that need none.
+    """
+
+    env: Env
+    train: TaskDistribution
+    test: TaskDistribution
+    name: str
+    backend: str = "jax"
+
+
+class Policy(NamedTuple):
+    """A policy, with or without memory; `unroll` equals a scan of `step` over time."""
+
+    init: Callable[[Key[Array, ""]], Params]
+    initial_memory: Callable[[], Memory]
+    step: Callable[[Params, Memory, StepInput], tuple[Memory, PolicyOutput]]
+    unroll: Callable[[Params, Memory, StepInput], tuple[Memory, PolicyOutput]]
+
+
+class UpdateRule(NamedTuple):
+    """How an inner loop learns; `rule_params` are themselves meta-learned (() if there are none).
+
+    `optimizer(rule_params)` is an ordinary optax transformation, so rules compose under
+    `optax.chain`.
+    """
+
+    init: Callable[[Key[Array, ""], Params], PyTree[Array]]
+    optimizer: Callable[[PyTree[Array]], Any]
+
+
+class Agent(NamedTuple):
+    """Behaviour within one task: all that evaluation and deployment ever see.
+
+    - `begin(meta_params, key) -> adapted`: before anything is known of the task.
+    - `initial_memory() -> memory`: at the start of a trial.
+    - `act(adapted, memory, step_input, key) -> (memory, action, policy_output)`; with key None
+      the distribution's mode is taken instead of a sample.
+    - `adapt(meta_params, adapted, trajectory, key) -> adapted`: learn from `trajectory[episode,
+      time]`; the identity for agents that adapt in their memory.
+    """
+
+    begin: Callable[[PyTree[Array], Key[Array, ""]], PyTree[Array]]
+    initial_memory: Callable[[], Memory]
+    act: Callable[..., tuple[Memory, Array, PolicyOutput]]
+    adapt: Callable[..., PyTree[Array]]
+
+
+class Algorithm(NamedTuple):
+    """A meta-learner: how one meta-iteration improves the meta-parameters.
+
+    - `init(key, tasks) -> TrainState`;
+    - `update(state, tasks, key) -> (state, metrics)`: one meta-iteration on `tasks[task]`.
+    - `agent`: what the meta-parameters are good for.
+    - `steps_per_task`: environment steps that one meta-iteration takes per task, padding included.
+    """
+
+    init: Callable[[Key[Array, ""], Task], TrainState]
+    update: Callable[[TrainState, Task, Key[Array, ""]], tuple[TrainState, Metrics]]
+    agent: Agent
+    name: str
+    steps_per_task: int
