@@ -1,0 +1,76 @@
+"""Random tabular Markov decision processes."""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+from jaxtyping import Array, Int, Key
+
+from metajax.envs.splits import Split, two_splits, uniform
+from metajax.types import Discrete, Env, EnvState, TaskFamily
+
+
+def tabular(
+    *, states: int = 10, actions: int = 5, episode_length: int = 10, reward_std: float = 1.0
+) -> TaskFamily:
+    """Return `tabular-v1`, the random MDPs of Duan et al. (2016, section 3.1.2).
+
+    Every episode starts in state 0. Per task: transition probabilities from a flat Dirichlet, mean
+    rewards from N(1, 1); per step: reward from N(mean, `reward_std`²). The observation is the
+    one-hot state. The task is {"transition": [state, action, next_state], "reward": [state,
+    action]}; held-out tasks have the quantile of their first mean reward in the held-out strips.
+
+    With `reward_std=0` and few states the whole process can be enumerated.
+
+    Args:
+        states: how many.
+        actions: how many.
+        episode_length: steps per episode.
+        reward_std: standard deviation of the reward around its mean.
+    """
+
+    def observe(state: Int[Array, ""]):
+        return jax.nn.one_hot(state, states)
+
+    def reset(key: Key[Array, ""], task) -> EnvState:
+        return EnvState(
+            observation=observe(jnp.zeros((), jnp.int32)),
+            reward=jnp.zeros(()),
+            terminated=jnp.zeros((), bool),
+            truncated=jnp.zeros((), bool),
+            time=jnp.zeros((), jnp.int32),
+            task=task,
+            simulator={"state": jnp.zeros((), jnp.int32), "key": key},
+        )
+
+    def step(state: EnvState, action: Int[Array, ""]) -> EnvState:
+        step_key = jax.random.fold_in(state.simulator["key"], state.time)
+        transition_key, reward_key = jax.random.split(step_key)
+        here = state.simulator["state"]
+        probabilities = state.task["transition"][here, action]
+        next_state = jax.random.categorical(transition_key, jnp.log(probabilities))
+        noise = reward_std * jax.random.normal(reward_key)
+        time = state.time + 1
+        return EnvState(
+            observation=observe(next_state),
+            reward=state.task["reward"][here, action] + noise,
+            terminated=jnp.zeros((), bool),
+            truncated=time == episode_length,
+            time=time,
+            task=state.task,
+            simulator={"state": next_state.astype(jnp.int32), "key": state.simulator["key"]},
+        )
+
+    def sample(key: Key[Array, ""], *, split: Split):
+        transition_key, reward_key, quantile_key = jax.random.split(key, 3)
+        transition = jax.random.dirichlet(transition_key, jnp.ones(states), (states, actions))
+        reward = 1 + jax.random.normal(reward_key, (states, actions))
+        quantile = uniform(quantile_key, 0.0, 1.0, split=split)
+        return {"transition": transition, "reward": reward.at[0, 0].set(1 + ndtri(quantile))}
+
+    train, test = two_splits(sample)
+    return TaskFamily(
+        env=Env(reset, step, states, Discrete(actions), episode_length),
+        train=train,
+        test=test,
+        name="tabular-v1",
+    )

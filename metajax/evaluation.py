@@ -1,0 +1,115 @@
+"""The adaptation curve of any agent on held-out tasks."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import scipy.stats
+from jaxtyping import Array, Float, Key, PyTree
+
+from metajax.rollout import rollout, undiscounted_returns
+from metajax.types import Agent, Task, TaskFamily
+
+
+def evaluate(
+    agent: Agent,
+    family: TaskFamily,
+    meta_params: PyTree[Array],
+    key: Key[Array, ""],
+    *,
+    tasks: int,
+    rounds: int,
+    episodes: int,
+    mode: bool = False,
+) -> Float[Array, "task round episode"]:
+    """Return the undiscounted returns of every episode on fresh held-out tasks.
+
+    A round is `episodes` episodes with what the agent has learnt so far, then one `adapt`. So for
+    a gradient-based agent round k holds the returns after k gradient steps, each from a fresh
+    batch of `episodes` episodes.
+
+    Args:
+        agent: of the algorithm that trained `meta_params`.
+        family: tasks are drawn from `family.test`.
+        meta_params: what was trained.
+        key: consumed.
+        tasks: how many held-out tasks.
+        rounds: how many rounds, adaptation steps + 1.
+        episodes: episodes per round.
+        mode: score separate episodes that take the distribution's mode; adaptation always learns
+            from sampled actions.
+    """
+    task_key, trial_key = jax.random.split(key)
+    held_out = jax.vmap(family.test.sample)(jax.random.split(task_key, tasks))
+    trial_keys = jax.random.split(trial_key, tasks)
+
+    def trial(task, key):
+        return _trial(agent, family, meta_params, task, key, rounds, episodes, mode)
+
+    return jax.vmap(trial)(held_out, trial_keys)
+
+
+def _trial(agent: Agent, family, meta_params, task: Task, key, rounds, episodes, mode):
+    begin_key, rounds_key = jax.random.split(key)
+    memory = agent.initial_memory()
+    parallel = not jax.tree.leaves(memory)
+
+    def play(adapted, key, sampled):
+        def act(memory, step_input, key):
+            return agent.act(adapted, memory, step_input, key if sampled else None)
+
+        return rollout(key, family.env, task, act, memory, episodes=episodes, parallel=parallel)
+
+    def round_(adapted, key):
+        sample_key, adapt_key, score_key = jax.random.split(key, 3)
+        trajectory = play(adapted, sample_key, sampled=True)
+        scored = play(adapted, score_key, sampled=False) if mode else trajectory
+        new_adapted = agent.adapt(meta_params, adapted, trajectory, adapt_key)
+        return new_adapted, undiscounted_returns(scored)
+
+    adapted = agent.begin(meta_params, begin_key)
+    return jax.lax.scan(round_, adapted, jax.random.split(rounds_key, rounds))[1]
+
+
+class Summary(NamedTuple):
+    """An interquartile mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interquartile_mean(
+    returns: Float[np.ndarray, "seed task"], *, resamples: int = 2000
+) -> Summary:
+    """Return the mean of the middle half of `returns`, with a stratified bootstrap interval.
+
+    Tasks are resampled within each seed (the strata), as Agarwal et al. (2021) recommend.
+
+    Args:
+        returns: `[seed, task]`, each the mean over the task's episodes.
+        resamples: bootstrap resamples.
+    """
+    returns = np.asarray(returns, np.float64)
+
+    def statistic(*strata, axis=-1):
+        return scipy.stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
+
+    mean = float(statistic(*returns))
+    if returns.shape[1] < 2 or np.ptp(returns, axis=1).max() == 0:
+        return Summary(mean, mean, mean)
+    interval = scipy.stats.bootstrap(
+        tuple(returns),
+        statistic,
+        n_resamples=resamples,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Summary(mean, float(interval.low), float(interval.high))
+
+
+def adaptation_curve(returns: Float[np.ndarray, "seed task round episode"]) -> list[Summary]:
+    """Return the interquartile mean over tasks, with its interval, of every round."""
+    per_task = np.asarray(returns, np.float64).mean(axis=-1)
+    return [interquartile_mean(per_task[:, :, k]) for k in range(per_task.shape[2])]

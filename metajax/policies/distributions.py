@@ -1,0 +1,87 @@
+"""Distributions over actions, as pytrees of their parameters.
+
+Each has `sample(key)`, `mode()`, `log_prob(action)`, `entropy()` and `kl(other)`. All act on one
+action and broadcast over leading axes; log-probabilities, entropies and divergences (in nats) are
+summed over the action's own axis, never averaged.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from metajax.types import pytree_dataclass
+
+
+@pytree_dataclass
+class DiagonalNormal:
+    """Independent normal distributions, one per action dimension.
+
+    Attributes:
+        mean: `[*batch, action]`.
+        log_std: natural logarithm of the standard deviation, `[*batch, action]`.
+    """
+
+    mean: Float[Array, "*batch action"]
+    log_std: Float[Array, "*batch action"]
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "*batch action"]:
+        """Draw an action; `key` is consumed."""
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.exp(self.log_std) * noise
+
+    def mode(self) -> Float[Array, "*batch action"]:
+        """Return the mean."""
+        return self.mean
+
+    def log_prob(self, action: Float[Array, "*batch action"]) -> Float[Array, "*batch"]:
+        """Return the log-density of `action`."""
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return jnp.sum(-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi), axis=-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return the differential entropy."""
+        return jnp.sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
+
+    def kl(self, other: "DiagonalNormal") -> Float[Array, "*batch"]:
+        """Return KL(self ‖ other)."""
+        scaled_variance = jnp.exp(2 * (self.log_std - other.log_std))
+        scaled_offset = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        return jnp.sum(
+            other.log_std - self.log_std + 0.5 * (scaled_variance + scaled_offset**2 - 1), axis=-1
+        )
+
+
+@pytree_dataclass
+class Categorical:
+    """A distribution over `logits.shape[-1]` discrete actions.
+
+    Attributes:
+        logits: unnormalised log-probabilities, `[*batch, action]`.
+    """
+
+    logits: Float[Array, "*batch action"]
+
+    def sample(self, key: Key[Array, ""]) -> Int[Array, "*batch"]:
+        """Draw an action; `key` is consumed."""
+        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+
+    def mode(self) -> Int[Array, "*batch"]:
+        """Return the most probable action."""
+        return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+    def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """Return the log-probability of `action`."""
+        log_probs = jax.nn.log_softmax(self.logits)
+        return jnp.take_along_axis(log_probs, action[..., None], axis=-1)[..., 0]
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return the entropy."""
+        log_probs = jax.nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+    def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
+        """Return KL(self ‖ other)."""
+        log_probs = jax.nn.log_softmax(self.logits)
+        return jnp.sum(jnp.exp(log_probs) * (log_probs - jax.nn.log_softmax(other.logits)), axis=-1)

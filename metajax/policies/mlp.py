@@ -1,0 +1,97 @@
+"""Feed-forward policies and value networks: no memory, the observation alone decides."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from metajax.policies.distributions import Categorical, DiagonalNormal
+from metajax.types import ActionSpace, Continuous, Params, Policy, PolicyOutput
+
+ACTIVATIONS: dict[str, Callable] = {"tanh": nn.tanh, "relu": nn.relu}
+Activation = Literal["tanh", "relu"]
+
+
+class _MLP(nn.Module):
+    hidden: Sequence[int]
+    outputs: int
+    activation: Activation
+    output_scale: float
+
+    @nn.compact
+    def __call__(self, x):
+        for width in self.hidden:
+            x = ACTIVATIONS[self.activation](
+                nn.Dense(width, kernel_init=nn.initializers.xavier_uniform())(x)
+            )
+        initializer = nn.initializers.variance_scaling(self.output_scale**2, "fan_avg", "uniform")
+        return nn.Dense(self.outputs, kernel_init=initializer)(x)
+
+
+def mlp(
+    observation_size: int,
+    action_space: ActionSpace,
+    *,
+    hidden: Sequence[int] = (64, 64),
+    activation: Activation = "tanh",
+    initial_std: float = 1.0,
+    minimum_std: float = 1e-6,
+) -> Policy:
+    """Return a memoryless policy: a multi-layer perceptron on the observation.
+
+    Continuous actions: a normal distribution whose mean is the network's output and whose
+    log standard deviation is a free parameter per action dimension. Discrete actions: logits.
+
+    Args:
+        observation_size: numbers in an observation.
+        action_space: the environment's.
+        hidden: widths of the hidden layers.
+        activation: after each hidden layer.
+        initial_std: standard deviation at the start, in the policy's action units.
+        minimum_std: the standard deviation is never below this.
+    """
+    network = _MLP(tuple(hidden), action_space.size, activation, output_scale=0.1)
+
+    def init(key: Key[Array, ""]) -> Params:
+        params = {"network": network.init(key, jnp.zeros(observation_size))["params"]}
+        if isinstance(action_space, Continuous):
+            params["log_std"] = jnp.full(action_space.size, jnp.log(initial_std))
+        return params
+
+    def output(params, observation) -> PolicyOutput:
+        x = network.apply({"params": params["network"]}, observation)
+        if not isinstance(action_space, Continuous):
+            return PolicyOutput(Categorical(x))
+        log_std = jnp.maximum(params["log_std"], jnp.log(minimum_std))
+        return PolicyOutput(DiagonalNormal(x, jnp.broadcast_to(log_std, x.shape)))
+
+    def step(params, memory, step_input):
+        return memory, output(params, step_input.observation)
+
+    return Policy(init, lambda: (), step, unroll=step)
+
+
+class ValueNetwork(NamedTuple):
+    """A state-value function: `init(key) -> params`, `apply(params, observation) -> value`."""
+
+    init: Callable[[Key[Array, ""]], Params]
+    apply: Callable[[Params, Float[Array, "*batch observation"]], Float[Array, "*batch"]]
+
+
+def value_network(
+    observation_size: int, *, hidden: Sequence[int] = (64, 64), activation: Activation = "tanh"
+) -> ValueNetwork:
+    """Return a multi-layer perceptron from an observation to a discounted return.
+
+    Args:
+        observation_size: numbers in an observation.
+        hidden: widths of the hidden layers.
+        activation: after each hidden layer.
+    """
+    network = _MLP(tuple(hidden), 1, activation, output_scale=1.0)
+    return ValueNetwork(
+        init=lambda key: network.init(key, jnp.zeros(observation_size))["params"],
+        apply=lambda params, observation: network.apply({"params": params}, observation)[..., 0],
+    )

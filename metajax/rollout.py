@@ -1,0 +1,139 @@
+"""Play episodes of one task: the only place where episodes start."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from metajax.types import (
+    Continuous,
+    Env,
+    Memory,
+    PolicyOutput,
+    StepInput,
+    Task,
+    Trajectory,
+)
+
+Act = Callable[[Memory, StepInput, Key[Array, ""]], tuple[Memory, Array, PolicyOutput]]
+
+
+def rollout(
+    key: Key[Array, ""],
+    env: Env,
+    task: Task,
+    act: Act,
+    memory: Memory,
+    *,
+    episodes: int,
+    parallel: bool = False,
+) -> Trajectory:
+    """Play a trial of `episodes` episodes on one task.
+
+    Every episode starts from a fresh `reset` key on the same task. Memory, and the outcome of the
+    step before, live through the whole trial. After an early end the state and the memory are
+    frozen and the remaining steps are marked not `valid`.
+
+    Args:
+        key: consumed.
+        env: the environment.
+        task: one task of the family.
+        act: `(memory, step_input, key) -> (memory, action, policy_output)`.
+        memory: at the start of the trial; () for a policy without memory.
+        episodes: how many.
+        parallel: play the episodes side by side instead of one after the other: each starts from
+            `memory`, with no previous action, reward or end. Much faster, and the same thing for
+            agents that look at nothing but the observation.
+
+    Returns:
+        `Trajectory[episode, time]` with `env.episode_length` steps per episode.
+    """
+    nothing = _first_previous(env)
+
+    def play(carry, episode_key):
+        memory, previous = carry
+        reset_key, act_key = jax.random.split(episode_key)
+        state = env.reset(reset_key, task)
+
+        def step(carry, time):
+            state, memory, previous, ended = carry
+            step_input = StepInput(state.observation, *previous)
+            new_memory, action, output = act(memory, step_input, jax.random.fold_in(act_key, time))
+            new_state = env.step(state, action)
+            end = new_state.terminated | new_state.truncated
+            record = (
+                step_input,
+                action,
+                output,
+                jnp.where(ended, 0.0, new_state.reward),
+                new_state.terminated & ~ended,
+                new_state.truncated & ~ended,
+                ~ended,
+            )
+            new_carry = (new_state, new_memory, (action, new_state.reward, end), ended | end)
+            return _select(ended, carry, new_carry), record
+
+        carry = (state, memory, previous, jnp.zeros((), bool))
+        carry, record = jax.lax.scan(step, carry, jnp.arange(env.episode_length))
+        state, memory, previous, _ = carry
+        final_input = StepInput(state.observation, *previous)
+        return (memory, previous), Trajectory(*record, final_input=final_input)
+
+    episode_keys = jax.random.split(key, episodes)
+    if parallel:
+        return jax.vmap(lambda k: play((memory, nothing), k)[1])(episode_keys)
+    return jax.lax.scan(play, (memory, nothing), episode_keys)[1]
+
+
+def _first_previous(env: Env) -> tuple[Array, Array, Array]:
+    """Return the (previous_action, previous_reward, previous_end) of a trial's first step."""
+    space = env.action_space
+    action = jnp.zeros(space.size) if isinstance(space, Continuous) else jnp.zeros((), jnp.int32)
+    return action, jnp.zeros(()), jnp.zeros((), bool)
+
+
+def _select(condition: Array, if_true, if_false):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def undiscounted_returns(trajectory: Trajectory) -> Float[Array, "*batch"]:
+    """Return the sum of rewards of each episode."""
+    return jnp.sum(jnp.where(trajectory.valid, trajectory.reward, 0.0), axis=-1)
+
+
+def check_env(env: Env, task: Task) -> None:
+    """Check, without running it, that an environment keeps its own promises.
+
+    Raises:
+        MetajaxError: `step` changes the shape, dtype or structure of the state, or the sizes that
+            the environment declares are not those it produces.
+    """
+    from metajax.errors import MetajaxError
+
+    space = env.action_space
+    action = _first_previous(env)[0]
+    first = jax.eval_shape(env.reset, jax.random.key(0), task)
+    for name, expected in (("reward", ()), ("observation", (env.observation_size,))):
+        found = getattr(first, name).shape
+        if found != expected:
+            raise MetajaxError(
+                f"the environment's reset returns {name} of shape {found}; expected {expected}."
+            )
+    second = jax.eval_shape(env.step, first, jax.ShapeDtypeStruct(action.shape, action.dtype))
+    before, after = (jax.tree_util.tree_flatten_with_path(s) for s in (first, second))
+    if before[1] != after[1]:
+        raise MetajaxError(
+            f"the environment's step changes the structure of its state from {before[1]} to "
+            f"{after[1]}; it must keep it."
+        )
+    for (path, a), (_, b) in zip(before[0], after[0], strict=True):
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            raise MetajaxError(
+                f"the environment's step changes state{jax.tree_util.keystr(path)} from "
+                f"{a.dtype}{list(a.shape)} to {b.dtype}{list(b.shape)}; shapes and dtypes must stay."
+            )
+    if space.size < 1 or env.episode_length < 1:
+        raise MetajaxError(
+            f"action size {space.size} and episode length {env.episode_length} must be at least 1."
+        )

@@ -1,0 +1,5 @@
+"""Update rules: how an inner loop learns."""
+
+from metajax.rules.fixed import fixed, sgd
+
+__all__ = ["fixed", "sgd"]
