@@ -7,6 +7,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Key, PyTree
 
+from metajax.envs.splits import sample_batch
 from metajax.rollout import rollout, undiscounted_returns
 from metajax.types import Agent, Task, TaskFamily
 
@@ -40,7 +41,7 @@ def evaluate(
             from sampled actions.
     """
     task_key, trial_key = jax.random.split(key)
-    held_out = jax.vmap(family.test.sample)(jax.random.split(task_key, tasks))
+    held_out = sample_batch(family.test, task_key, tasks)
     trial_keys = jax.random.split(trial_key, tasks)
 
     def trial(task, key):

@@ -165,9 +165,15 @@ class Env(NamedTuple):
 
 
 class TaskDistribution(NamedTuple):
-    """Where tasks come from; a finite set of tasks is a distribution too."""
+    """Where tasks come from.
+
+    Attributes:
+        sample: `(key) -> task`.
+        finite: all the tasks there are, with a leading axis; None if they cannot be counted.
+    """
 
     sample: Callable[[Key[Array, ""]], Task]
+    finite: Task | None = None
 
 
 class TaskFamily(NamedTuple):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
 from metajax.errors import MetajaxError, unknown
 from metajax.losses import baselines, policy_gradient, returns
-from metajax.policies.mlp import ValueNetwork
+from metajax.policies.mlp import value_network
 from metajax.rollout import rollout, undiscounted_returns
 from metajax.rules.fixed import decayed_sgd
 from metajax.types import (
@@ -76,7 +76,6 @@ def maml(
     first_order: bool = False,
     estimator: policy_gradient.Estimator = "likelihood_ratio",
     baseline: Baseline = "linear",
-    value_network: ValueNetwork | None = None,
     discount: float = 0.99,
     trace: float = 1.0,
     normalize_advantages: bool = True,
@@ -87,6 +86,7 @@ def maml(
     max_kl: float = 0.01,
     cg_iterations: int = 10,
     cg_damping: float = 1e-5,
+    critic_hidden: tuple[int, ...] = (64, 64),
     critic_learning_rate: float = 1e-3,
     critic_epochs: int = 10,
     rematerialize: bool = False,
@@ -106,9 +106,9 @@ def maml(
         rule: replaces gradient descent as the inner rule.
         first_order: treat inner gradients as constants.
         estimator: the inner objective, one of `metajax.losses.policy_gradient.ESTIMATORS`.
-        baseline: fit linear features per task and adaptation step, share a value network, or none.
-        value_network: for `baseline="value_network"`, whose values also bootstrap truncated
-            episodes; the linear baseline knows the time and is 0 at the horizon.
+        baseline: "linear" fits features per task and adaptation step; they know the time, so the
+            value is 0 at the horizon. "value_network" shares one network between the tasks, whose
+            values also bootstrap truncated episodes. "none" uses plain returns.
         discount: γ per step.
         trace: λ of generalized advantage estimation.
         normalize_advantages: to mean 0 and standard deviation 1, per task and adaptation step.
@@ -120,18 +120,20 @@ def maml(
         max_kl: trust region on the adapted policies, trpo only.
         cg_iterations: conjugate-gradient iterations, trpo only.
         cg_damping: added to the Fisher matrix, trpo only.
-        critic_learning_rate: of Adam on the value network's squared error.
-        critic_epochs: full-batch steps of the value network per meta-iteration.
+        critic_hidden: widths of the value network's hidden layers, baseline value_network only.
+        critic_learning_rate: of Adam on its squared error.
+        critic_epochs: its full-batch steps per meta-iteration.
         rematerialize: recompute inner steps in the backward pass; saves memory when K is large.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
     """
-    _check(inner_steps, episodes, estimator, baseline, outer, discount, trace, value_network)
+    _check(inner_steps, episodes, estimator, baseline, outer, discount, trace)
     if rule is None:
         rule = decayed_sgd(inner_learning_rate, inner_learning_rate_decay)
     estimate = policy_gradient.ESTIMATORS[estimator]
     optimizer = optax.adam(outer_learning_rate)
+    critic_network = value_network(env.observation_size, hidden=critic_hidden)
     critic_optimizer = optax.adam(critic_learning_rate)
 
     # --- one task -------------------------------------------------------------------------------
@@ -154,9 +156,9 @@ def maml(
                 features.reshape(-1, features.shape[-1]), target.ravel(), trajectory.valid.ravel()
             )
             value, final_value = features @ weights, jnp.zeros(features.shape[0])
-        elif value_network is not None:
-            value = value_network.apply(critic, observation)
-            final_value = value_network.apply(critic, trajectory.final_input.observation)
+        elif baseline == "value_network":
+            value = critic_network.apply(critic, observation)
+            final_value = critic_network.apply(critic, trajectory.final_input.observation)
         else:
             value, final_value = jnp.zeros_like(trajectory.reward), jnp.zeros(episodes)
         advantage = jax.vmap(
@@ -309,7 +311,7 @@ def maml(
         trajectories, credit = data
 
         def loss(critic):
-            value = value_network.apply(critic, trajectories.step_input.observation)
+            value = critic_network.apply(critic, trajectories.step_input.observation)
             return returns.masked_mean((value - credit.target) ** 2, trajectories.valid)
 
         def epoch(carry, _):
@@ -329,8 +331,8 @@ def maml(
         policy_params = policy.init(policy_key)
         rule_params = rule.init(rule_key, policy_params)
         critic, critic_state = (), ()
-        if value_network is not None:
-            critic = value_network.init(critic_key)
+        if baseline == "value_network":
+            critic = critic_network.init(critic_key)
             critic_state = critic_optimizer.init(critic)
         outer_state = () if outer == "trpo" else optimizer.init((policy_params, rule_params))
         return TrainState(
@@ -348,7 +350,7 @@ def maml(
         theta = (meta_params.policy, meta_params.rule)
         theta, outer_state, metrics = improve(theta, optimizer_state["outer"], data)
         critic, critic_state = meta_params.critic, optimizer_state["critic"]
-        if value_network is not None:
+        if baseline == "value_network":
             critic, critic_state, critic_metrics = fit_critic(critic, critic_state, data)
             metrics |= critic_metrics
 
@@ -370,7 +372,7 @@ def maml(
     return Algorithm(init, update, agent, "maml", steps_per_task)
 
 
-def _check(inner_steps, episodes, estimator, baseline, outer, discount, trace, value_network):
+def _check(inner_steps, episodes, estimator, baseline, outer, discount, trace):
     if estimator not in policy_gradient.ESTIMATORS:
         raise unknown("estimator", estimator, policy_gradient.ESTIMATORS)
     if baseline not in Baseline.__args__:
@@ -383,8 +385,3 @@ def _check(inner_steps, episodes, estimator, baseline, outer, discount, trace, v
     for name, value in (("discount", discount), ("trace", trace)):
         if not 0 <= value <= 1:
             raise MetajaxError(f"{name} is {value}; it must lie in [0, 1].")
-    if (baseline == "value_network") != (value_network is not None):
-        raise MetajaxError(
-            'baseline="value_network" and the argument value_network go together: give both or '
-            "neither."
-        )

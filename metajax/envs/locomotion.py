@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from metajax.envs.physics import gymnasium_model, make_physics
-from metajax.envs.splits import Split, two_splits, uniform
+from metajax.envs.splits import Split, finite, two_splits, uniform
 from metajax.errors import unknown
 from metajax.types import Continuous, Env, EnvState, TaskDistribution, TaskFamily
 
@@ -54,13 +54,11 @@ def halfcheetah_dir(
     See `halfcheetah_vel` for the body, the observation and the arguments.
     """
 
-    def sample(key: Key[Array, ""]):
-        return {"direction": jax.random.rademacher(key, (), float)}
-
+    both = finite({"direction": jnp.array([1.0, -1.0])})
     return _halfcheetah(
         "halfcheetah-dir-v1",
         lambda task, velocity: task["direction"] * velocity,
-        lambda chosen: (TaskDistribution(sample), TaskDistribution(sample)),
+        lambda chosen: (both, both),
         backend=backend,
         variant=variant,
         episode_length=episode_length,

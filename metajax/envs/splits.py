@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from metajax.types import TaskDistribution
+from metajax.types import Task, TaskDistribution
 
 Split = Literal["train", "test"]
 
@@ -14,9 +14,7 @@ BLOCKS = 9
 STRIPS = 11  # per block; the middle one is held out, which leaves every mean where it was
 
 
-def uniform(
-    key: Key[Array, ""], low: float, high: float, *, split: Split
-) -> Float[Array, ""]:
+def uniform(key: Key[Array, ""], low: float, high: float, *, split: Split) -> Float[Array, ""]:
     """Draw from U[low, high] restricted to the training or to the held-out strips of the range.
 
     The range is cut into 9 blocks of 11 strips. The middle strip of every block is held out: 1/11
@@ -53,3 +51,31 @@ def two_splits(sample) -> tuple[TaskDistribution, TaskDistribution]:
         TaskDistribution(lambda key: sample(key, split="train")),
         TaskDistribution(lambda key: sample(key, split="test")),
     )
+
+
+def finite(tasks: Task) -> TaskDistribution:
+    """Return the uniform distribution over `tasks[index]`."""
+    count = jax.tree.leaves(tasks)[0].shape[0]
+
+    def sample(key: Key[Array, ""]) -> Task:
+        index = jax.random.randint(key, (), 0, count)
+        return jax.tree.map(lambda x: x[index], tasks)
+
+    return TaskDistribution(sample, tasks)
+
+
+def sample_batch(distribution: TaskDistribution, key: Key[Array, ""], count: int) -> Task:
+    """Return `count` tasks `[task]`; of finitely many, each as often as the others.
+
+    Args:
+        distribution: of tasks.
+        key: consumed.
+        count: how many.
+    """
+    if distribution.finite is None:
+        return jax.vmap(distribution.sample)(jax.random.split(key, count))
+    available = jax.tree.leaves(distribution.finite)[0].shape[0]
+    order_key, batch_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, available)  # who gets the odd ones
+    index = jax.random.permutation(batch_key, order[jnp.arange(count) % available])
+    return jax.tree.map(lambda x: x[index], distribution.finite)
