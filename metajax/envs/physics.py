@@ -9,8 +9,11 @@ Three makers build the same model, read from the XML files inside the installed 
   physics: results on them are not results on MuJoCo.
 """
 
+import contextlib
 import functools
+import io
 import pathlib
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -28,6 +31,9 @@ from jaxtyping import Array, Float
 from metajax.errors import MetajaxError, unknown
 from metajax.types import pytree_dataclass
 
+# pyright: reportAttributeAccessIssue=false
+# (the compiled modules of mujoco carry no types)
+
 BACKENDS = ("mjx", "mujoco")
 
 PhysicsState = Any
@@ -39,13 +45,16 @@ class Physics(NamedTuple):
     - `init(qpos, qvel) -> state`: generalized positions [nq] and velocities [nv];
     - `step(state, control) -> state`: one environment step, `frame_skip` substeps under the same
       `control` [nu];
-    - `qpos(state)`, `qvel(state)`: read them back.
+    - `qpos(state)`, `qvel(state)`: read them back;
+    - `body_position(state, name)`: where the frame of a body is [xyz] in metres, by forward
+      kinematics of `qpos` (MuJoCo's own `xpos` lags by a substep).
 
     Attributes:
         init: see above.
         step: see above.
         qpos: see above.
         qvel: see above.
+        body_position: see above.
         default_qpos: the model's own initial positions [nq].
         control_low: lower limits [nu].
         control_high: upper limits [nu].
@@ -57,6 +66,7 @@ class Physics(NamedTuple):
     step: Callable[[PhysicsState, Float[Array, "nu"]], PhysicsState]
     qpos: Callable[[PhysicsState], Float[Array, "nq"]]
     qvel: Callable[[PhysicsState], Float[Array, "nv"]]
+    body_position: Callable[[PhysicsState, str], Float[Array, "3"]]
     default_qpos: np.ndarray
     control_low: np.ndarray
     control_high: np.ndarray
@@ -99,19 +109,44 @@ def resolve_backend(backend: str) -> str:
 
 def gymnasium_model(name: str) -> mujoco.MjModel:
     """Return the model `name` (for example "half_cheetah") of the installed Gymnasium package."""
-    path = pathlib.Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / f"{name}.xml"
+    return gymnasium_spec(name).compile()
+
+
+def gymnasium_spec(name: str) -> mujoco.MjSpec:
+    """Return the same model, to be edited before it is compiled."""
+    path = pathlib.Path(str(gymnasium.__file__)).parent / "envs/mujoco/assets" / f"{name}.xml"
     messages: list[str] = []
     # MuJoCo would print its warnings and append them to a file in the working directory.
     previous = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(messages.append)
     try:
-        model = mujoco.MjModel.from_xml_path(str(path))
+        spec = mujoco.MjSpec.from_file(str(path))
     finally:
         mujoco.set_mju_user_warning(previous)
     for message in messages:
         if "settotalmass" not in message:  # deprecated, but what Gymnasium's cheetah says
             warnings.warn(message, stacklevel=2)
-    return model
+    return spec
+
+
+def _import_mjx():
+    """Import MJX without the two lines that it prints where `warp` is not installed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        from mujoco import mjx
+    for line in printed.getvalue().splitlines():
+        if not re.match("Failed to import (mujoco_)?warp", line):
+            print(line)
+    return mjx
+
+
+def _forward_kinematics(model: mujoco.MjModel):
+    def body_position(qpos: Float[Array, "nq"], name: str) -> Float[Array, "3"]:
+        mjx = _import_mjx()
+        data = mjx.make_data(model).replace(qpos=qpos)
+        return mjx.kinematics(mjx.put_model(model), data).xpos[model.body(name).id]
+
+    return body_position
 
 
 @pytree_dataclass
@@ -130,12 +165,14 @@ class MujocoState:
 
 
 def _mujoco_bundle(model: mujoco.MjModel, step, *, frame_skip: int, backend: str) -> Physics:
-    limited = model.actuator_ctrllimited.astype(bool)
+    body_position = _forward_kinematics(model)
+    limited = np.asarray(model.actuator_ctrllimited, bool)
     return Physics(
         init=lambda qpos, qvel: MujocoState(qpos, qvel, jnp.zeros_like(qvel)),
         step=step,
         qpos=lambda state: state.qpos,
         qvel=lambda state: state.qvel,
+        body_position=lambda state, name: body_position(state.qpos, name),
         default_qpos=model.qpos0.copy(),
         control_low=np.where(limited, model.actuator_ctrlrange[:, 0], -np.inf),
         control_high=np.where(limited, model.actuator_ctrlrange[:, 1], np.inf),

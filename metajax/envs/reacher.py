@@ -1,0 +1,101 @@
+"""A two-joint arm that must find a goal it is never shown."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from metajax.envs.physics import gymnasium_spec, make_physics
+from metajax.envs.splits import Split, two_splits, uniform
+from metajax.types import Continuous, Env, EnvState, TaskFamily
+
+FRAME_SKIP = 2
+GOAL_RADIUS = 0.2
+POSITION_NOISE = 0.1
+VELOCITY_NOISE = 0.005
+
+
+def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFamily:
+    """Return `reacher-goal-v1`: Gymnasium's Reacher-v5 with the goal hidden.
+
+    Reward of a step: -‖fingertip - goal‖ - ‖control‖², in metres, both after the move, with the
+    weights of Reacher-v5. Two substeps of 0.01 s per step; episodes never terminate. A reset adds
+    U(-0.1, 0.1) rad to the joint angles and U(-0.005, 0.005) rad/s to their velocities. The
+    observation [8] is the cosine and sine of both angles, their velocities, and the fingertip's
+    position xy. The fingertip is where the angles put it after the step (Gymnasium's lags by a
+    substep).
+
+    The task is {"goal": [xy]}, uniform in a disk of radius 0.2 m around the shoulder. Held-out
+    goals have their squared radius in the held-out strips of the range (`metajax.envs.splits`):
+    thin rings, spread evenly over the disk.
+
+    The goal body of the model is removed: it is no part of the mechanics here, and two joints
+    fewer to simulate.
+
+    Args:
+        backend: the physics engine, see `metajax.envs.physics.resolve_backend`.
+        episode_length: steps per episode.
+
+    Raises:
+        MetajaxError: if the backend is unknown.
+    """
+    physics = make_physics(_arm(), backend=backend, frame_skip=FRAME_SKIP)
+
+    def fingertip(simulator) -> Float[Array, "2"]:
+        return physics.body_position(simulator, "fingertip")[:2]
+
+    def observe(simulator) -> Float[Array, "8"]:
+        angles = physics.qpos(simulator)
+        return jnp.concatenate(
+            [jnp.cos(angles), jnp.sin(angles), physics.qvel(simulator), fingertip(simulator)]
+        )
+
+    def reset(key: Key[Array, ""], task) -> EnvState:
+        position_key, velocity_key = jax.random.split(key)
+        qpos = POSITION_NOISE * jax.random.uniform(position_key, (2,), minval=-1.0)
+        qvel = VELOCITY_NOISE * jax.random.uniform(velocity_key, (2,), minval=-1.0)
+        simulator = physics.init(jnp.asarray(physics.default_qpos, qpos.dtype) + qpos, qvel)
+        return EnvState(
+            observation=observe(simulator),
+            reward=jnp.zeros((), qpos.dtype),
+            terminated=jnp.zeros((), bool),
+            truncated=jnp.zeros((), bool),
+            time=jnp.zeros((), jnp.int32),
+            task=task,
+            simulator=simulator,
+        )
+
+    def step(state: EnvState, action: Float[Array, "2"]) -> EnvState:
+        control = jnp.clip(action, -1.0, 1.0)
+        simulator = physics.step(state.simulator, control)
+        offset = fingertip(simulator) - state.task["goal"]
+        time = state.time + 1
+        return EnvState(
+            observation=observe(simulator),
+            reward=-jnp.linalg.norm(offset) - jnp.sum(control**2),
+            terminated=jnp.zeros((), bool),
+            truncated=time == episode_length,
+            time=time,
+            task=state.task,
+            simulator=simulator,
+        )
+
+    def sample(key: Key[Array, ""], *, split: Split):
+        radius_key, angle_key = jax.random.split(key)
+        radius = jnp.sqrt(uniform(radius_key, 0.0, GOAL_RADIUS**2, split=split))
+        angle = jax.random.uniform(angle_key, maxval=2 * jnp.pi)
+        return {"goal": radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
+
+    train, test = two_splits(sample)
+    return TaskFamily(
+        env=Env(reset, step, 8, Continuous(2), episode_length),
+        train=train,
+        test=test,
+        name="reacher-goal-v1",
+        backend=physics.backend,
+    )
+
+
+def _arm():
+    spec = gymnasium_spec("reacher")
+    spec.delete(spec.body("target"))
+    return spec.compile()
