@@ -107,26 +107,21 @@ def resolve_backend(backend: str) -> str:
     return backend
 
 
-def gymnasium_model(name: str) -> mujoco.MjModel:
-    """Return the model `name` (for example "half_cheetah") of the installed Gymnasium package."""
-    return gymnasium_spec(name).compile()
+def gymnasium_model(name: str, *, without: str | None = None) -> mujoco.MjModel:
+    """Return a model of the installed Gymnasium package, edited in memory.
 
-
-def gymnasium_spec(name: str) -> mujoco.MjSpec:
-    """Return the same model, to be edited before it is compiled."""
+    Args:
+        name: of the XML file, for example "half_cheetah".
+        without: a body to leave out.
+    """
     path = pathlib.Path(str(gymnasium.__file__)).parent / "envs/mujoco/assets" / f"{name}.xml"
-    messages: list[str] = []
-    # MuJoCo would print its warnings and append them to a file in the working directory.
-    previous = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(messages.append)
-    try:
-        spec = mujoco.MjSpec.from_file(str(path))
-    finally:
-        mujoco.set_mju_user_warning(previous)
-    for message in messages:
-        if "settotalmass" not in message:  # deprecated, but what Gymnasium's cheetah says
-            warnings.warn(message, stacklevel=2)
-    return spec
+    spec = mujoco.MjSpec.from_file(str(path))
+    if without is not None:
+        spec.delete(spec.body(without))
+    with warnings.catch_warnings():
+        # Deprecated, but it is what Gymnasium's cheetah says.
+        warnings.filterwarnings("ignore", message=".*settotalmass")
+        return spec.compile()
 
 
 def _import_mjx():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from metajax.envs.physics import gymnasium_spec, make_physics
+from metajax.envs.physics import gymnasium_model, make_physics
 from metajax.envs.splits import Split, two_splits, uniform
 from metajax.types import Continuous, Env, EnvState, TaskFamily
 
@@ -38,7 +38,9 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
     Raises:
         MetajaxError: if the backend is unknown.
     """
-    physics = make_physics(_arm(), backend=backend, frame_skip=FRAME_SKIP)
+    physics = make_physics(
+        gymnasium_model("reacher", without="target"), backend=backend, frame_skip=FRAME_SKIP
+    )
 
     def fingertip(simulator) -> Float[Array, "2"]:
         return physics.body_position(simulator, "fingertip")[:2]
@@ -93,9 +95,3 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
         name="reacher-goal-v1",
         backend=physics.backend,
     )
-
-
-def _arm():
-    spec = gymnasium_spec("reacher")
-    spec.delete(spec.body("target"))
-    return spec.compile()
