@@ -109,7 +109,6 @@ def check_env(env: Env, task: Task) -> None:
         MetajaxError: `step` changes the shape, dtype or structure of the state, or the sizes that
             the environment declares are not those it produces.
     """
-    from metajax.errors import MetajaxError
 
     space = env.action_space
     action = _first_previous(env)[0]
@@ -131,7 +130,7 @@ def check_env(env: Env, task: Task) -> None:
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise MetajaxError(
                 f"the environment's step changes state{jax.tree_util.keystr(path)} from "
-                f"{a.dtype}{list(a.shape)} to {b.dtype}{list(b.shape)}; shapes and dtypes must stay."
+                f"{a.dtype}{list(a.shape)} to {b.dtype}{list(b.shape)}; both must stay."
             )
     if space.size < 1 or env.episode_length < 1:
         raise MetajaxError(

@@ -1,5 +1,10 @@
 """Meta-learning algorithms, one file per paper."""
 
-from metajax.algorithms.maml import maml
+from collections.abc import Callable
 
-__all__ = ["maml"]
+from metajax.algorithms.maml import maml
+from metajax.types import Algorithm
+
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"maml": maml}
+
+__all__ = ["ALGORITHMS", "maml"]

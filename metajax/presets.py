@@ -1,0 +1,134 @@
+"""Experiments by name: which options a pair of names has, their tuned values, and how to build it.
+
+A configuration is plain data, five groups of keyword arguments for five factories. It is what a
+run directory keeps and what the command line edits.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from metajax.algorithms import ALGORITHMS
+from metajax.envs import FAMILIES, make
+from metajax.errors import MetajaxError, unknown
+from metajax.policies import mlp
+from metajax.train import Evaluation, train
+from metajax.types import Algorithm, TaskFamily
+
+Config = dict[str, Any]
+
+GROUPS = ("algorithm", "policy", "family", "training", "evaluation")
+
+# `train` arguments that are no part of an experiment: they say where and how to watch.
+_NOT_OPTIONS = {"algorithm", "family", "evaluation", "run_directory", "resume", "config", "report"}
+
+PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("maml", "halfcheetah-dir"): {
+        # An initial standard deviation of 1 drowns the task in control cost.
+        "policy": {"initial_std": 0.5},
+        "family": {"episode_length": 100},
+        "algorithm": {"outer": "ppo", "episodes": 10},
+        "training": {"iterations": 200, "tasks": 20},
+        "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
+    },
+    ("maml", "halfcheetah-vel"): {
+        "policy": {"initial_std": 0.5},
+        "family": {"episode_length": 100},
+        "algorithm": {"outer": "ppo", "episodes": 10},
+        "training": {"iterations": 200, "tasks": 20},
+        "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
+    },
+    ("maml", "point-goal"): {
+        "policy": {"initial_std": 0.2},
+        "algorithm": {
+            "outer": "ppo",
+            "inner_learning_rate": 0.5,
+            "inner_learning_rate_decay": 0.5,
+            "outer_learning_rate": 3e-3,
+        },
+        "training": {"iterations": 400, "tasks": 20},
+        "evaluation": {"every": 100, "tasks": 40, "episodes": 20},
+    },
+    ("maml", "reacher-goal"): {
+        "policy": {"initial_std": 0.5},
+        "algorithm": {"outer": "ppo", "episodes": 10},
+        "training": {"iterations": 200, "tasks": 20},
+        "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
+    },
+}
+
+
+class Experiment(NamedTuple):
+    """What a configuration describes: `train(algorithm, family, evaluation=..., **training)`."""
+
+    algorithm: Algorithm
+    family: TaskFamily
+    training: dict[str, Any]
+    evaluation: Evaluation
+
+
+def factories(algorithm: str, family: str) -> dict[str, Callable]:
+    """Return the callable behind each group of options.
+
+    Raises:
+        MetajaxError: the algorithm or the family does not exist.
+    """
+    if algorithm not in ALGORITHMS:
+        raise unknown("algorithm", algorithm, ALGORITHMS)
+    if family not in FAMILIES:
+        raise unknown("family", family, FAMILIES)
+    return {
+        "algorithm": ALGORITHMS[algorithm],
+        "policy": mlp,
+        "family": FAMILIES[family],
+        "training": train,
+        "evaluation": Evaluation,
+    }
+
+
+def options(algorithm: str, family: str) -> dict[str, dict[str, inspect.Parameter]]:
+    """Return the options of each group as parameters: name, annotation and preset default.
+
+    Options are the keyword arguments of the group's factory that plain data can express.
+    """
+    preset = PRESETS.get((algorithm, family), {})
+    found: dict[str, dict[str, inspect.Parameter]] = {}
+    for group, factory in factories(algorithm, family).items():
+        found[group] = {}
+        for name, parameter in inspect.signature(factory).parameters.items():
+            positional = parameter.kind is not parameter.KEYWORD_ONLY and group != "evaluation"
+            if positional or name in _NOT_OPTIONS or name == "rule":
+                continue
+            default = preset.get(group, {}).get(name, parameter.default)
+            found[group][name] = parameter.replace(default=default)
+    return found
+
+
+def default_config(algorithm: str, family: str) -> Config:
+    """Return the configuration of a pair of names with its preset values."""
+    config: Config = {"algorithm_name": algorithm, "family_name": family}
+    for group, parameters in options(algorithm, family).items():
+        config[group] = {name: copy.copy(p.default) for name, p in parameters.items()}
+    return config
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """Return the experiment that a configuration describes.
+
+    Raises:
+        MetajaxError: a name or an option does not exist, or a value is out of range.
+    """
+    for name in ("algorithm_name", "family_name"):
+        if not isinstance(config.get(name), str):
+            raise MetajaxError(f"the configuration has no {name}.")
+    known = options(config["algorithm_name"], config["family_name"])
+    chosen = {group: dict(config.get(group, {})) for group in GROUPS}
+    for group, values in chosen.items():
+        for name in values:
+            if name not in known[group]:
+                raise unknown(f"{group} option", name, known[group])
+    family = make(config["family_name"], **chosen["family"])
+    policy = mlp(family.env.observation_size, family.env.action_space, **chosen["policy"])
+    algorithm = ALGORITHMS[config["algorithm_name"]](family.env, policy, **chosen["algorithm"])
+    return Experiment(algorithm, family, chosen["training"], Evaluation(**chosen["evaluation"]))

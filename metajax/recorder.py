@@ -1,0 +1,150 @@
+"""What a run leaves behind: metrics, TensorBoard events and checkpoints."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from metajax.checkpoint import Checkpointer
+from metajax.errors import MetajaxError
+from metajax.run_directory import MetricsLog, RunDirectory, create_run, open_run
+
+State = TypeVar("State")
+
+
+class Progress(NamedTuple):
+    """What `report` is told after every segment.
+
+    Attributes:
+        iteration: meta-iterations done, of `iterations`.
+        iterations: in all.
+        environment_steps: taken by all seeds so far, training only.
+        steps_per_second: environment steps of this segment over its wall time, evaluation out.
+        metrics: of this segment's iterations, `[iteration, seed]` each.
+        discarded: updates discarded so far, per seed.
+        returns: held-out returns `[seed, task, round, episode]` if this segment evaluated.
+        seconds_left: estimated.
+    """
+
+    iteration: int
+    iterations: int
+    environment_steps: int
+    steps_per_second: float
+    metrics: dict[str, np.ndarray]
+    discarded: np.ndarray
+    returns: np.ndarray | None
+    seconds_left: float
+
+
+class Recorder(Protocol):
+    """Where training reports to."""
+
+    def restore(self, state: State) -> State:
+        """Return the state to start from: `state` itself, or the newest checkpoint."""
+        ...
+
+    def record(self, progress: Progress) -> None:
+        """Write down a segment."""
+        ...
+
+    def save(self, iteration: int, state: Any) -> None:
+        """Start saving `state`; it is safe to donate it at once."""
+        ...
+
+    def record_final(self, iteration: int, returns: np.ndarray) -> None:
+        """Write down the final held-out returns `[seed, task, round, episode]`."""
+        ...
+
+
+class _Nowhere:
+    """Keeps nothing."""
+
+    def restore(self, state):
+        return state
+
+    def record(self, progress):
+        pass
+
+    def save(self, iteration, state):
+        pass
+
+    def record_final(self, iteration, returns):
+        pass
+
+
+class _Directory:
+    """Keeps everything in a run directory."""
+
+    def __init__(self, run: RunDirectory, checkpointer: Checkpointer, *, resume: bool):
+        self._run, self._checkpointer, self._resume = run, checkpointer, resume
+        self._log: MetricsLog | None = None
+        self._events: SummaryWriter | None = None
+
+    def restore(self, state):
+        iteration = -1
+        if self._resume:
+            iteration, state = self._checkpointer.restore(state)
+        self._log = MetricsLog(self._run.metrics, iteration=iteration)
+        self._events = SummaryWriter(
+            str(self._run.path / "tensorboard"), purge_step=iteration + 1 if self._resume else None
+        )
+        return state
+
+    def record(self, progress):
+        first = progress.iteration - len(next(iter(progress.metrics.values()))) + 1
+        for offset in range(progress.iteration - first + 1):
+            values = {name: m[offset] for name, m in progress.metrics.items()}
+            self._log.write(first + offset, values)
+            for name, value in values.items():
+                self._events.add_scalar(f"train/{name}", np.mean(value), first + offset)
+        self._events.add_scalar(
+            "train/steps_per_second", progress.steps_per_second, progress.iteration
+        )
+        if progress.returns is not None:
+            self._record_returns(progress.iteration, progress.returns, "held_out")
+
+    def save(self, iteration, state):
+        self._checkpointer.save(iteration, state)
+
+    def record_final(self, iteration, returns):
+        self._record_returns(iteration, returns, "final_held_out")
+
+    def _record_returns(self, iteration, returns, name):
+        """Write the mean return per `[seed, task, round]`."""
+        per_task = returns.mean(axis=-1)
+        self._log.write(iteration, {name: per_task.tolist()})
+        for k, value in enumerate(per_task.mean(axis=(0, 1))):
+            self._events.add_scalar(f"{name}/return_after_{k}_steps", value, iteration)
+
+    def close(self):
+        self._log and self._log.close()
+        self._events and self._events.close()
+
+
+@contextlib.contextmanager
+def open_recorder(
+    path: str | Path | None, config: Mapping[str, Any] | None, *, resume: bool
+) -> Iterator[Recorder]:
+    """Open a new run directory, or an old one to resume; leaving waits for the last save.
+
+    Args:
+        path: of the run directory; None keeps nothing.
+        config: kept with a new run.
+        resume: the directory holds a run to go on with.
+
+    Raises:
+        MetajaxError: the directory cannot be used.
+    """
+    if path is None:
+        if resume:
+            raise MetajaxError("there is no run directory to resume from.")
+        yield _Nowhere()
+        return
+    with open_run(path, lock=True) if resume else create_run(path, config or {}) as run:
+        checkpointer = Checkpointer(run.checkpoints)
+        recorder = _Directory(run, checkpointer, resume=resume)
+        with contextlib.closing(checkpointer), contextlib.closing(recorder):
+            yield recorder

@@ -1,0 +1,387 @@
+"""Meta-training as one XLA program.
+
+A segment (meta-iterations, then perhaps an evaluation on held-out tasks) is compiled once; the
+host only starts it, reads what it returned and saves its state. Every key is derived from the
+seed and the iteration, so neither segment length, nor evaluation, nor an interruption can change
+a result.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from metajax.envs.splits import sample_batch
+from metajax.errors import MetajaxError, unknown
+from metajax.evaluation import evaluate
+from metajax.recorder import Progress, open_recorder
+from metajax.rollout import check_env
+from metajax.shutdown import graceful_shutdown
+from metajax.types import Algorithm, Metrics, TaskFamily, TrainState, pytree_dataclass
+
+OnNan = Literal["skip", "halt"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How held-out tasks are evaluated during training.
+
+    Attributes:
+        every: meta-iterations between evaluations; there is one at the end in any case.
+        tasks: held-out tasks per evaluation and seed.
+        rounds: adaptation steps + 1; may exceed what training uses.
+        episodes: per task and round.
+        final_tasks: the evaluation at the end repeats until it has seen this many tasks.
+    """
+
+    every: int = 50
+    tasks: int = 20
+    rounds: int = 4
+    episodes: int = 20
+    final_tasks: int = 40
+
+
+@pytree_dataclass
+class RunState:
+    """Everything a run resumes from.
+
+    Attributes:
+        iteration: meta-iterations done.
+        discarded: updates discarded because something in them was not finite, per seed.
+        train_state: the algorithm's, with a leading `seed` axis.
+    """
+
+    iteration: Int[Array, ""]
+    discarded: Int[Array, "seed"]
+    train_state: TrainState
+
+
+class Result(NamedTuple):
+    """What `train` returns.
+
+    Attributes:
+        state: of all seeds (`state.train_state.meta_params` has a leading `seed` axis).
+        metrics: of all iterations of this call, `[iteration, seed]` each.
+        returns: final held-out returns `[seed, task, round, episode]`, None without evaluation.
+        compile_seconds: spent compiling.
+        train_seconds: wall time after compiling.
+        interrupted: the signal that ended training early, or None.
+    """
+
+    state: RunState
+    metrics: dict[str, np.ndarray]
+    returns: np.ndarray | None
+    compile_seconds: float
+    train_seconds: float
+    interrupted: int | None
+
+    def meta_params(self, seed: int = 0):
+        """Return the meta-parameters of one seed."""
+        return jax.tree.map(lambda x: x[seed], self.state.train_state.meta_params)
+
+
+class Segment(NamedTuple):
+    """The program, and how to start it.
+
+    - `init(key) -> RunState`;
+    - `run(state, key, stop, evaluate_now, repeat) -> (state, metrics, returns)`: meta-iterations
+      up to `stop` (at most `length` of them), then an evaluation if `evaluate_now`. `metrics` are
+      `[length, seed]`, zero where no iteration was run; `returns` are `[seed, task, round,
+      episode]`, zero without evaluation. `repeat` numbers evaluations of the same state.
+    """
+
+    init: Callable[[Key[Array, ""]], RunState]
+    run: Callable[..., tuple[RunState, Metrics, Float[Array, "seed task round episode"]]]
+
+
+def make_segment(
+    algorithm: Algorithm,
+    family: TaskFamily,
+    *,
+    length: int,
+    tasks: int,
+    seeds: int = 1,
+    evaluation: Evaluation | None = None,
+    mesh: Mesh | None = None,
+    on_nan: OnNan = "skip",
+) -> Segment:
+    """Return the pure functions that training compiles.
+
+    Args:
+        algorithm: the meta-learner.
+        family: where tasks come from.
+        length: most meta-iterations per call of `run`.
+        tasks: meta-batch size.
+        seeds: independent runs, side by side.
+        evaluation: on held-out tasks; None for no evaluation.
+        mesh: its axis "task" shares out the tasks over devices; None for one device.
+        on_nan: an update that is not finite is discarded; "halt" discards all later ones too.
+    """
+
+    def shard(x):
+        if mesh is None:
+            return x
+        sharding = NamedSharding(mesh, PartitionSpec("task"))
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), x)
+
+    def sample_tasks(key):
+        return shard(sample_batch(family.train, key, tasks))
+
+    def seed_keys(key):
+        return jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(seeds))
+
+    def init(key) -> RunState:
+        def one_seed(key):
+            task_key, init_key = jax.random.split(key)
+            return algorithm.init(init_key, sample_tasks(task_key))
+
+        init_key = jax.random.split(key, 3)[0]
+        return RunState(
+            iteration=jnp.zeros((), jnp.int32),
+            discarded=jnp.zeros(seeds, jnp.int32),
+            train_state=jax.vmap(one_seed)(seed_keys(init_key)),
+        )
+
+    def iterate(state: RunState, key) -> tuple[RunState, Metrics]:
+        def one_seed(train_state, discarded, key):
+            task_key, update_key = jax.random.split(jax.random.fold_in(key, state.iteration))
+            new, metrics = algorithm.update(train_state, sample_tasks(task_key), update_key)
+            finite = _all_finite((new, metrics))
+            keep = finite if on_nan == "skip" else finite & (discarded == 0)
+            kept = jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, train_state)
+            return kept, discarded + ~finite, metrics
+
+        train_state, discarded, metrics = jax.vmap(one_seed)(
+            state.train_state, state.discarded, seed_keys(key)
+        )
+        return RunState(state.iteration + 1, discarded, train_state), metrics
+
+    def evaluate_all(state: RunState, key, repeat):
+        assert evaluation is not None
+
+        def one_seed(train_state, key):
+            key = jax.random.fold_in(jax.random.fold_in(key, state.iteration), repeat)
+            return evaluate(
+                algorithm.agent,
+                family,
+                train_state.meta_params,
+                key,
+                tasks=evaluation.tasks,
+                rounds=evaluation.rounds,
+                episodes=evaluation.episodes,
+            )
+
+        return jax.vmap(one_seed)(state.train_state, seed_keys(key))
+
+    def run(state: RunState, key, stop, evaluate_now: Bool[Array, ""], repeat: Int[Array, ""]):
+        _, train_key, evaluation_key = jax.random.split(key, 3)
+        start = state.iteration
+        shapes = jax.eval_shape(iterate, state, train_key)[1]
+        metrics = jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
+
+        def body(carry):
+            state, metrics = carry
+            new_state, new = iterate(state, train_key)
+            at = state.iteration - start
+            return new_state, jax.tree.map(lambda all, one: all.at[at].set(one), metrics, new)
+
+        # A loop with a traced bound: one program for segments of every length.
+        state, metrics = jax.lax.while_loop(
+            lambda carry: carry[0].iteration < stop, body, (state, metrics)
+        )
+        if evaluation is None:
+            return state, metrics, jnp.zeros((seeds, 0, 0, 0))
+        shape = jax.eval_shape(evaluate_all, state, evaluation_key, repeat)
+        returns = jax.lax.cond(
+            evaluate_now,
+            lambda: evaluate_all(state, evaluation_key, repeat),
+            lambda: jnp.zeros(shape.shape, shape.dtype),
+        )
+        return state, metrics, returns
+
+    return Segment(init, run)
+
+
+def _all_finite(tree) -> Bool[Array, ""]:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
+def train(
+    algorithm: Algorithm,
+    family: TaskFamily,
+    *,
+    iterations: int = 200,
+    tasks: int = 20,
+    seeds: int = 1,
+    seed: int = 0,
+    segment: int = 10,
+    evaluation: Evaluation | None = Evaluation(),
+    devices: int = 1,
+    on_nan: OnNan = "skip",
+    run_directory: str | Path | None = None,
+    resume: bool = False,
+    config: dict[str, Any] | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Meta-train, evaluate on held-out tasks, and keep everything needed to go on.
+
+    Args:
+        algorithm: from `metajax.maml(...)`, say.
+        family: from `metajax.make(...)`.
+        iterations: meta-iterations in all.
+        tasks: meta-batch size, tasks per meta-iteration and seed.
+        seeds: independent runs in the same program.
+        seed: of all randomness.
+        segment: meta-iterations between two looks of the host (progress, metrics, checkpoint).
+        evaluation: on held-out tasks; None for none.
+        devices: the tasks are shared out over this many.
+        on_nan: "skip" discards updates that are not finite and goes on, "halt" stops.
+        run_directory: where metrics and checkpoints go; None keeps nothing.
+        resume: continue the run in `run_directory` instead of starting one there.
+        config: kept in the run directory, as JSON.
+        report: called after every segment.
+
+    Returns:
+        See `Result`. On SIGTERM or Ctrl-C the current segment is finished and saved first.
+
+    Raises:
+        MetajaxError: an argument is out of range, the environment breaks its promises, the run
+            directory cannot be used, or `on_nan="halt"` and something was not finite.
+    """
+    _check(iterations, tasks, seeds, segment, evaluation, devices, on_nan)
+    check_env(family.env, jax.eval_shape(family.train.sample, jax.random.key(0)))
+    mesh = jax.make_mesh((devices,), ("task",)) if devices > 1 else None
+    program = make_segment(
+        algorithm,
+        family,
+        length=segment,
+        tasks=tasks,
+        seeds=seeds,
+        evaluation=evaluation,
+        mesh=mesh,
+        on_nan=on_nan,
+    )
+    key = jax.random.key(seed)
+    with (
+        graceful_shutdown() as shutdown,
+        open_recorder(run_directory, config, resume=resume) as recorder,
+    ):
+        replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        state = jax.jit(program.init, out_shardings=replicated)(key)
+        state = recorder.restore(state)
+
+        began = time.perf_counter()
+        run = (
+            jax.jit(program.run, donate_argnums=0, out_shardings=replicated)
+            .lower(state, key, *_arguments(0, False, 0))
+            .compile()
+        )
+        compile_seconds = time.perf_counter() - began
+
+        began = time.perf_counter()
+        history: list[dict[str, np.ndarray]] = []
+        returns = None
+        done = start = int(state.iteration)
+        steps_per_iteration = algorithm.steps_per_task * tasks * seeds
+        training_seconds = 0.0
+        while done < iterations and shutdown.requested is None:
+            stop = min(done + segment, iterations)
+            if evaluation is not None:  # evaluations are at multiples of `every`, however cut
+                stop = min(stop, done - done % evaluation.every + evaluation.every)
+            segment_began = time.perf_counter()
+            state, metrics, _ = run(state, key, *_arguments(stop, False, 0))
+            jax.block_until_ready(state)
+            elapsed = time.perf_counter() - segment_began
+            training_seconds += elapsed
+            returns = None
+            if evaluation is not None and (stop % evaluation.every == 0 and stop < iterations):
+                state, _, returns = run(state, key, *_arguments(stop, True, 0))
+                returns = np.asarray(returns)
+            metrics = {name: np.asarray(m)[: stop - done] for name, m in metrics.items()}
+            discarded = np.asarray(state.discarded)
+            history.append(metrics)
+            progress = Progress(
+                iteration=stop,
+                iterations=iterations,
+                environment_steps=stop * steps_per_iteration,
+                steps_per_second=(stop - done) * steps_per_iteration / elapsed,
+                metrics=metrics,
+                discarded=discarded,
+                returns=returns,
+                seconds_left=training_seconds / (stop - start) * (iterations - stop),
+            )
+            recorder.record(progress)
+            recorder.save(stop, state)
+            if report is not None:
+                report(progress)
+            done = stop
+            if on_nan == "halt" and discarded.any():
+                raise MetajaxError(
+                    f"an update was not finite before iteration {stop} (seeds "
+                    f"{np.flatnonzero(discarded).tolist()}); halted with the state before it"
+                    + (f", saved in {run_directory}." if run_directory else ".")
+                )
+        returns = None
+        if evaluation is not None and shutdown.requested is None:
+            repeats = -(-evaluation.final_tasks // evaluation.tasks)
+            batches = []
+            for repeat in range(repeats):
+                state, _, batch = run(state, key, *_arguments(done, True, repeat))
+                batches.append(np.asarray(batch))
+            returns = np.concatenate(batches, axis=1)
+            recorder.record_final(done, returns)
+        return Result(
+            state=state,
+            metrics=_concatenate(history),
+            returns=returns,
+            compile_seconds=compile_seconds,
+            train_seconds=time.perf_counter() - began,
+            interrupted=shutdown.requested,
+        )
+
+
+def _arguments(stop: int, evaluate_now: bool, repeat: int):
+    """Return traced arguments whose types never change: Python scalars would be weakly typed."""
+    return (
+        jnp.asarray(stop, jnp.int32),
+        jnp.asarray(evaluate_now, bool),
+        jnp.asarray(repeat, jnp.int32),
+    )
+
+
+def _concatenate(history: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if not history:
+        return {}
+    return {name: np.concatenate([m[name] for m in history]) for name in history[0]}
+
+
+def _check(iterations, tasks, seeds, segment, evaluation, devices, on_nan):
+    at_least_one = {
+        "iterations": iterations,
+        "tasks": tasks,
+        "seeds": seeds,
+        "segment": segment,
+        "devices": devices,
+    }
+    if evaluation is not None:
+        at_least_one |= {f"evaluation.{k}": v for k, v in dataclasses.asdict(evaluation).items()}
+    for name, value in at_least_one.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise MetajaxError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    if on_nan not in OnNan.__args__:
+        raise unknown("on_nan policy", on_nan, OnNan.__args__)
+    if devices > jax.device_count():
+        raise MetajaxError(f"{devices} devices asked for, {jax.device_count()} available.")
+    if tasks % devices:
+        raise MetajaxError(
+            f"{tasks} tasks cannot be shared out evenly over {devices} devices; choose a multiple "
+            f"of {devices}."
+        )
