@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
+from metajax.errors import MetajaxError
 from metajax.types import (
     Continuous,
     Env,
@@ -49,7 +50,7 @@ def rollout(
     Returns:
         `Trajectory[episode, time]` with `env.episode_length` steps per episode.
     """
-    nothing = _first_previous(env)
+    nothing = first_previous(env)
 
     def play(carry, episode_key):
         memory, previous = carry
@@ -86,7 +87,7 @@ def rollout(
     return jax.lax.scan(play, (memory, nothing), episode_keys)[1]
 
 
-def _first_previous(env: Env) -> tuple[Array, Array, Array]:
+def first_previous(env: Env) -> tuple[Array, Array, Array]:
     """Return the (previous_action, previous_reward, previous_end) of a trial's first step."""
     space = env.action_space
     action = jnp.zeros(space.size) if isinstance(space, Continuous) else jnp.zeros((), jnp.int32)
@@ -102,16 +103,19 @@ def undiscounted_returns(trajectory: Trajectory) -> Float[Array, "*batch"]:
     return jnp.sum(jnp.where(trajectory.valid, trajectory.reward, 0.0), axis=-1)
 
 
-def check_env(env: Env, task: Task) -> None:
+def check_env(env: Env, task: PyTree) -> None:
     """Check, without running it, that an environment keeps its own promises.
+
+    Args:
+        env: the environment.
+        task: one of its tasks, or only the shapes of one.
 
     Raises:
         MetajaxError: `step` changes the shape, dtype or structure of the state, or the sizes that
             the environment declares are not those it produces.
     """
-
     space = env.action_space
-    action = _first_previous(env)[0]
+    action = first_previous(env)[0]
     first = jax.eval_shape(env.reset, jax.random.key(0), task)
     for name, expected in (("reward", ()), ("observation", (env.observation_size,))):
         found = getattr(first, name).shape

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 Task = PyTree[Array]
@@ -140,11 +141,16 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class Continuous:
-    """Actions in a box: `size` floats; the environment clips them to [`low`, `high`]."""
+    """Actions in a box: `size` floats; the environment clips to [`low`, `high`], then scales."""
 
     size: int
     low: float = -1.0
     high: float = 1.0
+    scale: float = 1.0
+
+    def to_control(self, action: Float[Array, "*batch action"]) -> Float[Array, "*batch action"]:
+        """Return what the environment applies when it is given `action`."""
+        return self.scale * jnp.clip(action, self.low, self.high)
 
 
 ActionSpace = Discrete | Continuous

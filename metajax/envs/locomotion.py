@@ -119,6 +119,7 @@ def _halfcheetah(
     horizon = chosen.episode_length if episode_length is None else episode_length
     physics = make_physics(gymnasium_model("half_cheetah"), backend=backend, frame_skip=FRAME_SKIP)
     size = len(physics.default_qpos)
+    actions = Continuous(len(physics.control_low), scale=chosen.action_scale)
 
     def observe(simulator) -> Float[Array, "17"]:
         return jnp.concatenate([physics.qpos(simulator)[1:], physics.qvel(simulator)])
@@ -139,7 +140,7 @@ def _halfcheetah(
         )
 
     def step(state: EnvState, action: Float[Array, "6"]) -> EnvState:
-        control = chosen.action_scale * jnp.clip(action, -1.0, 1.0)
+        control = actions.to_control(action)
         simulator = physics.step(state.simulator, control)
         moved = physics.qpos(simulator)[0] - physics.qpos(state.simulator)[0]
         cost = CONTROL_COST * jnp.sum(control**2)
@@ -156,7 +157,7 @@ def _halfcheetah(
 
     train, test = splits(chosen)
     return TaskFamily(
-        env=Env(reset, step, 2 * size - 1, Continuous(len(physics.control_low)), horizon),
+        env=Env(reset, step, 2 * size - 1, actions, horizon),
         train=train,
         test=test,
         name=name,

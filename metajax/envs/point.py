@@ -27,6 +27,8 @@ def point_goal(*, episode_length: int = 100) -> TaskFamily:
         episode_length: steps per episode.
     """
 
+    actions = Continuous(2, -MAX_STEP, MAX_STEP)
+
     def reset(key: Key[Array, ""], task) -> EnvState:
         del key  # every episode starts at the origin
         return EnvState(
@@ -40,7 +42,7 @@ def point_goal(*, episode_length: int = 100) -> TaskFamily:
         )
 
     def step(state: EnvState, action: Float[Array, "2"]) -> EnvState:
-        position = state.observation + jnp.clip(action, -MAX_STEP, MAX_STEP)
+        position = state.observation + actions.to_control(action)
         offset = position - state.task["goal"]
         time = state.time + 1
         terminated = jnp.all(jnp.abs(offset) < ARRIVED)
@@ -62,7 +64,7 @@ def point_goal(*, episode_length: int = 100) -> TaskFamily:
 
     train, test = two_splits(sample)
     return TaskFamily(
-        env=Env(reset, step, 2, Continuous(2, -MAX_STEP, MAX_STEP), episode_length),
+        env=Env(reset, step, 2, actions, episode_length),
         train=train,
         test=test,
         name="point-goal-v1",

@@ -42,6 +42,8 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
         gymnasium_model("reacher", without="target"), backend=backend, frame_skip=FRAME_SKIP
     )
 
+    actions = Continuous(2)
+
     def fingertip(simulator) -> Float[Array, "2"]:
         return physics.body_position(simulator, "fingertip")[:2]
 
@@ -67,7 +69,7 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
         )
 
     def step(state: EnvState, action: Float[Array, "2"]) -> EnvState:
-        control = jnp.clip(action, -1.0, 1.0)
+        control = actions.to_control(action)
         simulator = physics.step(state.simulator, control)
         offset = fingertip(simulator) - state.task["goal"]
         time = state.time + 1
@@ -89,7 +91,7 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
 
     train, test = two_splits(sample)
     return TaskFamily(
-        env=Env(reset, step, 8, Continuous(2), episode_length),
+        env=Env(reset, step, 8, actions, episode_length),
         train=train,
         test=test,
         name="reacher-goal-v1",

@@ -1,0 +1,200 @@
+"""Agents outside the compiled program, one real environment at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from metajax import checkpoint, presets
+from metajax.errors import MetajaxError
+from metajax.rollout import first_previous
+from metajax.run_directory import open_run
+from metajax.train import RunState, make_segment
+from metajax.types import Agent, Continuous, Env, StepInput, Trajectory
+
+
+class HostAgent:
+    """An agent that acts and adapts in an environment it does not simulate.
+
+    One trial is `reset()`, then per step `act(observation)` and `observe(...)` with what came of
+    it, and `adapt()` whenever it should learn from the episodes since it last did. Agents that
+    adapt in their memory learn as they go and need no `adapt`. Made by `simulate` or `load`.
+    """
+
+    def __init__(self, agent: Agent, env: Env, meta_params: PyTree[Array], *, seed: int = 0):
+        """See `simulate`."""
+        self._agent, self._env, self._meta_params = agent, env, meta_params
+        self._act = jax.jit(
+            lambda adapted, memory, step_input, key: agent.act(adapted, memory, step_input, key)
+        )
+        self._mode = jax.jit(
+            lambda adapted, memory, step_input: agent.act(adapted, memory, step_input, None)
+        )
+        self._adapt = jax.jit(agent.adapt)
+        self._root, self._count = jax.random.key(seed), 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the task: start a new trial."""
+        self.adapted = self._agent.begin(self._meta_params, self._next_key())
+        self._memory = self._agent.initial_memory()
+        self._previous: tuple[Any, ...] = first_previous(self._env)
+        self._episodes: list[list[Any]] = [[]]
+        self._pending = None
+
+    def act(self, observation: np.ndarray, *, mode: bool = False) -> np.ndarray:
+        """Return the control for one step, clipped and scaled as the environment would.
+
+        Args:
+            observation: `[observation]`.
+            mode: take the most likely action instead of a sample.
+
+        Raises:
+            MetajaxError: the observation has the wrong size, or `observe` was forgotten.
+        """
+        if self._pending is not None:
+            raise MetajaxError("act was called twice; call observe with the outcome in between.")
+        step_input = StepInput(self._observation(observation), *self._previous)
+        if mode:
+            memory, action, output = self._mode(self.adapted, self._memory, step_input)
+        else:
+            memory, action, output = self._act(
+                self.adapted, self._memory, step_input, self._next_key()
+            )
+        self._memory, self._pending = memory, (step_input, action, output)
+        space = self._env.action_space
+        return np.asarray(space.to_control(action) if isinstance(space, Continuous) else action)
+
+    def observe(
+        self, next_observation: np.ndarray, reward: float, terminated: bool, truncated: bool
+    ) -> None:
+        """Take in what came of the last action, in the order Gymnasium's `step` returns it.
+
+        Args:
+            next_observation: `[observation]`; after an end, the true last one.
+            reward: of the step.
+            terminated: the episode is over for good.
+            truncated: the episode was cut off.
+
+        Raises:
+            MetajaxError: there was no action, the observation has the wrong size, or an episode
+                outlasts the environment that the agent was made for.
+        """
+        if self._pending is None:
+            raise MetajaxError("observe was called without an action; call act first.")
+        following = self._observation(next_observation)
+        if len(self._episodes[-1]) == self._env.episode_length:
+            raise MetajaxError(
+                f"the episode is longer than the {self._env.episode_length} steps the agent was "
+                "trained for; end it, or wrap the environment in a time limit."
+            )
+        step_input, action, output = self._pending
+        end = bool(terminated or truncated)
+        reward_, end_ = jnp.asarray(reward, jnp.float32), jnp.asarray(end)
+        self._previous, self._pending = (action, reward_, end_), None
+        final = StepInput(following, *self._previous)
+        flags = (jnp.asarray(bool(terminated)), jnp.asarray(bool(truncated)))
+        self._episodes[-1].append(((step_input, action, output, reward_, *flags), final))
+        if end:
+            self._episodes.append([])
+
+    def adapt(self) -> None:
+        """Learn from the complete episodes since the last call.
+
+        Raises:
+            MetajaxError: there is none.
+        """
+        complete = [episode for episode in self._episodes[:-1] if episode]
+        if not complete:
+            raise MetajaxError("there is no complete episode to adapt to.")
+        trajectory = jax.tree.map(lambda *x: jnp.stack(x), *map(self._padded, complete))
+        self.adapted = self._adapt(self._meta_params, self.adapted, trajectory, self._next_key())
+        self._episodes = [self._episodes[-1]]
+
+    def _padded(self, episode) -> Trajectory:
+        length = self._env.episode_length
+        steps = [step for step, _ in episode] + [episode[-1][0]] * (length - len(episode))
+        step_input, action, output, reward, terminated, truncated = jax.tree.map(
+            lambda *x: jnp.stack(x), *steps
+        )
+        valid = jnp.arange(length) < len(episode)
+        return Trajectory(
+            step_input=step_input,
+            action=action,
+            output=output,
+            reward=jnp.where(valid, reward, 0.0),
+            terminated=terminated & valid,
+            truncated=truncated & valid,
+            valid=valid,
+            final_input=episode[-1][1],
+        )
+
+    def _observation(self, observation) -> Array:
+        array = jnp.asarray(np.asarray(observation), jnp.float32)
+        if array.shape != (self._env.observation_size,):
+            raise MetajaxError(
+                f"an observation has shape {array.shape}; the agent was trained on "
+                f"({self._env.observation_size},)."
+            )
+        return array
+
+    def _next_key(self):
+        self._count += 1
+        return jax.random.fold_in(self._root, self._count)
+
+
+def simulate(agent: Agent, env: Env, meta_params: PyTree[Array], *, seed: int = 0) -> HostAgent:
+    """Return a host-side agent for a real environment of the same sizes as `env`.
+
+    Args:
+        agent: of the algorithm that trained `meta_params`.
+        env: the environment it was trained on; only its sizes and action space are used.
+        meta_params: of one seed.
+        seed: of the actions it samples.
+    """
+    return HostAgent(agent, env, meta_params, seed=seed)
+
+
+def load(path: str | Path, *, seed: int = 0, step: int | None = None) -> HostAgent:
+    """Return the agent that a run directory holds.
+
+    Args:
+        path: of the run directory.
+        seed: which of the seeds trained side by side.
+        step: a saved iteration; None for the newest.
+
+    Raises:
+        MetajaxError: the directory holds no run, no such seed, or no good checkpoint.
+    """
+    experiment, state = load_run(path, step=step)
+    seeds = state.discarded.shape[0]
+    if not 0 <= seed < seeds:
+        raise MetajaxError(f"the run has seeds 0 to {seeds - 1}, not {seed}.")
+    meta_params = jax.tree.map(lambda x: x[seed], state.train_state.meta_params)
+    return simulate(experiment.algorithm.agent, experiment.family.env, meta_params, seed=seed)
+
+
+def load_run(path: str | Path, *, step: int | None = None) -> tuple[presets.Experiment, RunState]:
+    """Return the experiment of a run directory and its saved state.
+
+    Args:
+        path: of the run directory.
+        step: a saved iteration; None for the newest.
+
+    Raises:
+        MetajaxError: the directory holds no run or no good checkpoint.
+    """
+    with open_run(path, lock=False) as run:
+        experiment = presets.build(run.config)
+        program = make_segment(
+            experiment.algorithm,
+            experiment.family,
+            length=1,
+            tasks=experiment.training["tasks"],
+            seeds=experiment.training["seeds"],
+        )
+        template = jax.eval_shape(program.init, jax.random.key(0))
+        return experiment, checkpoint.restore(run.checkpoints, template, step=step)[1]
