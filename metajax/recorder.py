@@ -94,12 +94,15 @@ class _Directory:
         return state
 
     def record(self, progress):
+        steps_per_iteration = progress.environment_steps // progress.iteration
         first = progress.iteration - len(next(iter(progress.metrics.values()))) + 1
-        for offset in range(progress.iteration - first + 1):
-            values = {name: m[offset] for name, m in progress.metrics.items()}
-            self._log.write(first + offset, values)
+        for iteration in range(first, progress.iteration + 1):
+            values = {name: m[iteration - first] for name, m in progress.metrics.items()}
+            self._log.write(
+                iteration, {"environment_steps": iteration * steps_per_iteration} | values
+            )
             for name, value in values.items():
-                self._events.add_scalar(f"train/{name}", np.mean(value), first + offset)
+                self._events.add_scalar(f"train/{name}", np.mean(value), iteration)
         self._events.add_scalar(
             "train/steps_per_second", progress.steps_per_second, progress.iteration
         )
