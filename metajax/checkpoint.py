@@ -1,0 +1,451 @@
+"""Checkpoints: a training state on disk exactly as it was, or one clear sentence why not.
+
+    checkpoints/120/manifest.json    path, shape, dtype and digest of every leaf of the state
+    checkpoints/120/state/           the arrays, written by Orbax: leaf i is directory i
+    checkpoints/tmp-*                being written or deleted
+    checkpoints/aside-*              given up when the run went on from an earlier step
+
+A step appears under its number by one rename when all of it is written, so a process killed at
+any moment leaves whole steps behind. Nothing read here is trusted: the size of the manifest is
+bounded, what it says is compared with what is expected before any array is read, and each array
+with its digest. (Orbax alone would load a flipped bit without a word.) Orbax can read the arrays
+too: `PyTreeCheckpointer().restore(".../120/state")`.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from metajax._records import (
+    DamagedError,
+    check_same,
+    read_bounded,
+    read_record,
+    shown,
+    write_record,
+)
+from metajax.errors import MetajaxError
+
+__all__ = ["Checkpointer", "restore", "saved_steps"]
+
+_KIND = "metajax checkpoint"
+_FORMAT_VERSION = 1
+_MANIFEST = "manifest.json"
+_STATE = "state"
+_TEMPORARY = "tmp-"
+_ASIDE = "aside-"
+_NUMBER = re.compile("0|[1-9][0-9]{0,17}")
+_MANIFEST_LIMIT = 1 << 24  # bytes; enough for some 50 000 leaves
+
+
+# ---------------------------------------------------------------------------------------------
+# Leaves
+# ---------------------------------------------------------------------------------------------
+
+
+class _Leaf(NamedTuple):
+    """One leaf of a state, or of the template of one.
+
+    Attributes:
+        path: how Python code would reach it from `state`.
+        kind: its dtype and shape as text; the dtype of a typed key names the generator.
+        data: what is stored for it: the leaf itself, or the data of a typed key.
+    """
+
+    path: str
+    kind: str
+    data: Any
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _leaves(state: PyTree) -> list[_Leaf]:
+    leaves = []
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
+        path = "state" + jax.tree_util.keystr(keys)
+        data = leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        if _is_key(leaf):
+            abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+            key_data = jax.random.key_data
+            data = jax.eval_shape(key_data, leaf) if abstract else key_data(leaf)
+        elif not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+            raise MetajaxError(f"{path} is no array of numbers or keys, it cannot be a checkpoint.")
+        kind = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        leaves.append(_Leaf(path, kind, data))
+    return leaves
+
+
+def _digest(data: np.ndarray) -> str:
+    header = f"{data.dtype}{list(data.shape)}".encode()
+    return hashlib.sha256(header + data.tobytes()).hexdigest()
+
+
+def _key_implementation(key: Any) -> Any:
+    found = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)  # a shape is enough
+    return found[0]
+
+
+def _placed(value: np.ndarray, like: Any) -> Any:
+    """Return the stored `value` as what `like`, a leaf of the template, is."""
+    if not hasattr(like, "dtype"):
+        return type(like)(value.item())
+    if isinstance(like, np.ndarray):
+        return value
+    if isinstance(like, np.generic):
+        return value[()]
+    # No aliasing: the trainer donates what it is given. What was not committed to a device stays
+    # so, or the next jitted call would compile again.
+    array = jax.device_put(value, may_alias=False)
+    if _is_key(like):
+        array = jax.random.wrap_key_data(array, impl=_key_implementation(like))
+    committed = like.committed if isinstance(like, jax.Array) else like.sharding is not None
+    return jax.device_put(array, like.sharding) if committed else array
+
+
+# ---------------------------------------------------------------------------------------------
+# Orbax
+# ---------------------------------------------------------------------------------------------
+
+
+def _write_arrays(directory: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write `arrays` to `directory / "state"` with Orbax.
+
+    Each becomes a directory with one uncompressed file: so `_read_array` can read it without a
+    parser between it and whoever made the file, and a damaged byte belongs to one leaf.
+    """
+    # What Orbax logs as an error it raises too; and at every save it misses the one common file.
+    quiet = lambda record: "orbax" not in record.pathname
+    logger = logging.getLogger("absl")
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+    with contextlib.ExitStack() as stack:
+        logger.addFilter(quiet)
+        stack.callback(logger.removeFilter, quiet)
+        try:
+            os.fspath(directory).encode()
+        except UnicodeEncodeError:  # TensorStore takes UTF-8 paths alone
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            directory = Path(f"/dev/fd/{descriptor}")
+        checkpointer = stack.enter_context(ocp.Checkpointer(handler))
+        checkpointer.save(directory / _STATE, args=ocp.args.PyTreeSave(arrays))
+        (directory / _STATE / "commit_success.txt").unlink(missing_ok=True)  # names this machine
+
+
+def _read_array(file: Path, like: Any) -> np.ndarray:
+    """Return the array in a file of `_write_arrays`, of the shape and dtype of `like`."""
+    if not like.size:
+        return np.empty(like.shape, like.dtype)  # Orbax stores no array without elements
+    size = like.size * like.dtype.itemsize
+    content = read_bounded(file, size)
+    if len(content) < size:
+        raise DamagedError(f"{shown(file)} has {len(content)} bytes instead of {size}.")
+    return np.frombuffer(bytearray(content), like.dtype).reshape(like.shape)
+
+
+def _reason(error: Exception) -> str:
+    """Return why something failed in a few words, out of what may be pages from TensorStore."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(found[1]))
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------
+
+
+def _steps(directory: Path) -> tuple[list[int], list[str]]:
+    """Return the steps saved in `directory`, oldest first, and the names of what is no step."""
+    steps, junk = [], []
+    try:
+        with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+            for entry in entries:
+                if (
+                    _NUMBER.fullmatch(entry.name)
+                    and entry.is_dir(follow_symlinks=False)
+                    and os.path.lexists(os.path.join(entry.path, _MANIFEST))
+                ):
+                    steps.append(int(entry.name))
+                elif not entry.name.startswith((_TEMPORARY, _ASIDE)):
+                    junk.append(shown(entry.name))
+    except OSError as error:
+        raise MetajaxError(f"cannot list {shown(directory)}: {error.strerror}.") from None
+    return sorted(steps), sorted(junk)
+
+
+def saved_steps(directory: str | os.PathLike) -> list[int]:
+    """Return the steps saved in `directory`, oldest first, without reading them.
+
+    Raises:
+        MetajaxError: the directory cannot be listed.
+    """
+    return _steps(Path(directory))[0]
+
+
+def _load(directory: Path, step: int, template: PyTree) -> PyTree:
+    """Return the state in the directory of one step.
+
+    Raises:
+        DamagedError: it is not what was saved; names file and leaf.
+        MetajaxError: it is not a state like `template`, or of a newer format.
+    """
+    manifest_file = directory / _MANIFEST
+    manifest = read_record(manifest_file, _KIND, _FORMAT_VERSION, _MANIFEST_LIMIT)
+    try:
+        kinds = {leaf["path"]: leaf["kind"] for leaf in manifest["leaves"]}
+        digests = {leaf["path"]: leaf["sha256"] for leaf in manifest["leaves"]}
+        same = manifest["step"] == step
+    except (TypeError, KeyError):
+        same = False
+    if not same:
+        raise DamagedError(f"{shown(manifest_file)} is not the manifest of step {step}.")
+    leaves = _leaves(template)
+    expected = {leaf.path: leaf.kind for leaf in leaves}
+    check_same(expected, kinds, what=f"checkpoint {shown(directory)} is of another state")
+
+    values, problems = [], []
+    indices = {path: str(index) for index, path in enumerate(kinds)}
+    for leaf in leaves:
+        file = directory / _STATE / indices[leaf.path] / ".".join("0" * max(1, leaf.data.ndim))
+        try:
+            value = _read_array(file, leaf.data)
+            if _digest(value) != digests[leaf.path]:
+                raise DamagedError(f"{shown(file)} is not what was saved.")
+            values.append(value)
+        except DamagedError as error:
+            problems.append(f"{leaf.path}: {str(error).rstrip('.')}")
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise DamagedError(f"{'; '.join(problems[:3])}{more}.")
+    like, structure = jax.tree.flatten(template)
+    return structure.unflatten(map(_placed, values, like))
+
+
+def restore(
+    directory: str | os.PathLike, template: PyTree, *, step: int | None = None
+) -> tuple[int, PyTree]:
+    """Return the newest state that is exactly what was saved; safe while a run is saving.
+
+    Damaged steps are passed over with a warning that names step, file and leaf.
+
+    Args:
+        directory: of the checkpoints.
+        template: a state of the same structure, shapes and dtypes, whose leaves are arrays or
+            `jax.ShapeDtypeStruct`; what is returned has its types and shardings.
+        step: this one and no other.
+
+    Returns:
+        The step and its state.
+
+    Raises:
+        MetajaxError: there is no good step; or the newest one differs from the template, which
+            names the leaves as `path: expected X, found Y`; or its format is newer.
+    """
+    directory = Path(directory).absolute()
+    damaged = {}
+    while True:
+        steps, junk = _steps(directory)  # anew each time: a step may be gone meanwhile
+        left = [one for one in steps if one not in damaged and step in (None, one)]
+        if not left:
+            break
+        newest = left[-1]
+        try:
+            state = _load(directory / str(newest), newest, template)
+        except DamagedError as error:
+            if os.path.lexists(directory / str(newest)):
+                damaged[newest] = f"step {newest} is damaged: {error}"
+            continue
+        if junk:
+            names = ", ".join(junk[:5]) + (" ..." if len(junk) > 5 else "")
+            warnings.warn(f"{shown(directory)}: ignored what is no step: {names}.", stacklevel=2)
+        for problem in damaged.values():
+            message = f"{problem.rstrip('.')}; restored step {newest} instead."
+            warnings.warn(f"{shown(directory)}: {message}", stacklevel=2)
+        return newest, state
+    if damaged:
+        raise MetajaxError(f"{shown(directory)}: no checkpoint left: {' '.join(damaged.values())}")
+    found = f"it has {', '.join(map(str, steps))}" if steps else "it has none"
+    wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+    raise MetajaxError(f"there is {wanted} in {shown(directory)}; {found}.")
+
+
+# ---------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.05)  # after a failed save, Orbax's threads may still be writing there
+
+
+class Checkpointer:
+    """Saves the state of one run in the background, and restores it.
+
+    One per directory: the caller holds the lock of the run (see `metajax.run_directory`). Use it
+    in a `with` statement or call `close`: a save that failed is raised by the next `save`, `wait`,
+    `restore` or `close`, whichever comes first.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
+        """Open the directory, and clear away what a killed process left half written.
+
+        Args:
+            directory: of the checkpoints; made if there is none.
+            keep: how many steps stay on disk, at least 1.
+
+        Raises:
+            MetajaxError: `keep` is below 1, or the directory cannot be written.
+        """
+        if keep < 1:
+            raise MetajaxError(f"keep must be at least 1 checkpoint, got {keep}.")
+        self._directory = Path(directory).absolute()
+        self._keep = keep
+        self._pending: Future[None] | None = None
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._clear()
+        except OSError as error:
+            raise MetajaxError(
+                f"cannot write to {shown(self._directory)}: {error.strerror}."
+            ) from None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def latest_step(self) -> int | None:
+        """Return the newest step saved, or None."""
+        return max(saved_steps(self._directory), default=None)
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Save `state` in the background; on return its buffers may be donated or overwritten.
+
+        Args:
+            step: the number to save it under; a state saved under it before is replaced.
+            state: a pytree of arrays and typed keys, wherever they lie.
+
+        Raises:
+            MetajaxError: the save before this one failed (names directory, step and reason), a
+                leaf is no array, or `step` is negative.
+        """
+        if step < 0:
+            raise MetajaxError(f"the step of a checkpoint must be at least 0, got {step}.")
+        leaves = _leaves(state)
+        for leaf in leaves:
+            if isinstance(leaf.data, jax.Array):
+                leaf.data.copy_to_host_async()
+        self.wait()
+        copies = [leaf._replace(data=np.array(leaf.data, copy=True)) for leaf in leaves]
+        self._pending = self._background.submit(self._write, int(step), copies)
+
+    def wait(self) -> None:
+        """Wait until the last state is saved.
+
+        Raises:
+            MetajaxError: it could not be saved; names directory, step and reason.
+        """
+        if self._pending is not None:
+            pending = self._pending
+            try:
+                pending.result()
+            finally:
+                if pending.done():  # not so if the wait was interrupted
+                    self._pending = None
+
+    def restore(self, template: PyTree, *, step: int | None = None) -> tuple[int, PyTree]:
+        """Restore as `metajax.checkpoint.restore` does, to go on from there.
+
+        Newer steps are renamed `aside-<step>`, so that nothing takes them for this run's future.
+        """
+        self.wait()
+        step, state = restore(self._directory, template, step=step)
+        for name in os.listdir(self._directory):
+            if _NUMBER.fullmatch(name) and int(name) > step:
+                aside = self._directory / f"{_ASIDE}{name}"
+                _delete(aside)
+                os.rename(self._directory / name, aside)
+        return step, state
+
+    def close(self) -> None:
+        """Wait for the last save and stop.
+
+        Raises:
+            MetajaxError: the last state could not be saved.
+        """
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+
+    def __enter__(self) -> "Checkpointer":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def _clear(self) -> None:
+        for path in self._directory.glob(f"{_TEMPORARY}*"):
+            _delete(path)
+
+    def _retire(self, step: int, purpose: str) -> None:
+        """Take a step out of sight at once, to be deleted at leisure."""
+        os.rename(self._directory / str(step), self._directory / f"{_TEMPORARY}{purpose}-{step}")
+
+    def _write(self, step: int, leaves: list[_Leaf]) -> None:
+        final = self._directory / str(step)
+        temporary = self._directory / f"{_TEMPORARY}{step}"
+        try:
+            self._clear()
+            temporary.mkdir()
+            # Tried with zeros first: TensorStore answers a full disk with pages of errors.
+            with open(temporary / "room", "wb") as room:
+                for leaf in leaves:
+                    room.write(bytes(leaf.data.nbytes + 8192))
+            os.unlink(temporary / "room")
+            stored = {str(i): leaf.data for i, leaf in enumerate(leaves) if leaf.data.size}
+            _write_arrays(temporary, stored)
+            records = [
+                {"path": leaf.path, "kind": leaf.kind, "sha256": _digest(leaf.data)}
+                for leaf in leaves
+            ]
+            manifest = {"step": step, "leaves": records}
+            write_record(temporary / _MANIFEST, _KIND, _FORMAT_VERSION, manifest)
+            if os.path.lexists(final):
+                self._retire(step, "replaced")
+            os.rename(temporary, final)
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                self._clear()
+            raise MetajaxError(
+                f"cannot save step {step} to {shown(self._directory)}: {_reason(error)}."
+            ) from error
+        with contextlib.suppress(OSError, MetajaxError):  # one step too many is no reason to stop
+            others = [one for one in saved_steps(self._directory) if one != step]
+            for old in others[: max(0, len(others) - self._keep + 1)]:
+                self._retire(old, "old")
+            self._clear()
