@@ -160,7 +160,8 @@ def maml(
             value = critic_network.apply(critic, observation)
             final_value = critic_network.apply(critic, trajectory.final_input.observation)
         else:
-            value, final_value = jnp.zeros_like(trajectory.reward), jnp.zeros(episodes)
+            value = jnp.zeros_like(trajectory.reward)
+            final_value = value[:, -1]
         advantage = jax.vmap(
             lambda r, v, f, t, m: returns.generalized_advantages(
                 r, v, f, t, m, discount=discount, trace=trace
@@ -274,7 +275,7 @@ def maml(
             loss = lambda theta: -surrogate(theta, data, clip if outer == "ppo" else None)[0]
             gradient = jax.grad(loss)(theta)
             updates, optimizer_state = optimizer.update(gradient, optimizer_state, theta)
-            norm = optax.global_norm(gradient)
+            norm = optax.tree.norm(gradient)
             return (optax.apply_updates(theta, updates), optimizer_state), norm
 
         carry, norms = jax.lax.scan(epoch, (theta, optimizer_state), length=epochs)
@@ -300,7 +301,7 @@ def maml(
             objective, gradient, product, theta, max_kl=max_kl, iterations=cg_iterations
         )
         metrics = {
-            "meta_gradient_norm": optax.global_norm(gradient),
+            "meta_gradient_norm": optax.tree.norm(gradient),
             "step_accepted": step.accepted.astype(jnp.float32),
             "kl": step.kl,
         }

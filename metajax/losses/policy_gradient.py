@@ -100,13 +100,13 @@ ESTIMATORS: dict[str, Callable[..., Float[Array, ""]]] = {
 
 
 def importance_weighted(
-    log_prob: Float[Array, "time"],
-    behaviour_log_prob: Float[Array, "time"],
-    advantage: Float[Array, "time"],
-    valid: Bool[Array, "time"],
+    log_prob: Float[Array, "*shape"],
+    behaviour_log_prob: Float[Array, "*shape"],
+    advantage: Float[Array, "*shape"],
+    valid: Bool[Array, "*shape"],
     *,
     clip: float | None = None,
-) -> Float[Array, "time"]:
+) -> Float[Array, "*shape"]:
     """Return the surrogate ρ_t A_t, ρ_t = π(a_t)/π_old(a_t), of each step; 0 on padding.
 
     Args:
