@@ -1,0 +1,64 @@
+"""What every benchmark needs: honest timing, the machine's description, a place for results."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("jax", "jaxlib", "mujoco", "mujoco-mjx", "brax", "flax", "optax", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """Return device, processor count and versions, to be kept with every result."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return {
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or "unknown",
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def timed(*programs: Callable[[], Any], repeats: int) -> list[list[float]]:
+    """Return the wall seconds of each program, `repeats` times, in turn so that drift is shared.
+
+    Each is run once before, unmeasured, and waited for every time.
+    """
+    for program in programs:
+        jax.block_until_ready(program())
+    seconds: list[list[float]] = [[] for _ in programs]
+    for _ in range(repeats):
+        for index, program in enumerate(programs):
+            began = time.perf_counter()
+            jax.block_until_ready(program())
+            seconds[index].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(a: list[float], b: list[float]) -> float:
+    """Return the median over pairs of a ÷ b."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def save(name: str, result: Mapping[str, Any], directory: Path = RESULTS) -> Path:
+    """Write `result` and the machine's description as `name`.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
+    return path

@@ -1,0 +1,247 @@
+"""What meta-learning costs on top of simulating: one meta-iteration against its rollouts alone.
+
+    python benchmarks/throughput.py                        # this machine's default backends
+    python benchmarks/throughput.py --backends mjx --tasks 512 --episodes 64
+    python benchmarks/throughput.py --backends mjx --widths 400 1600 6400 25600 65536
+
+For every backend: the seconds of a whole meta-iteration (sampling, adaptation, outer step) divided
+by those of simulating the same environment steps with the same policy and nothing else, the two
+run in turn. On C MuJoCo also the bare engine: `mujoco.rollout` with as many threads and steps.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import time
+
+import common
+import jax
+import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import mujoco
+import mujoco.rollout
+import numpy as np
+
+import metajax
+from metajax.envs.physics import gymnasium_model
+from metajax.envs.splits import sample_batch
+from metajax.train import make_segment
+
+OUTERS = ("adam", "ppo", "trpo")
+
+
+def experiment(backend, episodes, horizon, **options):
+    family = metajax.make("halfcheetah-dir", backend=backend, episode_length=horizon)
+    policy = metajax.mlp(family.env.observation_size, family.env.action_space, initial_std=0.5)
+    algorithm = metajax.maml(family.env, policy, episodes=episodes, **options)
+    return family, algorithm
+
+
+def simulation(backend, tasks, episodes, horizon):
+    """Return the two rounds of a meta-iteration's rollouts, without learning."""
+    family, algorithm = experiment(backend, episodes, horizon, outer="adam")
+    agent = algorithm.agent
+
+    def simulate(meta_params, batch, key):
+        def trial(task, key):
+            adapted = agent.begin(meta_params, key)
+
+            def act(memory, step_input, key):
+                return agent.act(adapted, memory, step_input, key)
+
+            def round_(total, key):
+                trajectory = metajax.rollout(
+                    key, family.env, task, act, (), episodes=episodes, parallel=True
+                )
+                return total + jnp.sum(trajectory.reward), None
+
+            return jax.lax.scan(round_, jnp.zeros(()), jax.random.split(key))[0]
+
+        return jax.vmap(trial)(batch, jax.random.split(key, tasks))
+
+    key = jax.random.key(0)
+    batch = sample_batch(family.train, key, tasks)
+    meta_params = algorithm.init(key, batch).meta_params
+    return compiled(simulate, meta_params, batch, key)
+
+
+def meta_iteration(backend, tasks, episodes, horizon, **options):
+    family, algorithm = experiment(backend, episodes, horizon, **options)
+    key = jax.random.key(0)
+    batch = sample_batch(family.train, key, tasks)
+    return compiled(algorithm.update, algorithm.init(key, batch), batch, key)
+
+
+def segment_compile_seconds(backend, tasks, episodes, horizon):
+    """Return the seconds to compile all of training: meta-iterations and evaluation."""
+    family, algorithm = experiment(backend, episodes, horizon, outer="adam")
+    program = make_segment(
+        algorithm, family, length=10, tasks=tasks, evaluation=metajax.Evaluation()
+    )
+    key, stop = jax.random.key(0), jnp.asarray(1, jnp.int32)
+    state = jax.eval_shape(program.init, key)
+    return compiled(program.run, state, key, stop, jnp.asarray(True), stop)[1]
+
+
+def compiled(function, *arguments):
+    """Return (a call without arguments, compile seconds, bytes of temporary memory)."""
+    began = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - began
+    analysis = program.memory_analysis()
+    temporary = getattr(analysis, "temp_size_in_bytes", 0)
+    return lambda: program(*arguments), seconds, temporary
+
+
+def bare_engine(worlds, steps):
+    """Return a call of `mujoco.rollout` with as many worlds and steps, on all threads."""
+    model = gymnasium_model("half_cheetah")
+    threads = len(os.sched_getaffinity(0))
+    data = [mujoco.MjData(model) for _ in range(threads)]
+    pool = mujoco.rollout.Rollout(nthread=threads)
+    random = np.random.default_rng(0)
+    state = np.zeros((worlds, mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)))
+    mujoco.mj_getState(model, data[0], state[0], mujoco.mjtState.mjSTATE_FULLPHYSICS)
+    state[:] = state[0]
+    control = np.repeat(random.uniform(-1, 1, (worlds, steps, model.nu)), 5, axis=1)
+    return lambda: pool.rollout(model, data, state, control)[0]
+
+
+def measure(backend, arguments):
+    size = (backend, arguments.tasks, arguments.episodes, arguments.horizon)
+    worlds = arguments.tasks * arguments.episodes
+    steps = 2 * worlds * arguments.horizon
+    simulate, simulate_compile, simulate_bytes = simulation(*size)
+    rows = []
+    for outer in arguments.outers:
+        for first_order in (False, True) if outer == "adam" else (False,):
+            iterate, compile_seconds, temporary = meta_iteration(
+                *size, outer=outer, first_order=first_order
+            )
+            pair = common.timed(iterate, simulate, repeats=arguments.repeats)
+            rows.append(
+                {
+                    "backend": backend,
+                    "outer": outer,
+                    "order": 1 if first_order else 2,
+                    "seconds": statistics.median(pair[0]),
+                    "steps_per_second": steps / statistics.median(pair[0]),
+                    "over_simulation": common.ratio(*pair),
+                    "compile_seconds": compile_seconds,
+                    "temporary_bytes": temporary,
+                }
+            )
+            print("  " + describe(rows[-1]), flush=True)
+    result = {
+        "backend": backend,
+        "steps": steps,
+        "simulation": {
+            "steps_per_second": steps / statistics.median(pair[1]),
+            "compile_seconds": simulate_compile,
+            "temporary_bytes": simulate_bytes,
+        },
+        "segment_compile_seconds": segment_compile_seconds(*size),
+        "meta_iterations": rows,
+        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    if backend == "mujoco":
+        # Two rounds of half the steps: as many calls of the pool as there are rollouts.
+        engine = bare_engine(worlds, 2 * arguments.horizon)
+        iterate, _, _ = meta_iteration(*size, outer="adam")
+        pair = common.timed(iterate, engine, repeats=arguments.repeats)
+        result["bare_engine_steps_per_second"] = steps / statistics.median(pair[1])
+        result["adam_over_bare_engine"] = 1 / common.ratio(*pair)
+    return result
+
+
+def describe(row):
+    return (
+        f"{row['backend']:<12} {row['outer']:<5} order {row['order']}  "
+        f"{row['steps_per_second']:>10,.0f} steps/s  "
+        f"{row['over_simulation']:.3f} x simulation  compile {row['compile_seconds']:.1f} s"
+    )
+
+
+def measure_width(backend, worlds, arguments):
+    episodes = min(worlds // arguments.tasks, 64)
+    tasks = worlds // episodes
+    size = (backend, tasks, episodes, arguments.horizon)
+    iterate, compile_seconds, temporary = meta_iteration(*size, outer="adam")
+    seconds = common.timed(iterate, repeats=arguments.repeats)[0]
+    steps = 2 * tasks * episodes * arguments.horizon
+    row = {
+        "backend": backend,
+        "tasks": tasks,
+        "episodes": episodes,
+        "worlds": tasks * episodes,
+        "steps_per_second": steps / statistics.median(seconds),
+        "compile_seconds": compile_seconds,
+        "temporary_bytes": temporary,
+    }
+    print(
+        f"  {backend:<12} {row['worlds']:>6} worlds  {row['steps_per_second']:>12,.0f} steps/s  "
+        f"{temporary / 2**20:,.0f} MiB",
+        flush=True,
+    )
+    return row
+
+
+def draw(results, widths, path):
+    figure, axes = plt.subplots(1, 2 if widths else 1, figsize=(10 if widths else 6, 3.6))
+    axes = np.atleast_1d(axes)
+    rows = [row for result in results for row in result["meta_iterations"]]
+    labels = [f"{r['backend']}\n{r['outer']}{' 1st' if r['order'] == 1 else ''}" for r in rows]
+    axes[0].bar(labels, [r["over_simulation"] for r in rows], color="#4477aa")
+    axes[0].axhline(1, color="black", linewidth=0.8)
+    axes[0].set_ylabel("meta-iteration ÷ simulation alone")
+    axes[0].tick_params(axis="x", labelsize=7)
+    if widths:
+        for backend in dict.fromkeys(row["backend"] for row in widths):
+            of_backend = [row for row in widths if row["backend"] == backend]
+            axes[1].loglog(
+                [row["worlds"] for row in of_backend],
+                [row["steps_per_second"] for row in of_backend],
+                marker="o",
+                label=backend,
+            )
+        axes[1].set_xlabel("worlds (tasks × episodes)")
+        axes[1].set_ylabel("environment steps per second")
+        axes[1].legend()
+    figure.suptitle(f"MAML on halfcheetah-dir, {jax.devices()[0].device_kind}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cpu = jax.default_backend() == "cpu"
+    parser.add_argument(
+        "--backends", nargs="+", default=["mujoco", "spring", "mjx"] if cpu else ["mjx", "spring"]
+    )
+    parser.add_argument("--outers", nargs="+", choices=OUTERS, default=OUTERS)
+    parser.add_argument("--tasks", type=int, default=20)
+    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--horizon", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--widths", nargs="*", type=int, default=[], help="tasks × episodes")
+    parser.add_argument("--name", default=f"throughput-{'cpu' if cpu else 'gpu'}")
+    arguments = parser.parse_args()
+
+    results = [measure(backend, arguments) for backend in arguments.backends]
+    widths = [
+        measure_width(backend, worlds, arguments)
+        for backend in arguments.backends
+        for worlds in arguments.widths
+    ]
+    sizes = {"tasks": arguments.tasks, "episodes": arguments.episodes, "horizon": arguments.horizon}
+    path = common.save(arguments.name, {"sizes": sizes, "results": results, "widths": widths})
+    draw(results, widths, path.with_suffix(".png"))
+    print(f"wrote {path} and {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()

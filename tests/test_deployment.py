@@ -1,0 +1,118 @@
+"""Agents outside the program see, sample and learn what agents inside it do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metajax
+from metajax.deployment import simulate
+
+EPISODES, LENGTH = 3, 6
+
+
+@pytest.fixture(scope="module")
+def setup():
+    family = metajax.make("point-goal", episode_length=LENGTH)
+    policy = metajax.mlp(2, family.env.action_space, hidden=(8,), initial_std=0.2)
+    # Six steps are too few for a well-conditioned linear baseline in float32.
+    algorithm = metajax.maml(
+        family.env, policy, episodes=EPISODES, outer="adam", baseline="none"
+    )
+    task = family.test.sample(jax.random.key(0))
+    state = algorithm.init(jax.random.key(1), jax.tree.map(lambda x: x[None], task))
+    return family.env, algorithm.agent, state.meta_params, task
+
+
+def play_on_host(host, env, task, keys, **options):
+    """Play episodes of the environment's own step; return their undiscounted returns."""
+    step = jax.jit(env.step)
+    totals = []
+    for reset_key in keys:
+        state, total, end = env.reset(reset_key, task), 0.0, False
+        while not end:
+            control = host.act(np.asarray(state.observation), **options)
+            state = step(state, control)
+            outcome = (float(state.reward), bool(state.terminated), bool(state.truncated))
+            host.observe(np.asarray(state.observation), *outcome)
+            total += outcome[0]
+            end = outcome[1] or outcome[2]
+        totals.append(total)
+    return totals
+
+
+def test_host_and_program_take_the_same_trial(setup, monkeypatch):
+    env, agent, meta_params, task = setup
+    key = jax.random.key(2)
+    adapted = agent.begin(meta_params, key)
+
+    def act(memory, step_input, key):
+        return agent.act(adapted, memory, step_input, key)
+
+    trajectory = metajax.rollout(key, env, task, act, (), episodes=EPISODES, parallel=True)
+    inside = agent.adapt(meta_params, adapted, trajectory, key)
+
+    episode_keys = [jax.random.split(k) for k in jax.random.split(key, EPISODES)]
+    action_keys = iter(
+        [jax.random.fold_in(act_key, t) for _, act_key in episode_keys for t in range(LENGTH)]
+    )
+    host = simulate(agent, env, meta_params)
+    monkeypatch.setattr(host, "_next_key", lambda: next(action_keys, key))
+    totals = play_on_host(host, env, task, [reset_key for reset_key, _ in episode_keys])
+    host.adapt()
+
+    np.testing.assert_allclose(totals, trajectory.reward.sum(-1), rtol=1e-5)
+    before = jax.tree.leaves(adapted.policy)
+    for a, b, start in zip(
+        jax.tree.leaves(host.adapted.policy), jax.tree.leaves(inside.policy), before, strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        assert not np.array_equal(a, start)
+
+
+def test_an_early_end_is_padding(setup):
+    env, agent, meta_params, _ = setup
+    host = simulate(agent, env, meta_params)
+    for length in (2, LENGTH):
+        for t in range(length):
+            host.act(np.zeros(2))
+            host.observe(np.full(2, 0.1), -1.0, length == 2 and t == 1, t == LENGTH - 1)
+    short, full = (host._padded(episode) for episode in host._episodes[:2])
+    assert short.valid.tolist() == [True, True] + [False] * 4
+    assert full.valid.all() and bool(full.truncated[-1])
+    assert short.terminated.tolist() == [False, True] + [False] * 4
+    assert float(short.reward.sum()) == -2.0
+    assert bool(full.step_input.previous_end[0]), "the end of the episode before is passed on"
+    host.adapt()
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(host.adapted))
+
+
+def test_mode_is_deterministic_and_reset_forgets(setup):
+    env, agent, meta_params, task = setup
+    host = simulate(agent, env, meta_params)
+    first = play_on_host(host, env, task, [jax.random.key(0)] * 2, mode=True)
+    assert first[0] == first[1]
+    play_on_host(host, env, task, [jax.random.key(0)])
+    host.adapt()
+    assert play_on_host(host, env, task, [jax.random.key(0)], mode=True) != first[:1]
+    host.reset()
+    assert play_on_host(host, env, task, [jax.random.key(0)], mode=True) == first[:1]
+
+
+def test_misuse_is_named(setup):
+    env, agent, meta_params, _ = setup
+    host = simulate(agent, env, meta_params)
+    with pytest.raises(metajax.MetajaxError, match="no complete episode"):
+        host.adapt()
+    with pytest.raises(metajax.MetajaxError, match=r"shape \(3,\).*\(2,\)"):
+        host.act(np.zeros(3))
+    with pytest.raises(metajax.MetajaxError, match="call act first"):
+        host.observe(np.zeros(2), 0.0, False, False)
+    for _ in range(LENGTH):
+        host.act(np.zeros(2))
+        with pytest.raises(metajax.MetajaxError, match="call observe"):
+            host.act(np.zeros(2))
+        host.observe(np.zeros(2), 0.0, False, False)
+    host.act(np.zeros(2))
+    with pytest.raises(metajax.MetajaxError, match="longer than the 6 steps"):
+        host.observe(np.zeros(2), 0.0, False, False)
