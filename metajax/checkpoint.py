@@ -92,8 +92,9 @@ def _leaves(state: PyTree) -> list[_Leaf]:
 
 
 def _digest(data: np.ndarray) -> str:
-    header = f"{data.dtype}{list(data.shape)}".encode()
-    return hashlib.sha256(header + data.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{data.dtype}{list(data.shape)}".encode())
+    digest.update(data.tobytes())
+    return digest.hexdigest()
 
 
 def _key_implementation(key: Any) -> Any:
@@ -320,7 +321,7 @@ class Checkpointer:
             keep: how many steps stay on disk, at least 1.
 
         Raises:
-            MetajaxError: `keep` is below 1, or the directory cannot be written.
+            MetajaxError: `keep` is below 1, or the directory cannot be made.
         """
         if keep < 1:
             raise MetajaxError(f"keep must be at least 1 checkpoint, got {keep}.")

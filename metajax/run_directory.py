@@ -279,7 +279,7 @@ class MetricsLog:
         Raises:
             MetajaxError: the line cannot be written.
         """
-        record = {"iteration": int(iteration)} | {key: _plain(v) for key, v in metrics.items()}
+        record = {"iteration": iteration} | {key: _plain(v) for key, v in metrics.items()}
         try:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()

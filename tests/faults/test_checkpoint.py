@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,21 @@ from metajax.errors import MetajaxError
 from metajax.types import TrainState
 
 
+class State(NamedTuple):
+    """Like `TrainState`, but its leaves may be anything."""
+
+    meta_params: Any
+    optimizer_state: Any
+    auxiliary: Any
+
+
 def make_state(step):
     """A small state of which every leaf depends on `step`."""
-    params = {"w": jnp.full((4, 3), step, jnp.float32), "b": jnp.arange(3.0) + step}
-    return TrainState(
+    params = {
+        "w": jnp.full((4, 3), step, jnp.float32),
+        "b": jnp.arange(3, dtype=jnp.float32) + step,
+    }
+    return State(
         meta_params=params,
         optimizer_state=optax.adam(1e-3).init(params),
         auxiliary={"key": jax.random.key(step), "count": jnp.int32(step)},
@@ -89,7 +101,7 @@ def python(source, *arguments):
 def test_every_kind_of_leaf_comes_back_bitwise(tmp_path):
     params = {"a/b": jnp.ones((2, 3)), "..": jnp.zeros((0, 4)), "": jnp.float32(-0.0)}
     odd_bits = np.array([0x7FC00001, 0xFF800000, 0x00000001], np.uint32).view(np.float32)
-    state = TrainState(
+    state = State(
         meta_params=params,
         optimizer_state=optax.chain(optax.clip(1.0), optax.adam(1e-3)).init(params),
         auxiliary=[
@@ -101,6 +113,7 @@ def test_every_kind_of_leaf_comes_back_bitwise(tmp_path):
             jnp.arange(3, dtype=jnp.bfloat16),
             np.array([1, -2], ml_dtypes.int4),
             jnp.array([True, False]),
+            TrainState(params, optax.EmptyState()),
         ],
     )
     with Checkpointer(tmp_path) as checkpointer:
@@ -354,23 +367,23 @@ def test_differences_are_named_by_leaf(two_steps):
     good = make_state(0)
     cases = [
         (
-            {"w": jnp.ones((4, 5))},
+            {"w": jnp.ones((4, 5), "f4")},
             r"meta_params\['w'\]: expected float32\[4,5\], found float32\[4,3\]",
         ),
         ({"w": np.ones((4, 3))}, r"meta_params\['w'\]: expected float64\[4,3\], found float32"),
-        ({"w": jnp.ones((4, 3), int)}, r"\['w'\]: expected int32\[4,3\], found float32\[4,3\]"),
-        ({"v": jnp.ones(2)}, r"meta_params\['v'\]: expected float32\[2\], found nothing"),
+        ({"w": jnp.ones((4, 3), "i4")}, r"\['w'\]: expected int32\[4,3\], found float32\[4,3\]"),
+        ({"v": jnp.ones(2, "f4")}, r"meta_params\['v'\]: expected float32\[2\], found nothing"),
     ]
     for change, expected in cases:
-        template = TrainState(good.meta_params | change, good.optimizer_state, good.auxiliary)
+        template = State(good.meta_params | change, good.optimizer_state, good.auxiliary)
         with pytest.raises(MetajaxError, match=expected):
             restore(two_steps, template)
-    fewer = TrainState({"w": good.meta_params["w"]}, good.optimizer_state, good.auxiliary)
+    fewer = State({"w": good.meta_params["w"]}, good.optimizer_state, good.auxiliary)
     with pytest.raises(MetajaxError, match=r"\['b'\]: expected nothing, found float32\[3\]"):
         restore(two_steps, fewer)
     other_key = good.auxiliary | {"key": jax.random.key(0, impl="rbg")}
     with pytest.raises(MetajaxError, match=r"expected key<rbg>\[\], found key<fry>\[\]"):
-        restore(two_steps, TrainState(good.meta_params, good.optimizer_state, other_key))
+        restore(two_steps, State(good.meta_params, good.optimizer_state, other_key))
     with pytest.raises(MetajaxError, match=r"; and \d+ more\."):
         restore(two_steps, {"something": jnp.ones(3)})
 
@@ -623,6 +636,19 @@ def rewrite_manifest(directory, **changes):
     kind, version = record.pop("format"), record.pop("format_version")
     del record["sha256"]
     write_record(directory / "manifest.json", kind, version, record)
+
+
+def test_old_formats_are_still_read():
+    expected = {
+        "w": jnp.arange(6, dtype=jnp.float32).reshape(2, 3),
+        "key": jax.random.key(7),
+        "count": jnp.int32(12),
+        "half": jnp.array([1, -2, 0.5], jnp.bfloat16),
+        "none": jnp.zeros((0, 2), jnp.float32),
+    }
+    step, state = restore(pathlib.Path(__file__).parent / "checkpoints_format_1", expected)
+    assert step == 12
+    assert contents(state) == contents(expected)
 
 
 def test_newer_format_is_refused_by_name(copied):

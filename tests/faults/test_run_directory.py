@@ -217,7 +217,7 @@ def test_metrics_are_plain_json(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path, iteration=-1) as log:
         log.write(
-            np.int64(1),
+            1,
             {
                 "float": jnp.float32(0.5),
                 "half": jnp.bfloat16(1.5),
@@ -262,6 +262,15 @@ def test_no_line_twice_and_none_missing_after_crashes(tmp_path):
     assert records[: len(kept)] == kept
     assert path.read_bytes().endswith(b"\n")
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_a_last_line_without_its_end_is_no_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n{"iteration": 2}')
+    assert read_metrics(path) == [{"iteration": 1}]
+    with MetricsLog(path, iteration=2) as log:
+        log.write(3, {})
+    assert read_metrics(path) == [{"iteration": 1}, {"iteration": 3}]
 
 
 def test_unreadable_lines_are_dropped_with_a_warning(tmp_path):
