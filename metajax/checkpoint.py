@@ -174,23 +174,31 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
+def _list(directory: Path) -> tuple[list[int], list[str]]:
+    steps, junk = [], []
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            if (
+                _NUMBER.fullmatch(entry.name)
+                and entry.is_dir(follow_symlinks=False)
+                and os.path.lexists(os.path.join(entry.path, _MANIFEST))
+            ):
+                steps.append(int(entry.name))
+            elif not entry.name.startswith((_TEMPORARY, _ASIDE)) and os.path.lexists(entry.path):
+                junk.append(shown(entry.name))
+    return sorted(steps), sorted(junk)
+
+
 def _steps(directory: Path) -> tuple[list[int], list[str]]:
     """Return the steps saved in `directory`, oldest first, and the names of what is no step."""
-    steps, junk = [], []
     try:
-        with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
-            for entry in entries:
-                if (
-                    _NUMBER.fullmatch(entry.name)
-                    and entry.is_dir(follow_symlinks=False)
-                    and os.path.lexists(os.path.join(entry.path, _MANIFEST))
-                ):
-                    steps.append(int(entry.name))
-                elif not entry.name.startswith((_TEMPORARY, _ASIDE)):
-                    junk.append(shown(entry.name))
+        for _ in range(20):
+            steps, junk = _list(directory)
+            if steps:  # a list made while the only step gives way to the next may hold neither
+                break
     except OSError as error:
         raise MetajaxError(f"cannot list {shown(directory)}: {error.strerror}.") from None
-    return sorted(steps), sorted(junk)
+    return steps, junk
 
 
 def saved_steps(directory: str | os.PathLike) -> list[int]:
@@ -355,10 +363,8 @@ class Checkpointer:
         if step < 0:
             raise MetajaxError(f"the step of a checkpoint must be at least 0, got {step}.")
         leaves = _leaves(state)
-        for leaf in leaves:
-            if isinstance(leaf.data, jax.Array):
-                leaf.data.copy_to_host_async()
         self.wait()
+        # No view of an array may outlive this line: it would keep the buffer from being donated.
         copies = [leaf._replace(data=np.array(leaf.data, copy=True)) for leaf in leaves]
         self._pending = self._background.submit(self._write, int(step), copies)
 
