@@ -177,17 +177,22 @@ def load(path: str | Path, *, seed: int = 0, step: int | None = None) -> HostAge
     return simulate(experiment.algorithm.agent, experiment.family.env, meta_params, seed=seed)
 
 
-def load_run(path: str | Path, *, step: int | None = None) -> tuple[presets.Experiment, RunState]:
+def load_run(
+    path: str | Path, *, step: int | None = None, backend: str | None = None
+) -> tuple[presets.Experiment, RunState]:
     """Return the experiment of a run directory and its saved state.
 
     Args:
         path: of the run directory.
         step: a saved iteration; None for the newest.
+        backend: another physics engine than the run's.
 
     Raises:
         MetajaxError: the directory holds no run or no good checkpoint.
     """
     with open_run(path, lock=False) as run:
+        if backend is not None:
+            run.config["family"]["backend"] = backend
         experiment = presets.build(run.config)
         program = make_segment(
             experiment.algorithm,

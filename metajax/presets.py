@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, make
+from metajax.envs.physics import BACKENDS
 from metajax.errors import MetajaxError, unknown
 from metajax.policies import mlp
 from metajax.train import Evaluation, train
@@ -18,6 +19,7 @@ from metajax.types import Algorithm, TaskFamily
 
 Config = dict[str, Any]
 
+_NAMES = ("algorithm_name", "family_name")
 GROUPS = ("algorithm", "policy", "family", "training", "evaluation")
 
 # `train` arguments that are no part of an experiment: they say where and how to watch.
@@ -105,6 +107,20 @@ def options(algorithm: str, family: str) -> dict[str, dict[str, inspect.Paramete
     return found
 
 
+def choices(family: str) -> dict[str, tuple[str, ...]]:
+    """Return the names that a family's options `backend` and `variant` accept, if it has them.
+
+    Raises:
+        MetajaxError: the family does not exist.
+    """
+    if family not in FAMILIES:
+        raise unknown("family", family, FAMILIES)
+    module = inspect.getmodule(FAMILIES[family])
+    accepted = {"backend": ("auto", *BACKENDS), "variant": tuple(getattr(module, "VARIANTS", ()))}
+    parameters = inspect.signature(FAMILIES[family]).parameters
+    return {name: names for name, names in accepted.items() if name in parameters}
+
+
 def default_config(algorithm: str, family: str) -> Config:
     """Return the configuration of a pair of names with its preset values."""
     config: Config = {"algorithm_name": algorithm, "family_name": family}
@@ -119,16 +135,22 @@ def build(config: Mapping[str, Any]) -> Experiment:
     Raises:
         MetajaxError: a name or an option does not exist, or a value is out of range.
     """
-    for name in ("algorithm_name", "family_name"):
+    for name in _NAMES:
         if not isinstance(config.get(name), str):
             raise MetajaxError(f"the configuration has no {name}.")
     known = options(config["algorithm_name"], config["family_name"])
-    chosen = {group: dict(config.get(group, {})) for group in GROUPS}
+    for name in config:
+        if name not in (*_NAMES, *GROUPS):
+            raise unknown("part of the configuration", name, (*_NAMES, *GROUPS))
+    chosen = {group: config.get(group, {}) for group in GROUPS}
     for group, values in chosen.items():
+        if not isinstance(values, Mapping):
+            raise MetajaxError(f"the configuration's {group} is {values!r}; it must be options.")
         for name in values:
             if name not in known[group]:
                 raise unknown(f"{group} option", name, known[group])
     family = make(config["family_name"], **chosen["family"])
     policy = mlp(family.env.observation_size, family.env.action_space, **chosen["policy"])
     algorithm = ALGORITHMS[config["algorithm_name"]](family.env, policy, **chosen["algorithm"])
-    return Experiment(algorithm, family, chosen["training"], Evaluation(**chosen["evaluation"]))
+    evaluation = Evaluation(**chosen["evaluation"])
+    return Experiment(algorithm, family, dict(chosen["training"]), evaluation)

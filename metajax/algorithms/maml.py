@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
-from metajax.errors import MetajaxError, unknown
+from metajax.errors import MetajaxError, check_at_least, check_positive, unknown
 from metajax.losses import baselines, policy_gradient, returns
 from metajax.policies.mlp import value_network
 from metajax.rollout import rollout, undiscounted_returns
@@ -128,7 +128,13 @@ def maml(
     Raises:
         MetajaxError: an option is unknown or out of range.
     """
-    _check(inner_steps, episodes, estimator, baseline, outer, discount, trace)
+    _check(estimator, baseline, outer, discount, trace)
+    check_at_least(1, inner_steps=inner_steps, episodes=episodes, outer_epochs=outer_epochs)
+    check_at_least(1, cg_iterations=cg_iterations, critic_epochs=critic_epochs)
+    check_at_least(0, inner_learning_rate=inner_learning_rate, cg_damping=cg_damping)
+    check_at_least(0, inner_learning_rate_decay=inner_learning_rate_decay)
+    check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
+    check_positive(critic_learning_rate=critic_learning_rate)
     if rule is None:
         rule = decayed_sgd(inner_learning_rate, inner_learning_rate_decay)
     estimate = policy_gradient.ESTIMATORS[estimator]
@@ -373,16 +379,13 @@ def maml(
     return Algorithm(init, update, agent, "maml", steps_per_task)
 
 
-def _check(inner_steps, episodes, estimator, baseline, outer, discount, trace):
+def _check(estimator, baseline, outer, discount, trace):
     if estimator not in policy_gradient.ESTIMATORS:
         raise unknown("estimator", estimator, policy_gradient.ESTIMATORS)
     if baseline not in Baseline.__args__:
         raise unknown("baseline", baseline, Baseline.__args__)
     if outer not in Outer.__args__:
         raise unknown("outer step", outer, Outer.__args__)
-    for name, value in (("inner_steps", inner_steps), ("episodes", episodes)):
-        if value < 1:
-            raise MetajaxError(f"{name} is {value}; it must be at least 1.")
     for name, value in (("discount", discount), ("trace", trace)):
         if not 0 <= value <= 1:
             raise MetajaxError(f"{name} is {value}; it must lie in [0, 1].")

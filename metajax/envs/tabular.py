@@ -6,6 +6,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Int, Key
 
 from metajax.envs.splits import Split, two_splits, uniform
+from metajax.errors import check_at_least
 from metajax.types import Discrete, Env, EnvState, TaskFamily
 
 
@@ -26,7 +27,12 @@ def tabular(
         actions: how many.
         episode_length: steps per episode.
         reward_std: standard deviation of the reward around its mean.
+
+    Raises:
+        MetajaxError: an option is out of range.
     """
+    check_at_least(1, states=states, actions=actions)
+    check_at_least(0, reward_std=reward_std)
 
     def observe(state: Int[Array, ""]):
         return jax.nn.one_hot(state, states)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from metajax.errors import check_at_least, check_positive, unknown
 from metajax.policies.distributions import Categorical, DiagonalNormal
 from metajax.types import ActionSpace, Continuous, Params, Policy, PolicyOutput
 
@@ -51,7 +52,12 @@ def mlp(
         activation: after each hidden layer.
         initial_std: standard deviation at the start, in the policy's action units.
         minimum_std: the standard deviation is never below this.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range.
     """
+    _check(hidden, activation)
+    check_positive(initial_std=initial_std, minimum_std=minimum_std)
     network = _MLP(tuple(hidden), action_space.size, activation, output_scale=0.1)
 
     def init(key: Key[Array, ""]) -> Params:
@@ -89,9 +95,20 @@ def value_network(
         observation_size: numbers in an observation.
         hidden: widths of the hidden layers.
         activation: after each hidden layer.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range.
     """
+    _check(hidden, activation)
     network = _MLP(tuple(hidden), 1, activation, output_scale=1.0)
     return ValueNetwork(
         init=lambda key: network.init(key, jnp.zeros(observation_size))["params"],
         apply=lambda params, observation: network.apply({"params": params}, observation)[..., 0],
     )
+
+
+def _check(hidden: Sequence[int], activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
+    for width in hidden:
+        check_at_least(1, **{"a width in hidden": width})
