@@ -43,7 +43,7 @@ class Recorder(Protocol):
     """Where training reports to."""
 
     def restore(self, state: State) -> State:
-        """Return the state to start from: `state` itself, or the newest checkpoint."""
+        """Return the newest good checkpoint, or `state` if there is none yet."""
         ...
 
     def record(self, progress: Progress) -> None:
@@ -85,7 +85,7 @@ class _Directory:
 
     def restore(self, state):
         iteration = -1
-        if self._resume:
+        if self._resume and self._checkpointer.latest_step() is not None:
             iteration, state = self._checkpointer.restore(state)
         self._log = MetricsLog(self._run.metrics, iteration=iteration)
         self._events = SummaryWriter(

@@ -7,6 +7,7 @@ a result.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from metajax.envs.splits import sample_batch
@@ -143,11 +144,13 @@ def make_segment(
             return algorithm.init(init_key, sample_tasks(task_key))
 
         init_key = jax.random.split(key, 3)[0]
-        return RunState(
+        state = RunState(
             iteration=jnp.zeros((), jnp.int32),
             discarded=jnp.zeros(seeds, jnp.int32),
             train_state=jax.vmap(one_seed)(seed_keys(init_key)),
         )
+        # A weakly typed leaf would be saved as a strong one, and resume as another program.
+        return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
 
     def iterate(state: RunState, key) -> tuple[RunState, Metrics]:
         def one_seed(train_state, discarded, key):
@@ -258,7 +261,7 @@ def train(
     """
     _check(iterations, tasks, seeds, segment, evaluation, devices, on_nan)
     check_env(family.env, jax.eval_shape(family.train.sample, jax.random.key(0)))
-    mesh = jax.make_mesh((devices,), ("task",)) if devices > 1 else None
+    mesh = task_mesh(devices) if devices > 1 else None
     program = make_segment(
         algorithm,
         family,
@@ -271,7 +274,7 @@ def train(
     )
     key = jax.random.key(seed)
     with (
-        graceful_shutdown() as shutdown,
+        graceful_shutdown(lambda text: print(text, file=sys.stderr)) as shutdown,
         open_recorder(run_directory, config, resume=resume) as recorder,
     ):
         replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
@@ -346,6 +349,12 @@ def train(
             train_seconds=time.perf_counter() - began,
             interrupted=shutdown.requested,
         )
+
+
+def task_mesh(devices: int) -> Mesh:
+    """Return the mesh whose axis "task" runs over the first `devices` devices."""
+    # Auto: the compiler carries the sharding of the tasks through everything made from them.
+    return jax.make_mesh((devices,), ("task",), axis_types=(AxisType.Auto,))
 
 
 def _arguments(stop: int, evaluate_now: bool, repeat: int):

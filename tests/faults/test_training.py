@@ -1,0 +1,138 @@
+"""Kills at random moments and polite requests to stop lose nothing and change nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "worker.py"
+ITERATIONS = 60
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A private compilation cache, so that a hundred processes compile once."""
+    cache = tmp_path_factory.mktemp("compilation-cache")
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(directory, environment, *options, iterations=ITERATIONS):
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), str(directory), str(iterations), *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(directory, environment, **options):
+    process = start(directory, environment, **options)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def digests(directory, step=ITERATIONS):
+    """Return the digest of every leaf of a checkpoint."""
+    manifest = json.loads((directory / "checkpoints" / str(step) / "manifest.json").read_text())
+    leaves = manifest["leaves"]
+    assert len(leaves) > 20
+    return {leaf["path"]: leaf["sha256"] for leaf in leaves}
+
+
+def logged_iterations(directory):
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [r["iteration"] for r in records if "return_before" in r]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, environment):
+    directory = tmp_path_factory.mktemp("straight") / "run"
+    finish(directory, environment)
+    assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
+    return digests(directory)
+
+
+def kill_until_finished(directory, environment, kills, seed):
+    """Kill the run `kills` times, each after a random time, then let it finish."""
+    moments = random.Random(seed)
+    done = 0
+    while done < kills:
+        process = start(directory, environment)
+        try:
+            process.communicate(timeout=moments.uniform(0.5, 9.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            done += 1
+            continue
+        assert process.returncode == 0
+        break
+    finish(directory, environment)
+    return done
+
+
+def test_killed_and_resumed_is_the_same_run(tmp_path, environment, straight):
+    directory = tmp_path / "run"
+    kill_until_finished(directory, environment, kills=3, seed=0)
+    assert digests(directory) == straight
+    assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_fifty_kills(tmp_path, environment, straight):
+    kills = 0
+    for attempt in range(50):
+        directory = tmp_path / f"run-{attempt}"
+        kills += kill_until_finished(directory, environment, kills=50 - kills, seed=attempt)
+        assert digests(directory) == straight
+        assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
+        if kills >= 50:
+            return
+    pytest.fail(f"only {kills} kills hit a running process")
+
+
+@pytest.mark.parametrize("stage", ["training", "iteration 4", "saving"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_is_honoured(tmp_path, environment, straight, stage, number):
+    """At the stages "training" (restoring, compiling), simulating and saving."""
+    directory = tmp_path / "run"
+    process = start(directory, environment, "save")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == stage:
+            break
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    finish(directory, environment)
+    assert digests(directory) == straight
+    assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
+
+
+def test_two_processes_cannot_share_a_directory(tmp_path, environment):
+    directory = tmp_path / "run"
+    first = start(directory, environment, "save", iterations=10_000)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.strip() == "iteration 2":
+            break
+    second = start(directory, environment, iterations=10_000)
+    _, errors = second.communicate(timeout=120)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 1
+    assert f"process {first.pid}" in errors
