@@ -1,0 +1,828 @@
+"""The command line: `metajax train`, `resume`, `evaluate`, `render`, `plot` and `list`.
+
+Names and options are checked before anything is compiled. A user's mistake is a `MetajaxError`:
+its message goes to stderr and the exit status is 2.
+"""
+
+import collections.abc
+import contextlib
+import dataclasses
+import inspect
+import io
+import itertools
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import rich.box
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from metajax import presets
+from metajax._version import __version__
+from metajax.algorithms import ALGORITHMS
+from metajax.checkpoint import saved_steps
+from metajax.deployment import load_run
+from metajax.envs import FAMILIES, make
+from metajax.errors import MetajaxError, unknown
+from metajax.evaluation import adaptation_curve, evaluate
+from metajax.recorder import Progress as TrainingProgress
+from metajax.run_directory import open_run, read_metrics
+from metajax.train import Result, train
+from metajax.types import Discrete
+
+DEFAULT_ALGORITHM, DEFAULT_FAMILY = "maml", "halfcheetah-dir"
+SECONDS_BETWEEN_LINES = 5.0  # of progress, where stdout is no terminal
+
+_ENGINES = {
+    "jax": "pure JAX",
+    "mjx": "MJX, MuJoCo in JAX",
+    "spring": "Brax spring",
+    "positional": "Brax positional",
+    "generalized": "Brax generalized",
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Options
+# ---------------------------------------------------------------------------------------------
+
+
+def _hint(default: str) -> str:
+    return "" if default == "None" else f"(default: {default})"
+
+
+Run = Annotated[Path, Positional, tyro.conf.arg(metavar="RUN")]
+OptionalNumber = Annotated[int | None, tyro.conf.arg(help_behavior_hint=_hint)]
+OptionalName = Annotated[str | None, tyro.conf.arg(help_behavior_hint=_hint)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeOptions:
+    """Go on with an interrupted run, or train a finished one further.
+
+    Attributes:
+        run: the run directory.
+        iterations: meta-iterations in all, instead of the run's own number.
+    """
+
+    run: Run
+    iterations: OptionalNumber = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate a run on held-out tasks, with sampled actions and with their mean.
+
+    Attributes:
+        run: the run directory.
+        tasks: held-out tasks per seed.
+        rounds: adaptation steps + 1; the run's own number by default.
+        episodes: per task and round; the run's own number by default.
+        step: of the checkpoint; the newest by default.
+        backend: another physics engine than the run's.
+    """
+
+    run: Run
+    tasks: int = 40
+    rounds: OptionalNumber = None
+    episodes: OptionalNumber = None
+    step: OptionalNumber = None
+    backend: OptionalName = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderOptions:
+    """Draw the agent before and after adaptation on held-out tasks.
+
+    Bodies become a page that plays by itself (or a GIF), points in a plane a picture.
+
+    Attributes:
+        run: the run directory.
+        html: write render.html, a page with everything in it; the default for bodies.
+        gif: write render.gif.
+        tasks: how many held-out tasks; of finitely many, each at most once.
+        seed: which of the seeds that were trained side by side.
+        step: of the checkpoint; the newest by default.
+        backend: another physics engine than the run's.
+    """
+
+    run: Run
+    html: FlagCreatePairsOff[bool] = False
+    gif: FlagCreatePairsOff[bool] = False
+    tasks: int = 4
+    seed: int = 0
+    step: OptionalNumber = None
+    backend: OptionalName = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotOptions:
+    """Draw the learning curves of several runs into one picture.
+
+    Attributes:
+        runs: the run directories.
+        output: the picture, .png, .pdf or .svg.
+    """
+
+    runs: Annotated[
+        Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="RUN ...", help_behavior_hint="(required)"),
+    ]
+    output: Path = Path("learning-curves.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class ListOptions:
+    """List the algorithms and the task families."""
+
+
+def train_options(algorithm: str, family: str) -> type:
+    """Return the dataclass of the options of `metajax train ALGORITHM FAMILY`.
+
+    One field per group of `presets.options`; names, types, defaults and help are those of the
+    factory's signature and docstring.
+
+    Raises:
+        MetajaxError: the algorithm or the family does not exist.
+    """
+    choices = presets.choices(family) if family in FAMILIES else {}
+    factories = presets.factories(algorithm, family)
+    groups: list[tuple[str, Any, Any]] = []
+    for group, parameters in presets.options(algorithm, family).items():
+        help_ = _help(factories[group])
+        fields = []
+        for name, parameter in parameters.items():
+            annotation = parameter.annotation
+            if group == "family" and name in choices:
+                annotation = Literal[choices[name]]
+            described = tyro.conf.arg(help=help_.get(name, ""), help_behavior_hint=_hint)
+            default = dataclasses.field(default=parameter.default)
+            fields.append((name, Annotated[annotation, described], default))
+        options = dataclasses.make_dataclass(group, fields, frozen=True)
+        options.__doc__ = _summary(factories[group])
+        kind = options if group in _PREFIXED else Annotated[options, OmitArgPrefixes]
+        groups.append((group, kind, dataclasses.field(default=options())))
+    where = f"where the run is kept; runs/{algorithm}-{family}-<date>-<time> by default."
+    described = tyro.conf.arg(help=where, help_behavior_hint=_hint)
+    directory = Annotated[Path | None, described]
+    groups.append(("run_directory", directory, dataclasses.field(default=None)))
+    options = dataclasses.make_dataclass("TrainOptions", groups, frozen=True)
+    options.__doc__ = (
+        f"Meta-train {algorithm} on {family} and evaluate it on held-out tasks.\n\n"
+        "metajax list names all algorithms and families; each pair has its own defaults."
+    )
+    return options
+
+
+_PREFIXED = {"policy", "evaluation"}
+
+
+def _summary(factory: Callable) -> str:
+    """Return the first line of a docstring as a description of what comes back."""
+    line = (inspect.getdoc(factory) or "").partition("\n")[0]
+    line = line.removeprefix("Return ").replace("`", "")
+    return line[:1].upper() + line[1:]
+
+
+def _help(factory: Callable) -> dict[str, str]:
+    """Return what a Google-style docstring says about each argument or attribute."""
+    doc = inspect.getdoc(factory) or ""
+    section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)*)", doc, re.MULTILINE)
+    entries = re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.M)
+    return {entry[1]: re.sub(r"\s+", " ", entry[2]).replace("`", "") for entry in entries}
+
+
+# ---------------------------------------------------------------------------------------------
+# Parsing
+# ---------------------------------------------------------------------------------------------
+
+
+def _whole_number(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is not a whole number.") from None
+
+
+def _number(word: str) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is not a number.") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{word!r} is not a finite number.")
+    return number
+
+
+_READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    int: ("INT", _whole_number),
+    float: ("NUMBER", _number),
+    str: ("NAME", str),
+    Path: ("PATH", Path),
+}
+
+
+def _read_plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Say how tyro reads numbers, names, paths, choices, and several or none of these."""
+    kind, optional, several = info.type, False, False
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        optional = len(kinds) < len(typing.get_args(kind))
+        kind = kinds[0]
+    if typing.get_origin(kind) in (tuple, collections.abc.Sequence):
+        kind, several = typing.get_args(kind)[0], True
+    if typing.get_origin(kind) is Literal:
+        allowed = typing.get_args(kind)
+        metavar = f"{{{','.join(allowed)}}}"
+
+        def read_name(word: str) -> str:
+            if word not in allowed:
+                raise unknown("value", word, allowed)
+            return word
+
+        read: Callable[[str], Any] = read_name
+
+    elif kind in _READERS:
+        metavar, read = _READERS[kind]
+    else:
+        return None
+
+    def instance(words: list[str]) -> Any:
+        if optional and words == ["None"]:
+            return None
+        return tuple(map(read, words)) if several else read(words[0])
+
+    def words(value: Any) -> list[str]:
+        return [str(v) for v in value] if several else [str(value)]
+
+    return PrimitiveConstructorSpec(
+        nargs="*" if several else 1,
+        metavar=f"{metavar} ..." if several else metavar,
+        instance_from_str=instance,
+        is_instance=lambda _: True,
+        str_from_instance=words,
+    )
+
+
+def _parse(
+    options: type, arguments: Sequence[str], program: str, hints: Mapping[str, str] | None = None
+) -> Any:
+    """Return `options` filled in from the command line.
+
+    Args:
+        options: a dataclass.
+        arguments: what was typed.
+        program: the words before them.
+        hints: what to say of some of the words that do not belong here.
+
+    Raises:
+        MetajaxError: an option does not exist, or its value is missing or of the wrong kind.
+    """
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_read_plain)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            chosen, left_over = tyro.cli(
+                options,
+                prog=program,
+                args=arguments,
+                registry=registry,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise MetajaxError(_sentence(complaint.getvalue(), program)) from None
+    if left_over:
+        word = next((w for w in left_over if w.startswith("-")), left_over[0])
+        word = word.partition("=")[0]
+        if word.startswith("-"):
+            word = word.replace("_", "-")
+        if hints and word in hints:
+            raise MetajaxError(hints[word])
+        if not word.startswith("-"):
+            raise MetajaxError(f"unexpected {word!r}; see {program} --help.")
+        raise unknown("option", word, _flags(options), see=f"{program} --help")
+    return chosen
+
+
+def _sentence(box: str, program: str) -> str:
+    """Return the first paragraph of an error box of tyro's, without title and frame."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    body = [line.strip(" │╭╮╰╯") for line in plain.splitlines()[1:]]
+    if body and not body[0].strip("-"):  # a rule under the title, where there is no frame
+        del body[0]
+    paragraph = itertools.takewhile(lambda line: line.strip("─-"), body)
+    sentence = " ".join(" ".join(paragraph).split())
+    sentence = sentence.removeprefix("Error parsing ").removesuffix("(required)")
+    return f"{sentence.rstrip('. ')}; see {program} --help."
+
+
+def _flags(options: type, prefix: str = "--") -> list[str]:
+    """Return the options that `_parse` would have accepted."""
+    found = []
+    for field in dataclasses.fields(options):
+        kind = field.type
+        flat = OmitArgPrefixes in getattr(kind, "__metadata__", ())
+        kind = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+        name = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            found += _flags(kind, prefix if flat else f"{prefix}{name}.")  # type: ignore
+        elif kind is bool:
+            found += [f"{prefix}{name}", f"{prefix}no-{name}"]
+        else:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Saying things
+# ---------------------------------------------------------------------------------------------
+
+
+def _say(text: str = "") -> None:
+    """Print; where nobody listens any more, go on in silence."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _count(number: float) -> str:
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{suffix}"
+    return f"{number:.0f}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["metajax", *map(str, words)])
+
+
+def _status(progress: TrainingProgress) -> str:
+    """Return the numbers of a progress line."""
+    returns = " -> ".join(
+        f"{np.mean(progress.metrics[name]):.1f}"
+        for name in ("return_before", "return_after")
+        if name in progress.metrics
+    )
+    parts = [
+        f"{_count(progress.environment_steps)} steps",
+        f"{_count(progress.steps_per_second)}/s",
+        f"return {returns}",
+        f"{_duration(progress.seconds_left)} left",
+    ]
+    if discarded := int(progress.discarded.sum()):
+        parts.append(f"{_plural(discarded, 'update')} discarded")
+    return ", ".join(parts)
+
+
+def _held_out(progress: TrainingProgress) -> str:
+    assert progress.returns is not None
+    means = " -> ".join(f"{summary.mean:.1f}" for summary in adaptation_curve(progress.returns))
+    return f"held-out tasks after {_plural(progress.iteration, 'iteration')}: {means}"
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[TrainingProgress], None]]:
+    """Yield what reports on training: one live line on a terminal, lines now and then elsewhere."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        _say("compiling ...")
+        last_line = 0.0
+
+        def report(progress: TrainingProgress) -> None:
+            nonlocal last_line
+            last = progress.iteration == progress.iterations
+            if last or time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                _say(f"{progress.iteration}/{progress.iterations}: {_status(progress)}")
+            if progress.returns is not None:
+                _say(_held_out(progress))
+            if last:
+                _say("evaluating ...")
+
+        yield report
+        return
+    columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[status]}")
+    with Progress(*columns, console=console) as display:
+        line = display.add_task("compiling ...", total=None, status="")
+
+        def report_live(progress: TrainingProgress) -> None:
+            total = progress.iterations
+            last = progress.iteration == total
+            display.update(
+                line,
+                description="evaluating ..." if last else f"{progress.iteration}/{total}",
+                total=total,
+                completed=progress.iteration,
+                status=_status(progress),
+            )
+            if progress.returns is not None:
+                console.print(_held_out(progress))
+
+        yield report_live
+
+
+def _show_curve(returns: np.ndarray, acting: str) -> None:
+    """Print the adaptation curve of `returns` `[seed, task, round, episode]`."""
+    seeds, tasks, _, episodes = returns.shape
+    _say(
+        f"Return with {acting} actions ({_plural(seeds, 'seed')} x "
+        f"{_plural(tasks, 'held-out task')} x {_plural(episodes, 'episode')})"
+    )
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    for column in ("adaptation steps", "interquartile mean", "95 % interval", "mean"):
+        table.add_column(column, justify="right")
+    for k, summary in enumerate(adaptation_curve(returns)):
+        interval = f"{summary.low:.1f} ... {summary.high:.1f}"
+        mean = f"{returns[:, :, k].mean():.1f}"
+        table.add_row(str(k), f"{summary.mean:.1f}", interval, mean)
+    console = Console(highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    _say(capture.get().rstrip())
+
+
+def _describe(config: presets.Config, experiment: presets.Experiment, asked: str) -> None:
+    """Say what is about to run on what."""
+    backend = experiment.family.backend
+    devices = jax.devices()
+    used = config["training"]["devices"]
+    kind = "CPU" if devices[0].platform == "cpu" else devices[0].device_kind
+    _say(
+        f"metajax {__version__}: {config['algorithm_name']} on {experiment.family.name}, "
+        f"JAX {jax.__version__} on {_plural(used, f'{kind} device')}"
+        + (f" of {len(devices)}" if len(devices) > used else "")
+    )
+    engine = _ENGINES.get(backend, backend)
+    if backend == "mujoco":
+        engine = f"C MuJoCo on {_plural(os.cpu_count() or 1, 'thread')}"
+    if backend == "jax":
+        _say(f"physics: none ({engine})")
+        return
+    found = "no accelerator" if devices[0].platform == "cpu" else devices[0].device_kind
+    why = f"{found} found" if asked == "auto" else "as asked for"
+    _say(f'physics: {engine} (backend "{backend}": {why})')
+
+
+# ---------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------
+
+
+def _train(arguments: Sequence[str]) -> int:
+    names = []
+    for word in arguments[:2]:
+        if word.startswith("-"):
+            break
+        names.append(word)
+    algorithm, family = [*names, *(DEFAULT_ALGORITHM, DEFAULT_FAMILY)[len(names) :]]
+    program = f"metajax train {algorithm} {family}"
+    options = train_options(algorithm, family)
+    hints = {
+        name: f"{name!r} comes too late: metajax train ALGORITHM FAMILY --option value ..."
+        for name in (*ALGORITHMS, *FAMILIES)
+    }
+    for other in FAMILIES:
+        for option in presets.options(algorithm, other)["family"]:
+            flag = f"--{option.replace('_', '-')}"
+            hints[flag] = f"{family} has no {flag}, as {other} has; see {program} --help."
+    chosen = _parse(options, arguments[len(names) :], program, hints)
+    config: presets.Config = {"algorithm_name": algorithm, "family_name": family}
+    for group in presets.GROUPS:
+        config[group] = dataclasses.asdict(getattr(chosen, group))
+    directory = chosen.run_directory
+    if directory is None:
+        directory = Path("runs") / f"{algorithm}-{family}-{datetime.now():%Y%m%d-%H%M%S}"
+    return _run(config, directory, resume=False)
+
+
+def _resume(options: ResumeOptions) -> int:
+    with open_run(options.run, lock=False) as run:
+        config = run.config
+        steps = saved_steps(run.checkpoints)
+        records = read_metrics(run.metrics) if run.metrics.exists() else []
+    done = steps[-1] if steps else 0
+    wanted = config["training"]["iterations"] if options.iterations is None else options.iterations
+    finished = any("final_held_out" in r and r["iteration"] == done for r in records)
+    if wanted < done:
+        raise MetajaxError(
+            f"{options.run} has done {done} iterations already; --iterations must be at least that."
+        )
+    if wanted == done and finished:
+        further = _command("resume", options.run, "--iterations", 2 * done)
+        _say(f"{options.run} is finished: {_plural(done, 'iteration')}. To go on: {further}")
+        return 0
+    config["training"]["iterations"] = wanted
+    return _run(config, options.run, resume=True)
+
+
+def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
+    """Train, and say what came of it."""
+    began = time.perf_counter()
+    _ask_for_devices(config["training"]["devices"])
+    asked = config["family"].get("backend", "")
+    experiment = presets.build(config)
+    if asked:  # the run stays with its engine, whatever machine it is resumed on
+        config["family"]["backend"] = experiment.family.backend
+    _describe(config, experiment, asked)
+    _say(f"run: {directory}")
+    with _progress() as report:
+        result = train(
+            experiment.algorithm,
+            experiment.family,
+            evaluation=experiment.evaluation,
+            run_directory=directory,
+            resume=resume,
+            config=config,
+            report=report,
+            **experiment.training,
+        )
+    again = ["resume", directory]
+    if resume:  # the directory keeps the number of iterations that it began with
+        again += ["--iterations", config["training"]["iterations"]]
+    done = int(result.state.iteration)
+    if result.interrupted is not None:
+        name = signal.Signals(result.interrupted).name
+        _say(f"stopped by {name} after {_plural(done, 'iteration')}, saved. To go on:")
+        _say(f"  {_command(*again)}")
+        return 128 + result.interrupted
+    _conclude(result, directory, done, time.perf_counter() - began)
+    return 0
+
+
+def _conclude(result: Result, directory: Path, done: int, seconds: float) -> None:
+    from metajax.plotting import plot_run
+
+    assert result.returns is not None
+    _say()
+    _show_curve(result.returns, "sampled")
+    _say()
+    picture = directory / "curves.png"
+    plot_run(directory, picture)
+    _say(f"picture:   {picture}")
+    _say(f"evaluate:  {_command('evaluate', directory)}")
+    _say(f"render:    {_command('render', directory)}")
+    _say(f"resume:    {_command('resume', directory, '--iterations', 2 * done)}")
+    compiling = _duration(result.compile_seconds)
+    _say(f"wall time: {_duration(seconds)}, {compiling} of it compiling")
+
+
+def _ask_for_devices(count: int) -> None:
+    """Make the CPU look like `count` devices, unless JAX has started or was told a number."""
+    if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+def _evaluate(options: EvaluateOptions) -> int:
+    experiment, state = load_run(options.run, step=options.step, backend=options.backend)
+    defaults = experiment.evaluation
+    sizes = {
+        "tasks": options.tasks,
+        "rounds": defaults.rounds if options.rounds is None else options.rounds,
+        "episodes": defaults.episodes if options.episodes is None else options.episodes,
+    }
+    for name, value in sizes.items():
+        _check_positive(name, value)
+    algorithm, family = experiment.algorithm, experiment.family
+    iteration = int(state.iteration)
+    _say(f"evaluating {options.run}, iteration {iteration} (physics: {family.backend}) ...")
+
+    @jax.jit
+    def evaluate_both(meta_params, keys):
+        def one_seed(meta_params, key):
+            both = [
+                evaluate(algorithm.agent, family, meta_params, key, **sizes, mode=mode)
+                for mode in (False, True)
+            ]
+            return both
+
+        return jax.vmap(one_seed)(meta_params, keys)
+
+    meta_params = state.train_state.meta_params
+    keys = jax.random.split(_key(experiment, "evaluate"), state.discarded.shape[0])
+    sampled, mode = map(np.asarray, evaluate_both(meta_params, keys))
+    _show_curve(sampled, "sampled")
+    _say()
+    _show_curve(mode, "mean")
+    _say()
+    output = options.run / "evaluation.json"
+    record = {
+        "iteration": iteration,
+        "backend": family.backend,
+        **sizes,
+        "sampled": _curve_record(sampled),
+        "mean": _curve_record(mode),
+    }
+    try:
+        output.write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise MetajaxError(f"cannot write {output}: {error.strerror}.") from None
+    _say(f"written to {output}")
+    return 0
+
+
+def _curve_record(returns: np.ndarray) -> dict[str, Any]:
+    """Return an adaptation curve as JSON can hold it."""
+    return {
+        "interquartile_mean": [s._asdict() for s in adaptation_curve(returns)],
+        "mean": returns.mean(axis=(0, 1, 3)).tolist(),
+        "returns_per_seed_task_round": returns.mean(axis=3).tolist(),
+    }
+
+
+def _key(experiment: presets.Experiment, use: Literal["evaluate", "render"]) -> jax.Array:
+    # The trainer splits the same key and takes the first three.
+    keys = jax.random.split(jax.random.key(experiment.training["seed"]), 5)
+    return keys[3 if use == "evaluate" else 4]
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise MetajaxError(f"--{name} is {value}; it must be at least 1.")
+
+
+def _render(options: RenderOptions) -> int:
+    from metajax import rendering
+
+    _check_positive("tasks", options.tasks)
+    with open_run(options.run, lock=False) as run:
+        config = run.config
+    name = config["family_name"]
+    available = rendering.formats(name)
+    wanted = [f".{kind}" for kind in ("html", "gif") if getattr(options, kind)] or available[:1]
+    for suffix in wanted:
+        if suffix not in available:
+            raise unknown(f"picture format of {name}", suffix, available)
+    experiment, state = load_run(options.run, step=options.step, backend=options.backend)
+    seeds = state.discarded.shape[0]
+    if not 0 <= options.seed < seeds:
+        raise MetajaxError(f"--seed is {options.seed}; the run has seeds 0 to {seeds - 1}.")
+    meta_params = jax.tree.map(lambda x: x[options.seed], state.train_state.meta_params)
+    for suffix in wanted:
+        output = options.run / f"render{suffix}"
+        rendering.render(
+            name,
+            experiment.algorithm.agent,
+            experiment.family,
+            meta_params,
+            _key(experiment, "render"),
+            output,
+            tasks=options.tasks,
+            adaptations=config["algorithm"].get("inner_steps", 1),
+            episodes=experiment.evaluation.episodes,
+        )
+        _say(f"written to {output}")
+    return 0
+
+
+def _plot(options: PlotOptions) -> int:
+    from metajax.plotting import plot_comparison
+
+    if not options.runs:
+        raise MetajaxError("which runs? Give at least one run directory: metajax plot RUN ...")
+    plot_comparison(options.runs, options.output)
+    _say(f"written to {options.output}")
+    return 0
+
+
+def _list(options: ListOptions) -> int:
+    del options
+    _say("algorithms")
+    for name, factory in sorted(ALGORITHMS.items()):
+        _say(f"  {name:<17}{_summary(factory)}")
+    _say("\nfamilies")
+    for name in sorted(FAMILIES):
+        env = make(name).env
+        space = env.action_space
+        acts = f"1 of {space.size}" if isinstance(space, Discrete) else f"{space.size} numbers"
+        _say(
+            f"  {name:<17}observation: {_plural(env.observation_size, 'number')}, "
+            f"action: {acts}, episode: {_plural(env.episode_length, 'step')}"
+        )
+        for option, names in presets.choices(name).items():
+            _say(f"{'':<19}--{option} {', '.join(names)}")
+    return 0
+
+
+class Command(NamedTuple):
+    """What a word on the command line does: `run(options)` or, for train, `run(arguments)`."""
+
+    run: Callable[[Any], int]
+    options: type | None = None
+
+
+COMMANDS = {
+    "train": Command(_train),
+    "resume": Command(_resume, ResumeOptions),
+    "evaluate": Command(_evaluate, EvaluateOptions),
+    "render": Command(_render, RenderOptions),
+    "plot": Command(_plot, PlotOptions),
+    "list": Command(_list, ListOptions),
+}
+
+
+def _usage() -> str:
+    about = {
+        "train": "Meta-train an algorithm on a task family.",
+        **{
+            name: (command.options.__doc__ or "").partition("\n")[0]
+            for name, command in COMMANDS.items()
+            if command.options is not None
+        },
+    }
+    return "\n".join(
+        [
+            "usage: metajax COMMAND [ARGUMENTS]",
+            "",
+            "Meta-reinforcement learning as one XLA program.",
+            "",
+            *(f"  {name:<10} {text}" for name, text in about.items()),
+            "",
+            f"metajax train is metajax train {DEFAULT_ALGORITHM} {DEFAULT_FAMILY}.",
+            "metajax COMMAND --help says more; metajax --version tells the version.",
+        ]
+    )
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _say(_usage())
+        return 0
+    if arguments[0] == "--version":
+        _say(f"metajax {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    command = COMMANDS[name]
+    if command.options is None:
+        return command.run(rest)
+    return command.run(_parse(command.options, rest, f"metajax {name}"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    0 is success, 2 a mistake of the user's (one sentence on stderr), 128 + n a stop by signal n.
+
+    Args:
+        arguments: without the program's name; those of this process by default.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(
+                f"warning: {message}", file=sys.stderr
+            )
+            return _dispatch(sys.argv[1:] if arguments is None else list(arguments))
+    except MetajaxError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except SystemExit as stop:  # tyro has shown its help
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
