@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from metajax.envs.physics import gymnasium_model, make_physics
+from metajax.envs.physics import make_physics
 from metajax.envs.splits import Split, finite, two_splits, uniform
 from metajax.errors import unknown
 from metajax.types import Continuous, Env, EnvState, TaskDistribution, TaskFamily
 
 FRAME_SKIP = 5
+BRAX_SUBSTEPS = 16  # of 3.125 ms, as in brax/envs/half_cheetah.py
 RESET_NOISE = 0.1
 CONTROL_COST = 0.05
 
@@ -117,7 +118,9 @@ def _halfcheetah(
         raise unknown("variant", variant, VARIANTS)
     chosen = VARIANTS[variant]
     horizon = chosen.episode_length if episode_length is None else episode_length
-    physics = make_physics(gymnasium_model("half_cheetah"), backend=backend, frame_skip=FRAME_SKIP)
+    physics = make_physics(
+        "half_cheetah", backend=backend, frame_skip=FRAME_SKIP, brax_substeps=BRAX_SUBSTEPS
+    )
     size = len(physics.default_qpos)
     actions = Continuous(len(physics.control_low), scale=chosen.action_scale)
 

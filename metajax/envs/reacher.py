@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from metajax.envs.physics import gymnasium_model, make_physics
+from metajax.envs.physics import make_physics
 from metajax.envs.splits import Split, two_splits, uniform
 from metajax.types import Continuous, Env, EnvState, TaskFamily
 
 FRAME_SKIP = 2
+BRAX_SUBSTEPS = 4  # of 5 ms, as in brax/envs/reacher.py
 GOAL_RADIUS = 0.2
 POSITION_NOISE = 0.1
 VELOCITY_NOISE = 0.005
@@ -39,13 +40,17 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
         MetajaxError: if the backend is unknown.
     """
     physics = make_physics(
-        gymnasium_model("reacher", without="target"), backend=backend, frame_skip=FRAME_SKIP
+        "reacher",
+        without="target",
+        backend=backend,
+        frame_skip=FRAME_SKIP,
+        brax_substeps=BRAX_SUBSTEPS,
     )
 
     actions = Continuous(2)
 
     def fingertip(simulator) -> Float[Array, "2"]:
-        return physics.body_position(simulator, "fingertip")[:2]
+        return physics.geom_position(simulator, "fingertip")[:2]
 
     def observe(simulator) -> Float[Array, "8"]:
         angles = physics.qpos(simulator)
