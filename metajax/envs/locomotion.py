@@ -24,7 +24,7 @@ class Variant(NamedTuple):
     Attributes:
         max_velocity: target velocities are U[0, max_velocity] m/s.
         episode_length: steps per episode.
-        action_scale: the control is this times the action.
+        action_scale: the control is this times the action, clipped to [-1, 1].
     """
 
     max_velocity: float
@@ -35,7 +35,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     # Finn et al. 2017: cbfinn/maml_rl, half_cheetah_env_rand.py and half_cheetah_env_rand_direc.py
     "maml": Variant(2.0, 200, 1.0),
-    # Rothfuss et al. 2019: ProMP, half_cheetah_rand_vel.py; normalization_scale 10
+    # Rothfuss et al. 2019: ProMP, half_cheetah_rand_vel.py; normalized_env.py, scale 10
     "promp": Variant(3.0, 100, 0.1),
     # Rakelly et al. 2019: oyster, rlkit/envs/half_cheetah_vel.py
     "pearl": Variant(3.0, 200, 1.0),
@@ -77,8 +77,8 @@ def halfcheetah_vel(
     The body is Gymnasium's half_cheetah.xml, 5 substeps of 0.01 s per step. A reset adds
     U(-0.1, 0.1) to the positions and 0.1·N(0, 1) to the velocities; episodes never terminate. The
     observation [17] is that of HalfCheetah-v5, qpos[1:] and qvel; the centre of mass that some
-    papers append is left out. The control is the action, clipped to [-1, 1], times the variant's
-    action scale; its cost counts the control that was applied.
+    papers append is left out. The control is the action times the variant's action scale,
+    clipped to [-1, 1]; its cost counts the control that was applied.
 
     Args:
         backend: the physics engine, see `metajax.envs.physics.resolve_backend`.
@@ -122,7 +122,8 @@ def _halfcheetah(
         "half_cheetah", backend=backend, frame_skip=FRAME_SKIP, brax_substeps=BRAX_SUBSTEPS
     )
     size = len(physics.default_qpos)
-    actions = Continuous(len(physics.control_low), scale=chosen.action_scale)
+    limit = 1.0 / chosen.action_scale
+    actions = Continuous(len(physics.control_low), -limit, limit, chosen.action_scale)
 
     def observe(simulator) -> Float[Array, "17"]:
         return jnp.concatenate([physics.qpos(simulator)[1:], physics.qvel(simulator)])
