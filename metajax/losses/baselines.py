@@ -1,5 +1,6 @@
 """The linear feature baseline: predict returns from the observation and the time."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -23,18 +24,20 @@ def fit_linear(
 ) -> Float[Array, "feature"]:
     """Return the weights w that minimise Σ_valid (features·w - returns)² + ridge ‖w‖².
 
-    Solved through an eigendecomposition, whose eigenvalues are kept above the rounding error of
-    the sums: collinear features (a constant observation, say) stay harmless in float32.
+    Features are brought to one scale and the normal equations solved through an
+    eigendecomposition, whose eigenvalues are kept above the rounding error of the sums: features
+    of different size, collinear or constant ones stay harmless in float32.
 
     Args:
         features: `[sample, feature]`.
         returns: `[sample]`.
         valid: samples that count.
-        ridge: penalty on the weights.
+        ridge: penalty on the weights, more than 0.
     """
     masked = jnp.where(valid[:, None], features, 0.0)
-    gram = masked.T @ masked
-    eigenvalues, basis = jnp.linalg.eigh(gram)
+    gram = masked.T @ masked + ridge * jnp.eye(features.shape[1], dtype=features.dtype)
+    scale = jax.lax.rsqrt(jnp.diagonal(gram))
+    eigenvalues, basis = jnp.linalg.eigh(gram * jnp.outer(scale, scale))
     rounding = jnp.finfo(gram.dtype).eps * gram.shape[0] * eigenvalues[-1]
-    projected = basis.T @ (masked.T @ jnp.where(valid, returns, 0.0))
-    return basis @ (projected / (jnp.maximum(eigenvalues, rounding) + ridge))
+    projected = basis.T @ (scale * (masked.T @ jnp.where(valid, returns, 0.0)))
+    return scale * (basis @ (projected / jnp.maximum(eigenvalues, rounding)))

@@ -7,15 +7,19 @@ loop's objective is for:
 ===================  ==========================================  ============================
 objective            second derivative in expectation            source
 ===================  ==========================================  ============================
-`naive`              wrong: misses how θ shapes the data         most public MAML code
+`naive`              misses how θ shapes the data; often         most public MAML code
+                     further off than first order
 `likelihood_ratio`   misses how θ shapes later credit            Rothfuss et al. 2019, LVC
 `dice`               exact                                       Foerster et al. 2018
 `loaded_dice`        exact, with lower variance                  Farquhar et al. 2019
 ===================  ==========================================  ============================
 
 `advantage` is credit for each action and is taken as a constant. It enters without a factor
-discount^t, as practice has it; pass discount^t · advantage for the gradient of the discounted
-return itself.
+discount^t, as practice has it, and then no return has the resulting gradient unless discount is 1.
+"Exact" above is for the undiscounted return, or for the discounted one with discount^t · advantage
+and discount^t · baseline.
+
+Padding neither counts nor matters, in value or derivative, whatever it holds.
 """
 
 from collections.abc import Callable
@@ -33,6 +37,11 @@ def _magic_box(x: Array) -> Array:
     return jnp.exp(x - jax.lax.stop_gradient(x))
 
 
+def _masked(valid: Array, *arrays: Array) -> list[Array]:
+    """Return the arrays with zeros for padding, before anything else can touch what it holds."""
+    return [jnp.where(valid, x, 0.0) for x in arrays]
+
+
 def naive(
     log_prob: Float[Array, "time"],
     advantage: Float[Array, "time"],
@@ -41,7 +50,8 @@ def naive(
 ) -> Float[Array, ""]:
     """Return Σ_t log π(a_t) A_t: right once, biased when differentiated again."""
     del baseline
-    return jnp.sum(jnp.where(valid, log_prob * advantage, 0.0))
+    log_prob, advantage = _masked(valid, log_prob, advantage)
+    return jnp.sum(log_prob * advantage)
 
 
 def likelihood_ratio(
@@ -52,11 +62,12 @@ def likelihood_ratio(
 ) -> Float[Array, ""]:
     """Return ProMP's low variance curvature objective Σ_t π(a_t)/⊥π(a_t) A_t (equation 5).
 
-    Its expected Hessian is the exact one less the terms Σ_t ∇log π(a_t) ∇A_tᵀ and their transpose,
-    where ∇A_t is the dependence of the expected credit on the later policy.
+    Its expected Hessian is the exact one less E[Σ_t ∇log π(a_t|s_t) ∇Q_t(s_t,a_t)ᵀ] and its
+    transpose: ∇Q_t is how the expected return after t depends on the later policy.
     """
     del baseline
-    return jnp.sum(jnp.where(valid, _magic_box(log_prob) * advantage, 0.0))
+    log_prob, advantage = _masked(valid, log_prob, advantage)
+    return jnp.sum(_magic_box(log_prob) * advantage)
 
 
 def dice(
@@ -70,11 +81,12 @@ def dice(
     `advantage + baseline` is the return-to-go, its differences are the rewards. The baseline
     lowers the variance of the first derivative only.
     """
-    log_prob = jnp.where(valid, log_prob, 0.0)
-    returns = jnp.where(valid, advantage + baseline, 0.0)
+    log_prob, advantage, baseline = _masked(valid, log_prob, advantage, baseline)
+    returns = advantage + baseline
     reward = returns - jnp.append(returns[1:], 0.0)
-    objective = _magic_box(jnp.cumsum(log_prob)) * reward + (1 - _magic_box(log_prob)) * baseline
-    return jnp.sum(jnp.where(valid, objective, 0.0))
+    return jnp.sum(
+        _magic_box(jnp.cumsum(log_prob)) * reward + (1 - _magic_box(log_prob)) * baseline
+    )
 
 
 def loaded_dice(
@@ -85,10 +97,9 @@ def loaded_dice(
 ) -> Float[Array, ""]:
     """Return Loaded DiCE with λ = 1: Σ_t (☐(a_≤t) - ☐(a_<t)) A_t (Farquhar et al., section 4)."""
     del baseline
-    log_prob = jnp.where(valid, log_prob, 0.0)
+    log_prob, advantage = _masked(valid, log_prob, advantage)
     total = jnp.cumsum(log_prob)
-    objective = (_magic_box(total) - _magic_box(total - log_prob)) * advantage
-    return jnp.sum(jnp.where(valid, objective, 0.0))
+    return jnp.sum((_magic_box(total) - _magic_box(total - log_prob)) * advantage)
 
 
 ESTIMATORS: dict[str, Callable[..., Float[Array, ""]]] = {
@@ -117,8 +128,10 @@ def importance_weighted(
         clip: ε of PPO's pessimistic bound min(ρA, clip(ρ, 1-ε, 1+ε)A) (Schulman et al. 2017,
             equation 7); None leaves the ratio alone.
     """
+    log_prob, behaviour_log_prob, advantage = _masked(
+        valid, log_prob, behaviour_log_prob, advantage
+    )
     ratio = jnp.exp(log_prob - behaviour_log_prob)
-    surrogate = ratio * advantage
-    if clip is not None:
-        surrogate = jnp.minimum(surrogate, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
-    return jnp.where(valid, surrogate, 0.0)
+    if clip is None:
+        return ratio * advantage
+    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)

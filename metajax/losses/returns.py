@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+Scalar = float | Float[Array, ""]
+
 
 def discounted_returns(
-    reward: Float[Array, "time"], valid: Bool[Array, "time"], discount: float
+    reward: Float[Array, "time"], valid: Bool[Array, "time"], discount: Scalar
 ) -> Float[Array, "time"]:
     """Return G_t = Σ_{s≥t} discount^(s-t) reward_s over the valid steps."""
 
@@ -30,8 +32,8 @@ def generalized_advantages(
     terminated: Bool[Array, "time"],
     valid: Bool[Array, "time"],
     *,
-    discount: float,
-    trace: float,
+    discount: Scalar,
+    trace: Scalar,
 ) -> Float[Array, "time"]:
     """Return GAE(discount, trace) advantages (Schulman et al. 2016, equation 16).
 

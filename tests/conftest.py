@@ -1,0 +1,22 @@
+"""Settings for every test: strict shapes, four CPU devices, types checked at run time."""
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 4)  # for tests of sharding; nothing else uses the others
+
+# Shapes and types of arguments and results are checked in these modules. Those that define pytree
+# dataclasses are left out: JAX builds such objects from shapes, keys and placeholders too.
+install_import_hook(
+    [
+        "metajax.algorithms.trust_region",
+        "metajax.envs",
+        "metajax.evaluation",
+        "metajax.losses",
+        "metajax.policies.mlp",
+        "metajax.rollout",
+        "metajax.rules",
+    ],
+    "beartype.beartype",
+)

@@ -1,0 +1,84 @@
+"""Distributions against scipy.stats."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+from metajax.policies import Categorical, DiagonalNormal
+
+rng = np.random.default_rng(0)
+MEAN, LOG_STD = rng.normal(size=(2, 4, 3)).astype(np.float32)
+OTHER_MEAN, OTHER_LOG_STD = rng.normal(size=(2, 4, 3)).astype(np.float32)
+LOGITS, OTHER_LOGITS = rng.normal(size=(2, 4, 5)).astype(np.float32)
+
+normal = DiagonalNormal(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
+other_normal = DiagonalNormal(jnp.asarray(OTHER_MEAN), jnp.asarray(OTHER_LOG_STD))
+categorical = Categorical(jnp.asarray(LOGITS))
+other_categorical = Categorical(jnp.asarray(OTHER_LOGITS))
+probabilities = scipy.special.softmax(LOGITS.astype(np.float64), axis=-1)
+other_probabilities = scipy.special.softmax(OTHER_LOGITS.astype(np.float64), axis=-1)
+
+
+def test_normal():
+    """Quantities of an action are sums over its dimensions, never means."""
+    reference = scipy.stats.norm(MEAN, np.exp(LOG_STD))
+    action = rng.normal(size=MEAN.shape).astype(np.float32)
+    np.testing.assert_allclose(
+        normal.log_prob(jnp.asarray(action)), reference.logpdf(action).sum(-1), rtol=1e-5
+    )
+    np.testing.assert_allclose(normal.entropy(), reference.entropy().sum(-1), rtol=1e-5)
+    np.testing.assert_array_equal(normal.mode(), MEAN)
+
+
+def test_categorical():
+    for action in range(5):
+        np.testing.assert_allclose(
+            categorical.log_prob(jnp.full(4, action)), np.log(probabilities[:, action]), rtol=1e-5
+        )
+    np.testing.assert_allclose(
+        categorical.entropy(), scipy.stats.entropy(probabilities, axis=-1), rtol=1e-5
+    )
+    np.testing.assert_array_equal(categorical.mode(), LOGITS.argmax(-1))
+
+
+def test_categorical_divergence():
+    expected = scipy.stats.entropy(probabilities, other_probabilities, axis=-1)
+    np.testing.assert_allclose(categorical.kl(other_categorical), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(normal, other_normal), (categorical, other_categorical)]
+)
+def test_divergence_is_a_mean_log_ratio(one, other):
+    """KL(one ‖ other) = E_one[log one - log other], within 4σ, and not the other way round."""
+    action = jax.vmap(one.sample)(jax.random.split(jax.random.key(0), 100_000))
+    batch = lambda d: jax.tree.map(lambda x: x[None], d)
+    ratio = np.asarray(batch(one).log_prob(action) - batch(other).log_prob(action), np.float64)
+    error = ratio.std(axis=0) / np.sqrt(len(ratio))
+    assert np.all(np.abs(ratio.mean(axis=0) - one.kl(other)) < 4 * error)
+    assert np.any(np.abs(ratio.mean(axis=0) - other.kl(one)) > 4 * error)
+    np.testing.assert_allclose(one.kl(one), 0, atol=1e-6)
+
+
+def test_samples_have_the_right_distribution():
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    drawn = np.asarray(jax.vmap(normal.sample)(keys))
+    for index in np.ndindex(MEAN.shape):
+        reference = scipy.stats.norm(MEAN[index], np.exp(LOG_STD[index]))
+        assert scipy.stats.kstest(drawn[:, *index], reference.cdf).pvalue > 1e-4
+    drawn = np.asarray(jax.vmap(categorical.sample)(keys))
+    assert drawn.dtype == np.int32
+    for row in range(len(LOGITS)):
+        counts = np.bincount(drawn[:, row], minlength=5)
+        assert scipy.stats.chisquare(counts, len(keys) * probabilities[row]).pvalue > 1e-4
+
+
+def test_extreme_logits_stay_finite():
+    sure = Categorical(jnp.array([0.0, 1e4, -1e4]))
+    values = [sure.log_prob(jnp.array(1)), sure.entropy(), sure.kl(sure)]
+    np.testing.assert_array_equal(values, 0)
+    slope = jax.grad(lambda x: Categorical(x).entropy() + Categorical(x).log_prob(jnp.array(0)))
+    assert np.all(np.isfinite(slope(sure.logits)))

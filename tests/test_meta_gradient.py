@@ -1,0 +1,586 @@
+"""The meta-gradient against exact answers: dynamic programming, closed forms, finite differences.
+
+All in float64. "Exact" is the derivative of the true return after adaptation, J(θ + α∇J(θ)).
+"""
+
+import dataclasses
+import functools
+import importlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from enumerated import (
+    action_probabilities,
+    action_values,
+    enumerate_trajectories,
+    expected_return,
+    log_probs,
+    log_transition,
+    occupancy,
+    rollout_of_everything,
+)
+from jax.flatten_util import ravel_pytree
+
+from metajax.algorithms.maml import MetaParams, maml
+from metajax.envs.tabular import tabular
+from metajax.errors import MetajaxError
+from metajax.losses import policy_gradient, returns
+from metajax.policies import mlp
+from metajax.rollout import rollout
+from metajax.rules import fixed, sgd
+from metajax.types import (
+    Continuous,
+    Discrete,
+    Env,
+    EnvState,
+    StepInput,
+    TrainState,
+    Trajectory,
+)
+
+STATES, ACTIONS, LENGTH = 3, 2, 3
+EVERYTHING = enumerate_trajectories(STATES, ACTIONS, LENGTH)
+COUNT = len(EVERYTHING.states)
+STEP = 1.0  # long enough for the curvature of the return to matter
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+class Problem:
+    """A policy, its parameters as one vector, and two random tasks."""
+
+    def __init__(self):
+        self.family = tabular(states=STATES, actions=ACTIONS, episode_length=LENGTH, reward_std=0.0)
+        self.policy = mlp(STATES, Discrete(ACTIONS), hidden=(3,))
+        params = self.policy.init(jax.random.key(1))
+        # Far from uniform, so that no symmetry hides a missing term.
+        flat, self.unravel = ravel_pytree(params)
+        self.flat = flat + 0.3 * jax.random.normal(jax.random.key(2), flat.shape)
+        self.params = self.unravel(self.flat)
+        self.tasks = jax.vmap(self.family.train.sample)(jax.random.split(jax.random.key(8), 2))
+        self.task = jax.tree.map(lambda x: x[0], self.tasks)
+
+    def log_probs(self, flat):
+        return log_probs(self.policy, self.unravel(flat), EVERYTHING, STATES)
+
+    def expected_return(self, flat, task=None, discount=1.0):
+        task = self.task if task is None else task
+        return expected_return(self.policy, self.unravel(flat), task, LENGTH, discount)
+
+    def probability(self, flat):
+        total = jnp.sum(self.log_probs(flat), axis=-1)
+        return jnp.exp(total + log_transition(self.task, EVERYTHING))
+
+    def missing_terms(self, flat, discount=1.0):
+        """Return E[Σ_t discount^t ∇log π(a_t|s_t) ∇Q_t(s_t,a_t)ᵀ], by dynamic programming."""
+
+        def log_pi(flat):
+            return jnp.log(action_probabilities(self.policy, self.unravel(flat), STATES))
+
+        def q_values(flat):
+            return action_values(jnp.exp(log_pi(flat)), self.task, LENGTH, discount)
+
+        pi = jnp.exp(log_pi(flat))
+        visits = occupancy(pi, self.task, LENGTH) * discount ** jnp.arange(LENGTH)[:, None]
+        weight = visits[:, :, None] * pi[None]
+        return jnp.einsum(
+            "tsa,sai,tsaj->ij", weight, jax.jacobian(log_pi)(flat), jax.jacobian(q_values)(flat)
+        )
+
+    def credit(self, discount, with_baseline, enter_discount=True):
+        """Return advantage and baseline `[trajectory, time]`, for the discounted return."""
+        reward = self.task["reward"][EVERYTHING.states, EVERYTHING.actions]
+        valid = jnp.ones(reward.shape, bool)
+        to_go = jax.vmap(lambda r, v: returns.discounted_returns(r, v, discount))(reward, valid)
+        baseline = jnp.zeros_like(to_go)
+        if with_baseline:  # of state and time, and no good: it must not matter
+            baseline = jax.random.normal(jax.random.key(4), (LENGTH, STATES))
+            baseline = baseline[jnp.arange(LENGTH), EVERYTHING.states]
+        weight = discount ** jnp.arange(LENGTH) if enter_discount else jnp.ones(LENGTH)
+        weight = jnp.broadcast_to(weight, to_go.shape)
+        return weight * (to_go - baseline), weight * baseline
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return Problem()
+
+
+def relative_error(found, exact):
+    return float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact))
+
+
+# --- the estimators in expectation -----------------------------------------------------------
+
+
+def test_probabilities_add_up_and_give_the_expected_return(problem):
+    probability = problem.probability(problem.flat)
+    reward = problem.task["reward"][EVERYTHING.states, EVERYTHING.actions]
+    np.testing.assert_allclose(jnp.sum(probability), 1, rtol=1e-12)
+    np.testing.assert_allclose(
+        probability @ jnp.sum(reward, axis=-1), problem.expected_return(problem.flat), rtol=1e-12
+    )
+
+
+class Derivatives(NamedTuple):
+    """Of a return, or of an estimate of it: first, second, and through one inner step."""
+
+    gradient: jax.Array
+    hessian: jax.Array
+    meta_gradient: jax.Array
+
+
+@pytest.fixture(scope="module")
+def exact(problem):
+    """Return a function from the discount to the truth."""
+
+    def derivatives(discount):
+        def before(flat):
+            return problem.expected_return(flat, discount=discount)
+
+        def after(flat):
+            return before(flat + STEP * jax.grad(before)(flat))
+
+        flat = problem.flat
+        return Derivatives(jax.grad(before)(flat), jax.hessian(before)(flat), jax.grad(after)(flat))
+
+    return jax.jit(derivatives)
+
+
+@pytest.fixture(scope="module")
+def estimated(problem):
+    """Return a function from an estimator's name and credit to its expected derivatives."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(estimator, advantage, baseline):
+        estimate = jax.vmap(policy_gradient.ESTIMATORS[estimator])
+        valid = jnp.ones(advantage.shape, bool)
+
+        def objective(flat, sampled_by):
+            probability = jax.lax.stop_gradient(problem.probability(sampled_by))
+            each = estimate(problem.log_probs(flat), advantage, baseline, valid)
+            return jnp.sum(probability * each)
+
+        def after(flat):
+            """Adapt, then return the surrogate on the adapted policy's own trajectories."""
+            adapted = flat + STEP * jax.grad(objective)(flat, flat)
+            log_prob = problem.log_probs(adapted)
+            behaviour = jax.lax.stop_gradient(log_prob)
+            gain = policy_gradient.importance_weighted(log_prob, behaviour, advantage, valid)
+            return jax.lax.stop_gradient(problem.probability(adapted)) @ jnp.sum(gain, axis=-1)
+
+        flat = problem.flat
+        return Derivatives(
+            jax.grad(objective)(flat, flat),
+            jax.hessian(objective)(flat, flat),
+            jax.grad(after)(flat),
+        )
+
+    return derivatives
+
+
+@pytest.fixture(scope="module")
+def missing_terms(problem):
+    return jax.jit(lambda discount: problem.missing_terms(problem.flat, discount))
+
+
+@pytest.mark.parametrize("estimator", policy_gradient.ESTIMATORS)
+@pytest.mark.parametrize("discount", [1.0, 0.8])
+@pytest.mark.parametrize("with_baseline", [False, True])
+def test_estimators_in_expectation(
+    problem, exact, estimated, missing_terms, estimator, discount, with_baseline
+):
+    truth = exact(discount)
+    found = estimated(estimator, *problem.credit(discount, with_baseline))
+    np.testing.assert_allclose(found.gradient, truth.gradient, rtol=1e-9, atol=1e-12)
+    error = relative_error(found.meta_gradient, truth.meta_gradient)
+    print(f"{estimator}, {discount=}, {with_baseline=}: {error:.2e}")
+    if estimator in ("dice", "loaded_dice"):
+        assert relative_error(found.hessian, truth.hessian) < 1e-9
+        assert error < 1e-6
+    elif estimator == "likelihood_ratio":
+        missing = missing_terms(discount)
+        missing = missing + missing.T
+        assert relative_error(found.hessian, truth.hessian - missing) < 1e-9
+        adapted_gradient = jnp.linalg.solve(
+            jnp.eye(len(missing)) + STEP * truth.hessian, truth.meta_gradient
+        )
+        lost = STEP * missing @ adapted_gradient
+        assert relative_error(found.meta_gradient, truth.meta_gradient - lost) < 1e-6
+        assert error > 0.1
+    else:
+        assert error > 1  # worse than no second order at all
+
+
+def test_first_order_misses_the_curvature(problem, exact):
+    truth = exact(1.0)
+    first_order = jnp.linalg.solve(
+        jnp.eye(len(problem.flat)) + STEP * truth.hessian, truth.meta_gradient
+    )
+    error = relative_error(first_order, truth.meta_gradient)
+    print(f"first order: {error:.2e}")
+    assert error > 0.1
+
+
+def test_without_the_factor_of_the_discount_no_second_derivative_is_exact(
+    problem, exact, estimated
+):
+    """As practice has it: γ < 1 makes the credit, but does not weigh the steps."""
+    credit = problem.credit(0.8, with_baseline=False, enter_discount=False)
+    error = relative_error(estimated("dice", *credit).meta_gradient, exact(0.8).meta_gradient)
+    print(f"no factor: {error:.2e}")
+    assert error > 0.05
+
+
+# --- maml itself, on the enumerated trajectories -----------------------------------------------
+
+
+def meta_gradient_of(algorithm, state: TrainState, tasks) -> jax.Array:
+    """Return the meta-gradient of one `update` with Adam outside, read from Adam's first moment."""
+    new, metrics = jax.jit(algorithm.update)(state, tasks, jax.random.key(0))
+    first_moment, _ = new.optimizer_state["outer"][0].mu  # (1 - 0.9) of the loss's gradient
+    gradient = -10 * ravel_pytree(first_moment)[0]
+    np.testing.assert_allclose(jnp.linalg.norm(gradient), metrics["meta_gradient_norm"], rtol=1e-9)
+    return gradient
+
+
+def start(algorithm, params) -> TrainState:
+    """Return the state in which the policy's parameters are `params`."""
+    state = algorithm.init(jax.random.key(0), None)
+    optimizer_state = jax.tree.map(
+        lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        state.optimizer_state,
+    )
+    return TrainState(MetaParams(params, (), ()), optimizer_state)
+
+
+PLAIN = {"baseline": "none", "discount": 1.0, "normalize_advantages": False, "outer": "adam"}
+
+
+@pytest.fixture
+def everything(problem, monkeypatch):
+    """Let `maml` play every trajectory, weighted by its probability; return a factory of it."""
+    env = problem.family.env
+    module = importlib.import_module("metajax.algorithms.maml")  # the name is also the function's
+    monkeypatch.setattr(module, "rollout", rollout_of_everything(env, EVERYTHING))
+    return functools.partial(maml, env, problem.policy, episodes=COUNT, **PLAIN)
+
+
+def exact_maml(problem, rates):
+    """Return the mean over tasks of the return after steps of the given sizes, and its gradient.
+
+    maml's losses are means over steps, so its rates and its gradients carry a factor 1/LENGTH.
+    """
+
+    def after(flat):
+        def of_task(task):
+            adapted = flat
+            for rate in rates:
+                adapted += rate / LENGTH * jax.grad(problem.expected_return)(adapted, task)
+            return problem.expected_return(adapted, task) / LENGTH
+
+        return jnp.mean(jax.vmap(of_task)(problem.tasks))
+
+    return jax.jit(after), jax.jit(jax.grad(after))(problem.flat)
+
+
+RATE = STEP * LENGTH
+
+
+def first_order_maml(problem):
+    """Return the mean over tasks of the gradient at the adapted parameters, by the same factor."""
+
+    def of_task(task):
+        adapted = problem.flat + STEP * jax.grad(problem.expected_return)(problem.flat, task)
+        return jax.grad(problem.expected_return)(adapted, task) / LENGTH
+
+    return jnp.mean(jax.jit(jax.vmap(of_task))(problem.tasks), axis=0)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "low", "high"),
+    [
+        ("dice", 0, 1e-6),
+        ("loaded_dice", 0, 1e-6),
+        ("likelihood_ratio", 0.1, 0.3),
+        ("naive", 1, 10),
+    ],
+)
+def test_maml_meta_gradient(problem, everything, estimator, low, high):
+    algorithm = everything(estimator=estimator, inner_learning_rate=RATE)
+    found = meta_gradient_of(algorithm, start(algorithm, problem.params), problem.tasks)
+    error = relative_error(found, exact_maml(problem, [RATE])[1])
+    print(f"maml, {estimator}: {error:.2e}")
+    assert low <= error < high
+
+
+def test_maml_first_order(problem, everything):
+    algorithm = everything(estimator="naive", inner_learning_rate=RATE, first_order=True)
+    found = meta_gradient_of(algorithm, start(algorithm, problem.params), problem.tasks)
+
+    assert relative_error(found, first_order_maml(problem)) < 1e-9
+    error = relative_error(found, exact_maml(problem, [RATE])[1])
+    print(f"maml, first order: {error:.2e}")
+    assert error > 0.1
+
+
+@pytest.mark.parametrize("rematerialize", [False, True])
+def test_maml_with_three_steps_of_decayed_rate(problem, everything, rematerialize):
+    algorithm = everything(
+        estimator="dice",
+        inner_steps=3,
+        inner_learning_rate=RATE,
+        inner_learning_rate_decay=0.5,
+        rematerialize=rematerialize,
+    )
+    found = meta_gradient_of(algorithm, start(algorithm, problem.params), problem.tasks)
+    after, exact = exact_maml(problem, [RATE, RATE / 2, RATE / 2])
+    assert relative_error(found, exact) < 1e-6
+
+    # And against finite differences of the whole objective, adaptation included.
+    directions = jax.random.normal(jax.random.key(6), (3, len(problem.flat)))
+    for direction in directions:
+        step = 1e-5 * direction
+        slope = (after(problem.flat + step) - after(problem.flat - step)) / 2e-5
+        np.testing.assert_allclose(found @ direction, slope, rtol=1e-6)
+
+
+# --- sampled ------------------------------------------------------------------------------------
+
+
+def standard_errors(samples, expected):
+    """Return how many standard errors the mean of `samples[sample, ...]` is from `expected`."""
+    spread = jnp.std(samples, axis=0, ddof=1) / jnp.sqrt(len(samples))
+    return np.asarray(jnp.abs(jnp.mean(samples, axis=0) - expected) / spread)
+
+
+@pytest.fixture(scope="module")
+def sampled(problem):
+    """Return 40 000 episodes from the real `rollout`."""
+
+    def act(memory, step_input, key):
+        memory, output = problem.policy.step(problem.params, memory, step_input)
+        return memory, output.distribution.sample(key), output
+
+    return jax.jit(
+        lambda key: rollout(
+            key, problem.family.env, problem.task, act, (), episodes=40_000, parallel=True
+        )
+    )(jax.random.key(8))
+
+
+@pytest.mark.parametrize("estimator", policy_gradient.ESTIMATORS)
+def test_estimators_on_sampled_episodes(problem, exact, missing_terms, sampled, estimator):
+    """First and second derivatives along random directions have the exact mean, within 3σ."""
+    directions = jax.random.normal(jax.random.key(9), (5, 2, len(problem.flat)))
+
+    def objective(flat, episode: Trajectory):
+        _, output = problem.policy.unroll(problem.unravel(flat), (), episode.step_input)
+        to_go = returns.discounted_returns(episode.reward, episode.valid, 1.0)
+        baseline = jnp.array([0.5, -1.0, 2.0])[jnp.argmax(episode.step_input.observation, axis=-1)]
+        return policy_gradient.ESTIMATORS[estimator](
+            output.distribution.log_prob(episode.action), to_go - baseline, baseline, episode.valid
+        )
+
+    def derivatives(episode, direction):
+        slope, bend = jax.jvp(
+            lambda flat: jax.grad(objective)(flat, episode) @ direction[0],
+            (problem.flat,),
+            (direction[1],),
+        )
+        return slope, bend
+
+    each = jax.vmap(jax.vmap(derivatives, in_axes=(None, 0)), in_axes=(0, None))
+    slope, bend = jax.jit(each)(sampled, directions)
+    truth = exact(1.0)
+    assert standard_errors(slope, directions[:, 0] @ truth.gradient).max() < 3
+    hessian = truth.hessian
+    if estimator == "likelihood_ratio":
+        hessian -= missing_terms(1.0) + missing_terms(1.0).T
+    expected = jnp.einsum("di,ij,dj->d", directions[:, 0], hessian, directions[:, 1])
+    errors = standard_errors(bend, expected)
+    print(f"{estimator}: {errors.round(1)} standard errors")
+    assert errors.max() > 10 if estimator == "naive" else errors.max() < 3
+
+
+def test_maml_on_sampled_trajectories(problem):
+    """The mean meta-gradient of many sampled meta-iterations is the exact one, within 3σ."""
+    algorithm = maml(
+        problem.family.env,
+        problem.policy,
+        episodes=4000,  # the bias of a nonlinear function of a mean falls as 1/episodes
+        estimator="loaded_dice",
+        inner_learning_rate=RATE,
+        **PLAIN | {"baseline": "linear"},
+    )
+    state = start(algorithm, problem.params)
+
+    @jax.jit
+    @jax.vmap
+    def meta_gradient(key):
+        new, _ = algorithm.update(state, problem.tasks, key)
+        return -10 * ravel_pytree(new.optimizer_state["outer"][0].mu[0])[0]
+
+    directions = jax.random.normal(jax.random.key(9), (len(problem.flat), 5))
+    samples = meta_gradient(jax.random.split(jax.random.key(7), 40)) @ directions
+    errors = standard_errors(samples, exact_maml(problem, [RATE])[1] @ directions)
+    others = standard_errors(samples, first_order_maml(problem) @ directions)
+    print(f"maml, sampled: {errors.round(1)} standard errors; first order {others.round(1)}")
+    assert errors.max() < 3
+    assert others.max() > 10  # so the check would see a wrong meta-gradient
+
+
+# --- a quadratic, in closed form ------------------------------------------------------------------
+
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(6)
+NODES = np.stack(np.meshgrid(NODES, NODES), axis=-1).reshape(-1, 2)
+WEIGHTS = np.outer(WEIGHTS, WEIGHTS).ravel() / WEIGHTS.sum() ** 2
+BOWL = np.array([[1.0, 0.3], [0.3, 0.5]])
+CENTRES = np.array([[1.0, -2.0], [0.5, 1.5]])
+
+
+def bandit(reward) -> Env:
+    """Return an environment of one step whose reward is `reward(action, task)`."""
+
+    def reset(key, task):
+        no = jnp.zeros((), bool)
+        return EnvState(jnp.zeros(1), jnp.zeros(()), no, no, jnp.zeros((), jnp.int32), task, ())
+
+    def step(state, action):
+        return dataclasses.replace(
+            state,
+            reward=reward(action, state.task),
+            truncated=~state.truncated,
+            time=state.time + 1,
+        )
+
+    return Env(reset, step, 1, Continuous(2, -np.inf, np.inf), 1)
+
+
+def quadratic(action, centre):
+    return -0.5 * (action - centre) @ BOWL @ (action - centre)
+
+
+def quadrature_rollout(key, env, task, act, memory, *, episodes, parallel):
+    """Play the nodes of a Gauss-Hermite rule, weighted: expectations of polynomials are exact."""
+    del key, parallel
+    assert episodes == len(NODES)
+    first = env.reset(jax.random.key(0), task)
+    one = StepInput(first.observation[None], jnp.zeros((1, 2)), jnp.zeros(1), jnp.zeros(1, bool))
+    seen = jax.tree.map(lambda x: jnp.broadcast_to(x, (episodes, *x.shape)), one)
+    output = act(memory, seen, None)[2]
+    normal = output.distribution
+    action = normal.mean + jnp.exp(normal.log_std) * NODES[:, None]
+    reward = jax.vmap(lambda a: env.step(first, a).reward)(action[:, 0])[:, None]
+    yes = jnp.ones((episodes, 1), bool)
+    return Trajectory(
+        step_input=seen,
+        action=action,
+        output=output,
+        reward=episodes * WEIGHTS[:, None] * reward,
+        terminated=~yes,
+        truncated=yes,
+        valid=yes,
+        final_input=jax.tree.map(lambda x: x[:, -1], seen),
+    )
+
+
+@pytest.fixture
+def on_bandit(monkeypatch):
+    """Return a function: reward and options of `maml` to the meta-gradient at known parameters."""
+    module = importlib.import_module("metajax.algorithms.maml")
+    monkeypatch.setattr(module, "rollout", quadrature_rollout)
+
+    def run(reward, **options):
+        env = bandit(reward)
+        policy = mlp(1, env.action_space, hidden=())
+        params = {
+            "log_std": jnp.array([-0.5, 0.2]),
+            # The observation is 0: the mean is the bias, and the kernel's gradient exactly 0.
+            "network": {"Dense_0": {"kernel": jnp.ones((1, 2)), "bias": jnp.array([0.3, -0.1])}},
+        }
+        algorithm = maml(env, policy, episodes=len(NODES), **PLAIN | options)
+        flat = meta_gradient_of(algorithm, start(algorithm, params), jnp.asarray(CENTRES))
+        return ravel_pytree(params)[1](flat)
+
+    return run
+
+
+def by_hand(rates):
+    """Return the exact meta-gradient of mean and log_std for `quadratic`.
+
+    The expected reward is -(μ-c)ᵀA(μ-c)/2 - Σ A_ii σ_i²/2.
+    """
+    curvature = np.diag(BOWL)
+    total_mean, total_log_std = 0, 0
+    for centre in CENTRES:
+        mean, log_std = np.array([0.3, -0.1]), np.array([-0.5, 0.2])
+        mean_jacobian, log_std_jacobian = np.eye(2), np.ones(2)
+        for rate in rates:
+            mean_jacobian = mean_jacobian @ (np.eye(2) - rate * BOWL)
+            log_std_jacobian *= 1 - 2 * rate * curvature * np.exp(2 * log_std)
+            mean = mean + rate * BOWL @ (centre - mean)
+            log_std = log_std - rate * curvature * np.exp(2 * log_std)
+        total_mean += mean_jacobian @ BOWL @ (centre - mean) / len(CENTRES)
+        total_log_std += log_std_jacobian * -curvature * np.exp(2 * log_std) / len(CENTRES)
+    return total_mean, total_log_std
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        # With one step there is no later credit for `likelihood_ratio` to miss.
+        ({"estimator": "likelihood_ratio", "inner_learning_rate": 0.4}, [0.4]),
+        (
+            {
+                "estimator": "dice",
+                "inner_steps": 3,
+                "inner_learning_rate": 0.4,
+                "inner_learning_rate_decay": 0.5,
+            },
+            [0.4, 0.2, 0.2],
+        ),
+        ({"estimator": "dice", "inner_steps": 2, "rule": sgd(0.3)}, [0.3, 0.3]),
+    ],
+)
+def test_quadratic(on_bandit, options, rates):
+    found = on_bandit(quadratic, **options)
+    mean, log_std = by_hand(rates)
+    np.testing.assert_allclose(found["network"]["Dense_0"]["bias"], mean, rtol=1e-9)
+    np.testing.assert_allclose(found["log_std"], log_std, rtol=1e-9)
+    np.testing.assert_allclose(found["network"]["Dense_0"]["kernel"], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_orders_agree_where_the_return_has_no_curvature(on_bandit, first_order):
+    slope = jnp.array([0.7, -0.2])
+    found = on_bandit(
+        lambda action, task: slope @ action,
+        estimator="dice",
+        inner_learning_rate=0.4,
+        first_order=first_order,
+    )
+    np.testing.assert_allclose(found["network"]["Dense_0"]["bias"], slope, rtol=1e-9)
+    np.testing.assert_allclose(found["log_std"], 0, atol=1e-9)
+
+
+def test_inner_adam_needs_a_smooth_root(on_bandit):
+    with pytest.raises(MetajaxError, match="eps_root=1e-8"):
+        fixed(optax.adam(0.1))
+    rough = fixed(optax.adam(0.1), second_order=False)
+    smooth = fixed(optax.adam(0.1, eps_root=1e-8))
+    options = {"estimator": "dice", "inner_steps": 2}
+    found = on_bandit(quadratic, rule=smooth, **options)
+    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(found))
+    # One weight without gradient, here the kernel, is enough to spoil everything.
+    assert jnp.isnan(on_bandit(quadratic, rule=rough, **options)["network"]["Dense_0"]["bias"][0])
+    found = on_bandit(quadratic, rule=rough, first_order=True, **options)
+    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(found))
