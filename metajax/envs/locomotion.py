@@ -52,7 +52,15 @@ def halfcheetah_dir(
     Reward of a step: d·Δx/dt - 0.05·||control||², with d = ±1 the task {"direction": d}. There
     are only these two tasks, so the held-out tasks are the training tasks.
 
-    See `halfcheetah_vel` for the body, the observation and the arguments.
+    See `halfcheetah_vel` for the body and the observation.
+
+    Args:
+        backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU.
+        variant: whose horizon and action scale, a key of `VARIANTS`.
+        episode_length: steps per episode, instead of the variant's.
+
+    Raises:
+        MetajaxError: if the backend or the variant is unknown.
     """
 
     both = finite({"direction": jnp.array([1.0, -1.0])})
@@ -81,8 +89,8 @@ def halfcheetah_vel(
     clipped to [-1, 1]; its cost counts the control that was applied.
 
     Args:
-        backend: the physics engine, see `metajax.envs.physics.resolve_backend`.
-        variant: a key of `VARIANTS`: whose ranges, horizon and action scale.
+        backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU.
+        variant: whose ranges, horizon and action scale, a key of `VARIANTS`.
         episode_length: steps per episode, instead of the variant's.
 
     Raises:

@@ -33,7 +33,7 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
     fewer to simulate.
 
     Args:
-        backend: the physics engine, see `metajax.envs.physics.resolve_backend`.
+        backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU.
         episode_length: steps per episode.
 
     Raises:
