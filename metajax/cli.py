@@ -90,7 +90,7 @@ class ResumeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate a run on held-out tasks, with sampled actions and with their mean.
+    """Evaluate a run on held-out tasks, with sampled and mean actions.
 
     Attributes:
         run: the run directory.
@@ -769,7 +769,7 @@ def _usage() -> str:
             "",
             "Meta-reinforcement learning as one XLA program.",
             "",
-            *(f"  {name:<10} {text}" for name, text in about.items()),
+            *(f"  {name:<9} {text}" for name, text in about.items()),
             "",
             f"metajax train is metajax train {DEFAULT_ALGORITHM} {DEFAULT_FAMILY}.",
             "metajax COMMAND --help says more; metajax --version tells the version.",

@@ -1,0 +1,608 @@
+"""The command line as a user meets it, in this process where possible: a start costs seconds."""
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import itertools
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from metajax import cli, presets
+from metajax._records import read_record, write_record
+from metajax.algorithms import ALGORITHMS
+from metajax.envs import FAMILIES
+from metajax.recorder import Progress
+from metajax.run_directory import create_run, open_run, read_metrics
+
+TINY = [
+    *("--episode-length", "10", "--episodes", "2", "--tasks", "2", "--segment", "2"),
+    *("--seeds", "2", "--policy.hidden", "4", "--outer", "adam", "--evaluation.every", "2"),
+    *("--evaluation.tasks", "4", "--evaluation.final-tasks", "8", "--evaluation.episodes", "3"),
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Compile each program of this module once."""
+    directory = tmp_path_factory.mktemp("cache")
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    former = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield directory
+    for name, value in former.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def metajax(*arguments: object) -> str:
+    """Run a command that succeeds, and return what it prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert cli.main([str(word) for word in arguments]) == 0
+    return printed.getvalue()
+
+
+def start(*arguments: object, **options) -> subprocess.Popen:
+    environment = os.environ | {"COLUMNS": "80", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "metajax", *map(str, arguments)],
+        env=environment,
+        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(cache, tmp_path_factory):
+    """A run of four iterations, and what training it printed."""
+    directory = tmp_path_factory.mktemp("runs") / "tiny run"
+    options = [*TINY, "--iterations", 4, "--run-directory", directory]
+    return directory, metajax("train", "maml", "point-goal", *options)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_training_says_what_it_runs_on_before_it_starts(trained):
+    directory, printed = trained
+    lines = printed.splitlines()
+    assert lines[0].endswith(f"JAX {jax.__version__} on 1 CPU device of 4")
+    assert "maml on point-goal-v1" in lines[0]
+    assert lines[1] == "physics: none (pure JAX)"
+    assert lines[2:4] == [f"run: {directory}", "compiling ..."]
+
+
+def test_progress_lines_carry_the_metrics(trained):
+    directory, printed = trained
+    records = [r for r in read_metrics(directory / "metrics.jsonl") if "return_after" in r]
+    last = records[-2:]  # a segment
+    before, after = (np.mean([r[f"return_{when}"] for r in last]) for when in ("before", "after"))
+    # 4 iterations x 2 seeds x 2 tasks x 2 rounds x 2 episodes x 10 steps
+    expected = f"4/4: 640 steps, [0-9.]+k?/s, return {before:.1f} -> {after:.1f}, 0:00 left"
+    assert re.search(f"^{expected}$", printed, re.MULTILINE)
+    assert [r["environment_steps"] for r in records] == [160, 320, 480, 640]
+
+
+def interquartile_mean(values):
+    """The mean of the middle half, for a number of values that four divides."""
+    values = np.sort(np.ravel(values))
+    quarter = len(values) // 4
+    return np.mean(values[quarter:-quarter])
+
+
+def table_rows(printed):
+    pattern = r"^ +(\d+) +(-?[\d.]+) +(-?[\d.]+) \.\.\. (-?[\d.]+) +(-?[\d.]+) *$"
+    return [tuple(map(float, row)) for row in re.findall(pattern, printed, re.MULTILINE)]
+
+
+def test_training_ends_with_the_held_out_adaptation_curve(trained):
+    directory, printed = trained
+    record = read_metrics(directory / "metrics.jsonl")[-1]
+    returns = np.array(record["final_held_out"])
+    assert returns.shape == (2, 8, 4)
+    assert "2 seeds x 8 held-out tasks x 3 episodes" in printed
+    rows = table_rows(printed)
+    assert [row[0] for row in rows] == [0, 1, 2, 3]
+    for k, (_, middle, low, high, mean) in enumerate(rows):
+        assert middle == pytest.approx(interquartile_mean(returns[:, :, k]), abs=0.051)
+        assert mean == pytest.approx(returns[:, :, k].mean(), abs=0.051)
+        assert returns[:, :, k].min() - 0.06 < low < middle < high < returns[:, :, k].max() + 0.06
+    assert re.search(r"wall time: 0:\d\d, 0:\d\d of it compiling", printed)
+
+
+def test_training_ends_with_a_picture_and_the_next_commands(trained):
+    directory, printed = trained
+    assert f"picture:   {directory}/curves.png" in printed
+    with Image.open(directory / "curves.png") as picture:
+        assert picture.format == "PNG"
+    for command in ("evaluate", "render", "resume"):
+        line = re.search(f"^{command}: +metajax (.*)$", printed, re.MULTILINE)
+        assert line
+        words = shlex.split(line[1])  # the directory has a space in its name
+        assert words[:2] == [command, str(directory)]
+
+
+def test_the_run_keeps_the_whole_configuration(trained):
+    directory, _ = trained
+    with open_run(directory, lock=False) as run:
+        config = run.config
+    expected = presets.default_config("maml", "point-goal")
+    expected["family"]["episode_length"] = 10
+    expected["policy"]["hidden"] = [4]
+    expected["algorithm"] |= {"episodes": 2, "outer": "adam", "critic_hidden": [64, 64]}
+    expected["training"] |= {"iterations": 4, "tasks": 2, "segment": 2, "seeds": 2}
+    expected["evaluation"] |= {"every": 2, "tasks": 4, "final_tasks": 8, "episodes": 3}
+    assert config == expected
+    assert config["policy"]["initial_std"] == 0.2  # a preset, not the factory's default
+    assert presets.build(config).training == config["training"]
+
+
+def test_a_finished_run_says_so_and_can_be_trained_further(trained, cache):
+    directory, _ = trained
+    assert "is finished: 4 iterations" in metajax("resume", directory)
+    printed = metajax("resume", directory, "--iterations", 6)
+    assert "\n6/6: 960 steps" in printed
+    records = read_metrics(directory / "metrics.jsonl")
+    assert [r["iteration"] for r in records if "return_after" in r] == [1, 2, 3, 4, 5, 6]
+    assert records[-1]["iteration"] == 6
+    assert len(table_rows(printed)) == 4
+    assert "is finished: 6 iterations" in metajax("resume", directory, "--iterations", 6)
+
+
+# --- evaluation, pictures -------------------------------------------------------------------------
+
+
+def test_evaluate_writes_what_it_prints(trained, cache):
+    directory, _ = trained
+    printed = metajax("evaluate", directory, "--step", 4, "--rounds", 3, "--tasks", 6)
+    record = json.loads((directory / "evaluation.json").read_text())
+    expected = {"iteration": 4, "backend": "jax", "tasks": 6, "rounds": 3, "episodes": 3}
+    assert {name: record[name] for name in expected} == expected
+    rows = table_rows(printed)
+    assert [row[0] for row in rows] == [0, 1, 2] * 2
+    for acting, rows_of in (("sampled", rows[:3]), ("mean", rows[3:])):
+        returns = np.array(record[acting]["returns_per_seed_task_round"])
+        assert returns.shape == (2, 6, 3)
+        for k, (_, middle, low, high, mean) in enumerate(rows_of):
+            summary = record[acting]["interquartile_mean"][k]
+            assert summary["mean"] == pytest.approx(interquartile_mean(returns[:, :, k]))
+            assert [middle, low, high] == [
+                pytest.approx(summary[name], abs=0.051) for name in ("mean", "low", "high")
+            ]
+            assert mean == pytest.approx(returns[:, :, k].mean(), abs=0.051)
+    sampled, mean = (record[a]["returns_per_seed_task_round"] for a in ("sampled", "mean"))
+    assert not np.allclose(sampled, mean)
+    assert np.ptp(np.array(mean)[0, :, 0]) > 0  # tasks differ
+
+
+def test_evaluate_again_gives_the_same_and_another_checkpoint_does_not(trained, cache):
+    directory, _ = trained
+    records = []
+    for step in (4, 4, 2):
+        metajax("evaluate", directory, "--step", step, "--rounds", 3, "--tasks", 6)
+        records.append(json.loads((directory / "evaluation.json").read_text()))
+    assert records[0] == records[1]
+    assert records[2]["iteration"] == 2
+    assert records[0]["mean"] != records[2]["mean"]
+
+
+def test_render_and_plot(trained, tmp_path):
+    directory, _ = trained
+    assert str(directory / "render.png") in metajax("render", directory, "--tasks", 2)
+    output = tmp_path / "both.svg"
+    assert str(output) in metajax("plot", directory, directory, "--output", output)
+    assert output.read_text().startswith("<?xml")
+    with Image.open(directory / "render.png") as picture:
+        assert picture.width > picture.height  # two panels side by side
+
+
+def test_list_names_everything():
+    printed = metajax("list")
+    for name in (*ALGORITHMS, *FAMILIES):
+        assert f"\n  {name} " in printed
+    cheetah = re.search(r"halfcheetah-vel +(.*)\n +--backend (.*)\n +--variant (.*)\n", printed)
+    assert cheetah
+    assert "17 numbers" in cheetah[1] and "6 numbers" in cheetah[1] and "200 steps" in cheetah[1]
+    assert "mujoco" in cheetah[2].split(", ")
+    assert set(cheetah[3].split(", ")) == {"maml", "promp", "pearl", "varibad"}
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+PAIRS = list(itertools.product(ALGORITHMS, FAMILIES))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_help_shows_every_option_with_its_meaning_and_default(pair, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = metajax("train", *pair, "--help")
+    assert max(map(len, printed.splitlines())) <= 80
+    text = " ".join(re.sub("[│─╭╮╰╯]", " ", printed).split())
+    flags = cli._flags(cli.train_options(*pair))
+    assert len(set(flags)) == len(flags)  # groups without a prefix share no name
+    for group, parameters in presets.options(*pair).items():
+        meaning = cli._help(presets.factories(*pair)[group])
+        for name, parameter in parameters.items():
+            prefix = f"{group}." if group in ("policy", "evaluation") else ""
+            flag = f"--{prefix}{name.replace('_', '-')}"
+            assert flag in flags
+            entry = re.search(f"{flag}[, ].*?(?= --[a-z]|$)", text)
+            assert entry, flag
+            default = parameter.default
+            if default is not None and not isinstance(default, bool):
+                value = " ".join(map(str, default)) if isinstance(default, tuple) else default
+                assert f"(default: {value})" in entry[0], flag
+            assert meaning.get(name), f"no docstring says what {group} option {name} is"
+
+
+def test_help_of_a_pair_has_the_defaults_of_its_preset(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "standard deviation at the start" in metajax("train", "maml", "point-goal", "--help")
+    default, point = (metajax("train", *pair, "--help") for pair in ((), ("maml", "point-goal")))
+    assert default.startswith("usage: metajax train maml halfcheetah-dir")
+    assert re.search(r"--iterations INT [^(]*\(default: 200\)", default)
+    assert re.search(r"--iterations INT [^(]*\(default: 400\)", point)
+
+
+@pytest.mark.parametrize("command", ["resume", "evaluate", "render", "plot", "list"])
+def test_help_of_the_other_commands(command):
+    printed = metajax(command, "--help")
+    assert printed.startswith(f"usage: metajax {command}")
+    options = cli.COMMANDS[command].options
+    assert options is not None
+    for field in dataclasses.fields(options):
+        if field.name not in ("run", "runs"):
+            assert f"--{field.name}" in printed
+            assert cli._help(options)[field.name]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_names_all_commands(arguments):
+    printed = metajax(*arguments)
+    assert max(map(len, printed.splitlines())) <= 80
+    for command in cli.COMMANDS:
+        assert f"\n  {command} " in printed
+
+
+def test_version():
+    import metajax as package
+
+    assert metajax("--version") == f"metajax {package.__version__}\n"
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def parsed(*words):
+    options = cli.train_options("maml", "halfcheetah-vel")
+    return cli._parse(options, words, "metajax train maml halfcheetah-vel")
+
+
+def test_options_reach_their_group_with_their_type():
+    chosen = parsed(
+        *("--episodes", "7", "--policy.hidden", "8", "9", "--clip=0.5", "--first-order"),
+        *("--no-normalize-advantages", "--episode-length", "None", "--variant", "promp"),
+        *("--evaluation.every", "3", "--run-directory", "here", "--outer-learning-rate", "1e-4"),
+    )
+    assert chosen.algorithm.episodes == 7
+    assert chosen.policy.hidden == (8, 9)
+    assert chosen.algorithm.clip == 0.5
+    assert chosen.algorithm.first_order is True
+    assert chosen.algorithm.normalize_advantages is False
+    assert chosen.family.episode_length is None
+    assert chosen.family.variant == "promp"
+    assert chosen.evaluation.every == 3
+    assert str(chosen.run_directory) == "here"
+    assert chosen.algorithm.outer_learning_rate == 1e-4
+
+
+def test_hyphens_and_underscores_are_the_same():
+    for flag in ("--inner-steps", "--inner_steps"):
+        assert parsed(flag, "3").algorithm.inner_steps == 3
+        assert parsed(f"{flag}=4").algorithm.inner_steps == 4
+    for flag in ("--evaluation.final-tasks", "--evaluation.final_tasks"):
+        assert parsed(flag, "3").evaluation.final_tasks == 3
+
+
+def test_without_options_the_preset_is_chosen():
+    chosen = parsed()
+    for group, values in presets.default_config("maml", "halfcheetah-vel").items():
+        if group in presets.GROUPS:
+            assert dataclasses.asdict(getattr(chosen, group)) == values
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+def complaint(arguments, capsys) -> str:
+    """Return the one line that a mistaken command writes to stderr."""
+    assert cli.main([str(word) for word in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.endswith("\n")
+    message = captured.err.removesuffix("\n")
+    assert message and "\n" not in message and "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("trian", "unknown command 'trian'; did you mean 'train'?"),
+        ("train mamll", "unknown algorithm 'mamll'; did you mean 'maml'?"),
+        ("train maml halfchetah-dir", "did you mean 'halfcheetah-dir'?"),
+        ("train maml point-goal --episods 3", "'--episods'; did you mean '--episodes'?"),
+        ("train --policy.hiden 3", "'--policy.hiden'; did you mean '--policy.hidden'?"),
+        ("train --inner_stps=3", "'--inner-stps'; did you mean '--inner-steps'?"),
+        ("train --backend mujco", "--backend: unknown value 'mujco'; did you mean 'mujoco'?"),
+        ("train --variant promb", "--variant: unknown value 'promb'; did you mean 'promp'?"),
+        ("train --outer trp", "did you mean 'trpo'? Known: adam, ppo, trpo"),
+        ("train maml point-goal --backend mjx", "point-goal has no --backend"),
+        ("train --episodes 3 maml point-goal", "'maml' comes too late"),
+        ("train maml point-goal twice", "unexpected 'twice'"),
+        ("train --episodes x", "--episodes: 'x' is not a whole number"),
+        ("train --episodes 1.5", "--episodes: '1.5' is not a whole number"),
+        ("train --episodes", "'--episodes'"),
+        ("train --clip wide", "--clip: 'wide' is not a number"),
+        ("train --clip nan", "--clip: 'nan' is not a finite number"),
+        ("train --policy.hidden 8 x", "--policy.hidden: 'x' is not a whole number"),
+        ("train --discount 1.5", "discount is 1.5; it must lie in [0, 1]"),
+        ("train --outer-epochs 0", "outer_epochs is 0; it must be at least 1"),
+        ("train --policy.hidden 0", "a width in hidden is 0"),
+        ("train --policy.initial-std -1", "initial_std is -1.0; it must be above 0"),
+        ("train maml tabular --states 0", "states is 0"),
+        ("train maml point-goal --seeds 0 --run-directory R", "seeds is 0"),
+        ("train maml point-goal --evaluation.every -1 --run-directory R", "evaluation.every is -1"),
+        ("train maml point-goal --devices 9 --run-directory R", "9 devices asked for, 4 available"),
+        ("train maml point-goal --devices 4 --tasks 6 --run-directory R", "6 tasks cannot be"),
+        ("evaluate", "RUN"),
+        ("evaluate nowhere", "there is no run directory"),
+        ("resume nowhere", "there is no run directory"),
+        ("render nowhere", "there is no run directory"),
+        ("plot nowhere", "there is no run directory"),
+        ("plot", "which runs?"),
+        ("evaluate here there", "unexpected 'there'"),
+        ("list all", "unexpected 'all'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(command, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected in complaint(command.split(), capsys)
+    assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_mistakes_about_a_run(trained, capsys, tmp_path):
+    directory, _ = trained
+    for words, expected in (
+        (["evaluate", directory, "--step", 3], "there is no checkpoint of step 3"),
+        (["evaluate", directory, "--tasks", 0], "--tasks is 0"),
+        (["evaluate", directory, "--backend", "mjx"], "unknown family option 'backend'"),
+        (["resume", directory, "--iterations", 1], "iterations already"),
+        (["render", directory, "--gif"], "'.gif'"),
+        (["render", directory, "--seed", 2], "--seed is 2; the run has seeds 0 to 1"),
+        (["plot", directory, "--output", tmp_path / "a.bmp"], "'.bmp'"),
+        (["plot", directory, "--output", tmp_path / "no" / "a.png"], "cannot write"),
+        (["train", "maml", "point-goal", "--run-directory", directory], "holds a run already"),
+    ):
+        assert expected in complaint(words, capsys)
+
+
+def test_a_directory_that_is_not_ours_is_left_alone(capsys, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    train = ["train", "maml", "point-goal", "--run-directory", tmp_path]
+    assert "is not empty and not a metajax run" in complaint(train, capsys)
+    assert "is not a metajax run" in complaint(["evaluate", tmp_path], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_in_use_names_its_process(capsys, tmp_path):
+    with create_run(tmp_path, presets.default_config("maml", "point-goal")):
+        assert f"process {os.getpid()}" in complaint(["resume", tmp_path], capsys)
+
+
+def test_unknown_parts_of_a_configuration_are_refused(capsys, tmp_path):
+    for index, (part, expected) in enumerate(
+        (
+            ({"optimiser": {}}, "unknown part of the configuration 'optimiser'"),
+            ({"policy": {"hiden": [4]}}, "unknown policy option 'hiden'; did you mean 'hidden'?"),
+            ({"policy": 3}, "the configuration's policy is 3"),
+            ({"family_name": "point-gaol"}, "did you mean 'point-goal'?"),
+            ({"algorithm_name": None}, "the configuration has no algorithm_name"),
+        )
+    ):
+        directory = tmp_path / str(index)
+        create_run(directory, presets.default_config("maml", "point-goal")).close()
+        file = directory / "config.json"
+        record = read_record(file, "metajax run", 1, 1 << 20)
+        record["config"] |= part
+        content = {k: v for k, v in record.items() if not k.startswith("format")}
+        write_record(file, "metajax run", 1, content)
+        assert expected in complaint(["evaluate", directory], capsys)
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+
+def test_the_physics_engine_and_the_reason_for_it(capsys, tmp_path):
+    tail = ["--tasks", "3", "--devices", "2", "--run-directory", str(tmp_path / "run")]
+    for backend, reason in (("auto", "no accelerator found"), ("mujoco", "as asked for")):
+        assert cli.main(["train", "maml", "halfcheetah-dir", "--backend", backend, *tail]) == 2
+        lines = capsys.readouterr().out.splitlines()
+        threads = os.cpu_count()
+        plural = "s" * (threads != 1)
+        assert lines[1] == (
+            f'physics: C MuJoCo on {threads} thread{plural} (backend "mujoco": {reason})'
+        )
+        assert lines[0].endswith("on 2 CPU devices of 4")
+
+
+def progress(iteration, *, iterations=100, discarded=0, returns=None) -> Progress:
+    return Progress(
+        iteration=iteration,
+        iterations=iterations,
+        environment_steps=40_000 * iteration,
+        steps_per_second=27_123.0,
+        metrics={"return_before": np.full((2, 1), -10.0), "return_after": np.full((2, 1), 84.25)},
+        discarded=np.array([discarded]),
+        returns=returns,
+        seconds_left=83.0,
+    )
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    now = itertools.count(100.0, 1.0)
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(now))  # a second per look
+    with cli._progress() as report:
+        for iteration in range(1, 101):
+            report(progress(iteration))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "compiling ..."
+    assert lines[1] == "1/100: 40k steps, 27.1k/s, return -10.0 -> 84.2, 1:23 left"
+    assert lines[-2].startswith("100/100: 4M steps")
+    assert 10 < len(lines) < 30
+
+
+def test_progress_tells_of_evaluations_and_discarded_updates(capsys):
+    with cli._progress() as report:
+        report(progress(50, discarded=2, returns=np.full((1, 4, 2, 3), 7.0)))
+    printed = capsys.readouterr().out
+    assert "1:23 left, 2 updates discarded" in printed
+    assert "held-out tasks after 50 iterations: 7.0 -> 7.0" in printed
+
+
+def test_progress_on_a_terminal_is_one_live_line(capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with cli._progress() as report:
+        for iteration in range(1, 101):
+            report(progress(iteration))
+    printed = capsys.readouterr().out
+    assert "compiling ..." in printed
+    assert printed.count("\n") < 4
+    assert "4M steps, 27.1k/s, return -10.0 -> 84.2, 1:23 left" in re.sub(
+        r"\x1b\[[0-9;]*m", "", printed
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (83, "1:23"), (3723, "1:02:03")]
+)
+def test_durations(seconds, text):
+    assert cli._duration(seconds) == text
+
+
+def test_every_option_of_a_factory_is_on_the_command_line():
+    for algorithm, family in PAIRS:
+        config = presets.default_config(algorithm, family)
+        for group, factory in presets.factories(algorithm, family).items():
+            keywords = {
+                name
+                for name, parameter in inspect.signature(factory).parameters.items()
+                if parameter.kind is parameter.KEYWORD_ONLY
+            }
+            # What says where a run is kept is no option of the experiment; a rule is a function.
+            keywords -= {"evaluation", "run_directory", "resume", "config", "report", "rule"}
+            assert keywords <= set(config[group])
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def finish(process, status, *, timeout=120):
+    out, err = process.communicate(timeout=timeout)
+    assert process.returncode == status, (out, err)
+    return out, err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["train --backend mujco", "train --discount 2", "resume nowhere"],
+)
+def test_mistakes_are_told_within_three_seconds(arguments):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    _, err = finish(start(*arguments.split()), 2)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert err.count("\n") == 1
+    # Processor time: other processes may be busy.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+
+
+def test_a_closed_pipe_is_no_mistake():
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("list", stdout=writer)
+    os.close(writer)
+    assert finish(process, 0)[1] == ""
+
+
+def test_a_terminal_that_knows_ascii_alone(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    out, err = finish(start("train", "maml", "point-goal", "--help"), 0)
+    assert err == "" and "--inner-learning-rate NUMBER" in out
+    err = finish(start("train", "--episodes", "x"), 2)[1]
+    assert err.startswith("--episodes: 'x' is not a whole number; see metajax train")
+
+
+def test_devices_are_made_on_a_cpu(tmp_path):
+    words = ["--devices", 3, "--tasks", 4, "--run-directory", tmp_path / "run"]
+    out, err = finish(start("train", "maml", "point-goal", *words), 2)
+    assert "4 tasks cannot be shared out evenly over 3 devices" in err
+    assert "on 3 CPU devices" in out
+
+
+def test_ctrl_c_before_training_is_quiet(monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(presets, "build", interrupted)
+    assert cli.main(["train", "maml", "point-goal"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_run_and_says_how_to_go_on(
+    number, trained, cache, tmp_path, monkeypatch, capsys
+):
+    status = cli._status
+
+    def status_and_signal(progress):
+        if progress.iteration == 4:
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)  # the signal is taken by another thread
+        return status(progress)
+
+    monkeypatch.setattr(cli, "_status", status_and_signal)
+    monkeypatch.setattr(cli, "SECONDS_BETWEEN_LINES", 0.0)
+    directory = tmp_path / "run"
+    options = [*TINY, "--iterations", "8", "--run-directory", str(directory)]
+    assert cli.main(["train", "maml", "point-goal", *options]) == 128 + number
+    out, err = capsys.readouterr()
+    name = signal.Signals(number).name
+    assert name in err
+    expected = (
+        f"stopped by {name} after 4 iterations, saved. To go on:\n  metajax resume {directory}"
+    )
+    assert out.endswith(f"\n{expected}\n")
+    monkeypatch.undo()
+    assert "\n8/8: " in metajax("resume", directory)
+    records = read_metrics(directory / "metrics.jsonl")
+    assert [r["iteration"] for r in records if "return_after" in r] == list(range(1, 9))
