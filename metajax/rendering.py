@@ -35,15 +35,15 @@ from metajax.types import Agent, EnvState, Task, TaskFamily, pytree_dataclass
 
 @pytree_dataclass
 class Recording:
-    """Episodes with every state they went through.
+    """Episodes with every position they went through.
 
     Attributes:
-        states: from the reset on, one more than there are steps `[*batch, time + 1]`.
+        positions: from the reset on, one more than there are steps.
         valid: the steps played `[*batch, time]`.
         returns: undiscounted `[*batch]`.
     """
 
-    states: EnvState
+    positions: Float[Array, "*batch steps position"]
     valid: Bool[Array, "*batch time"]
     returns: Float[Array, "*batch"]
 
@@ -54,6 +54,7 @@ def record(
     meta_params: PyTree[Array],
     task: Task,
     key: Key[Array, ""],
+    position: Callable[[EnvState], Float[Array, "position"]],
     *,
     adaptations: int,
     episodes: int,
@@ -69,6 +70,7 @@ def record(
         meta_params: what was trained.
         task: one task.
         key: consumed.
+        position: what to record of a state.
         adaptations: adaptation steps.
         episodes: per adaptation step.
         shown: how many episodes to return.
@@ -95,11 +97,11 @@ def record(
 
         def step(state, action):
             new_state = env.step(state, action)
-            return new_state, new_state
+            return new_state, position(new_state)
 
-        _, states = jax.lax.scan(step, start, trajectory.action)
-        states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, states)
-        return Recording(states, trajectory.valid, undiscounted_returns(trajectory))
+        _, positions = jax.lax.scan(step, start, trajectory.action)
+        positions = jnp.concatenate([position(start)[None], positions])
+        return Recording(positions, trajectory.valid, undiscounted_returns(trajectory))
 
     before = agent.begin(meta_params, begin_key)
     after, _ = jax.lax.scan(adapt, before, jax.random.split(adapt_key, adaptations))
@@ -214,7 +216,7 @@ def render(
         tasks = min(tasks, jax.tree.leaves(family.test.finite)[0].shape[0])
     task_key, record_key = jax.random.split(key)
     held_out = sample_batch(family.test, task_key, tasks)
-    shown = 1 if name in BODIES else 5
+    shown, position = (1, _qpos) if name in BODIES else (5, _observation)
 
     @jax.jit
     def record_all(meta_params, held_out, keys):
@@ -225,6 +227,7 @@ def render(
                 meta_params,
                 task,
                 key,
+                position,
                 adaptations=adaptations,
                 episodes=episodes,
                 shown=shown,
@@ -243,6 +246,14 @@ def render(
         Path(output).write_bytes(content)
     except OSError as error:
         raise MetajaxError(f"cannot write {output}: {error.strerror}.") from None
+
+
+def _qpos(state: EnvState) -> Float[Array, "nq"]:
+    return state.simulator.qpos
+
+
+def _observation(state: EnvState) -> Float[Array, "2"]:
+    return state.observation
 
 
 def formats(name: str) -> tuple[str, ...]:
@@ -291,7 +302,7 @@ def _frames(body: Body, tasks, recordings, titles, stride: int) -> Iterator[Imag
             draw.text((left, top + 6), body.task(task), fill=_INK, font=font)
             for recording, title in zip(recordings, titles, strict=True):
                 now = min(time, int(recording.valid[index, 0].sum()))
-                data.qpos[:] = recording.states.simulator.qpos[index, 0, now]
+                data.qpos[:] = recording.positions[index, 0, now]
                 mujoco.mj_kinematics(model, data)
                 words = f"{title}: return {recording.returns[index, 0]:.1f}"
                 draw.text((left, top + _LINE + 3), words, fill=_GREY, font=font)
@@ -422,7 +433,7 @@ def _draw_points(tasks, recordings, titles) -> bytes:
     count = len(recordings[0].returns)
     columns = min(4, count)
     rows = math.ceil(count / columns)
-    limit = 1.05 * max(0.6, *(np.abs(r.states.observation).max() for r in recordings))
+    limit = 1.05 * max(0.6, *(np.abs(r.positions).max() for r in recordings))
     figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
     with matplotlib.rc_context({"font.size": 9}):
         for row, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
@@ -432,7 +443,7 @@ def _draw_points(tasks, recordings, titles) -> bytes:
             styles = zip(recordings, titles, ("#9aa5ae", "#0072b2"), strict=True)
             for recording, title, color in styles:
                 mean = recording.returns[row].mean()
-                for index, path in enumerate(recording.states.observation[row]):
+                for index, path in enumerate(recording.positions[row]):
                     path = path[: int(recording.valid[row, index].sum()) + 1]
                     label = f"{title}: {mean:.1f}" if index == 0 else None
                     axes.plot(*path.T, color=color, linewidth=1, alpha=0.8, label=label)

@@ -1,0 +1,163 @@
+"""Pictures of runs show the numbers in their metrics."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metajax import plotting
+from metajax.errors import MetajaxError
+from metajax.run_directory import MetricsLog, create_run
+
+ITERATIONS, SEEDS, TASKS = 12, 2, 8
+STEPS = 400  # per iteration and seed
+
+
+def write_run(path, *, evaluated=True, inner_steps=1):
+    """Make a run with random metrics; return them."""
+    generator = np.random.default_rng(0)
+    before = generator.normal(-10, 1, (ITERATIONS, SEEDS))
+    after = generator.normal(50, 1, (ITERATIONS, SEEDS))
+    held_out = generator.normal(40, 5, (3, SEEDS, TASKS, 3))
+    config = {
+        "algorithm_name": "maml",
+        "family_name": "point-goal",
+        "algorithm": {"inner_steps": inner_steps},
+    }
+    with create_run(path, config) as run, MetricsLog(run.metrics, iteration=-1) as log:
+        for index in range(ITERATIONS):
+            iteration = index + 1
+            values = {"return_before": before[index], "return_after": after[index]}
+            log.write(iteration, {"environment_steps": iteration * STEPS * SEEDS, **values})
+            if evaluated and iteration % 4 == 0:
+                name = "final_held_out" if iteration == ITERATIONS else "held_out"
+                log.write(iteration, {name: held_out[index // 4].tolist()})
+    return before, after, held_out
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that would have been written."""
+    written = []
+    monkeypatch.setattr(plotting, "_write", lambda figure, output: written.append(figure))
+    return written
+
+
+def middle(values):
+    """The mean of the middle half of a number of values that four divides."""
+    values = np.sort(np.ravel(values))
+    return values[len(values) // 4 : -len(values) // 4].mean()
+
+
+def lines(axes):
+    return {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+
+
+def test_learning_curves_are_means_over_seeds_with_the_range_around_them(tmp_path, figures):
+    before, after, _ = write_run(tmp_path / "run")
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    axes = figures[0].axes[0]
+    x = STEPS * np.arange(1, ITERATIONS + 1)
+    drawn = lines(axes)
+    for label, values in (("before adaptation", before), ("after adaptation", after)):
+        np.testing.assert_allclose(drawn[label], np.c_[x, values.mean(axis=1)])
+    band = axes.collections[1].get_paths()[0].vertices  # of the second, after adaptation
+    for index, steps in enumerate(x):
+        here = band[band[:, 0] == steps][:, 1]
+        assert here.min() == pytest.approx(after[index].min())
+        assert here.max() == pytest.approx(after[index].max())
+
+
+@pytest.mark.parametrize("inner_steps", [1, 2])
+def test_held_out_points_are_interquartile_means_after_the_trained_steps(
+    tmp_path, figures, inner_steps
+):
+    _, _, held_out = write_run(tmp_path / "run", inner_steps=inner_steps)
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    (container,) = figures[0].axes[0].containers
+    assert container.get_label() == f"held-out tasks after {inner_steps} step" + (
+        "s" if inner_steps == 2 else ""
+    )
+    points, _, bars = container
+    expected = [middle(returns[:, :, inner_steps]) for returns in held_out]
+    np.testing.assert_allclose(np.asarray(points.get_xdata(), float), STEPS * np.array([4, 8, 12]))
+    np.testing.assert_allclose(np.asarray(points.get_ydata(), float), expected)
+    for (low, high), returns in zip(bars[0].get_segments(), held_out, strict=True):
+        here = middle(returns[:, :, inner_steps])
+        assert low[1] < here < high[1]
+        # A 95 % interval of a mean of 16 values with standard deviation 5.
+        assert 1 < high[1] - low[1] < 12
+
+
+def test_the_adaptation_curve_is_that_of_the_last_evaluation(tmp_path, figures):
+    _, _, held_out = write_run(tmp_path / "run")
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    axes = figures[0].axes[1]
+    points = axes.containers[0][0]
+    expected = [middle(held_out[-1][:, :, k]) for k in range(3)]
+    np.testing.assert_allclose(points.get_xydata(), np.c_[range(3), expected])
+    tasks = [line.get_ydata() for line in axes.get_lines() if line.get_linewidth() == 0.5]
+    expected = held_out[-1].reshape(-1, 3)
+    np.testing.assert_allclose([t for t in tasks if len(t)], expected)
+    assert "end of training" in axes.get_title()
+
+
+def test_a_run_that_was_never_evaluated_has_a_learning_curve(tmp_path, figures):
+    write_run(tmp_path / "run", evaluated=False)
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    assert "not evaluated yet" in figures[0].axes[1].texts[0].get_text()
+    assert "after adaptation" in lines(figures[0].axes[0])
+
+
+def test_several_runs_in_one_picture(tmp_path, figures):
+    runs = [tmp_path / name for name in ("one", "two")]
+    after = [write_run(run)[1] for run in runs]
+    plotting.plot_comparison(runs, "unused.png")
+    drawn = lines(figures[0].axes[0])
+    colors = set()
+    for run, values in zip(runs, after, strict=True):
+        np.testing.assert_allclose(drawn[str(run)][:, 1], values.mean(axis=1))
+        (line,) = (line for line in figures[0].axes[0].get_lines() if line.get_label() == str(run))
+        colors.add(line.get_color())
+    assert len(colors) == 2
+
+
+def test_what_was_not_finite_is_a_gap(tmp_path, figures):
+    with (
+        create_run(
+            tmp_path / "run", {"algorithm_name": "a", "family_name": "b", "algorithm": {}}
+        ) as run,
+        MetricsLog(run.metrics, iteration=-1) as log,
+    ):
+        for iteration, value in enumerate((1.0, float("nan"), 3.0), start=1):
+            values = {"return_before": [0.0], "return_after": [value]}
+            log.write(iteration, {"environment_steps": iteration, **values})
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    drawn = lines(figures[0].axes[0])["after adaptation"][:, 1]
+    np.testing.assert_array_equal(drawn, [1.0, np.nan, 3.0])
+
+
+@pytest.mark.parametrize("suffix", plotting.FORMATS)
+def test_every_format_is_written(tmp_path, suffix):
+    write_run(tmp_path / "run")
+    output = tmp_path / f"picture{suffix}"
+    plotting.plot_run(tmp_path / "run", output)
+    plotting.plot_comparison([tmp_path / "run"], tmp_path / f"both{suffix}")
+    start = output.read_bytes()[:5]
+    assert start == {".png": b"\x89PNG\r", ".pdf": b"%PDF-", ".svg": b"<?xml"}[suffix]
+    if suffix == ".png":
+        with Image.open(output) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 100
+
+
+def test_mistakes(tmp_path):
+    write_run(tmp_path / "run")
+    for output, expected in (
+        ("picture.bmp", "unknown picture format '.bmp'"),
+        ("picture", "unknown picture format ''"),
+        ("missing/picture.png", "cannot write .*: No such file or directory"),
+    ):
+        with pytest.raises(MetajaxError, match=expected):
+            plotting.plot_run(tmp_path / "run", tmp_path / output)
+    create_run(tmp_path / "new", {}).close()
+    with pytest.raises(MetajaxError, match="has no metrics yet"):
+        plotting.plot_run(tmp_path / "new", tmp_path / "picture.png")
