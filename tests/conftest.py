@@ -11,7 +11,11 @@ jax.config.update("jax_num_cpu_devices", 4)  # for tests of sharding; nothing el
 install_import_hook(
     [
         "metajax.algorithms.trust_region",
-        "metajax.envs",
+        "metajax.envs.locomotion",
+        "metajax.envs.point",
+        "metajax.envs.reacher",
+        "metajax.envs.splits",
+        "metajax.envs.tabular",
         "metajax.evaluation",
         "metajax.losses",
         "metajax.policies.mlp",
