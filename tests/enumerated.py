@@ -86,7 +86,7 @@ def rollout_of_everything(env: Env, enumerated: Enumerated) -> Callable[..., Tra
     return rollout
 
 
-# --- dynamic programming ---------------------------------------------------------------------
+# --- dynamic programming -------------------------------------------------------------------------
 
 
 def action_probabilities(policy: Policy, params, states: int) -> jax.Array:

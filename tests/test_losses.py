@@ -23,7 +23,7 @@ def numpy_advantages(reward, value, final_value, terminated, length, discount, t
     return advantage
 
 
-# --- hand numbers -------------------------------------------------------------------------------
+# --- hand numbers --------------------------------------------------------------------------------
 
 
 def test_discounted_returns_by_hand():
@@ -70,7 +70,7 @@ def test_moments_by_hand():
     assert returns.masked_mean(x, jnp.zeros(4, bool)) == 0
 
 
-# --- properties ---------------------------------------------------------------------------------
+# --- properties ----------------------------------------------------------------------------------
 
 number = st.floats(-10, 10, width=32)
 numbers = st.lists(number, min_size=TIME, max_size=TIME).map(np.float32)
@@ -137,7 +137,9 @@ def test_padding_does_not_matter_to_objectives(objective, junk):
 
     def value(log_prob, other):
         if objective in policy_gradient.ESTIMATORS:
-            return policy_gradient.ESTIMATORS[objective](log_prob, other, 0.5 * other, valid)
+            return policy_gradient.ESTIMATORS[objective](
+                log_prob, other - 1, other, 0.5 * other, valid
+            )
         clip = 0.2 if objective == "clipped" else None
         return jnp.sum(
             policy_gradient.importance_weighted(log_prob, other - 1, other, valid, clip=clip)
@@ -156,7 +158,7 @@ def test_padding_does_not_matter_to_objectives(objective, junk):
         assert np.all(np.isfinite(expected))
 
 
-# --- objectives ---------------------------------------------------------------------------------
+# --- objectives ----------------------------------------------------------------------------------
 
 
 def test_estimators_have_one_gradient():
@@ -164,7 +166,7 @@ def test_estimators_have_one_gradient():
     log_prob = jnp.array([-0.3, -1.2, -0.1])
     advantage, baseline = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.3, 0.2, -0.7])
     for name, estimate in policy_gradient.ESTIMATORS.items():
-        found = jax.grad(estimate)(log_prob, advantage, baseline, jnp.ones(3, bool))
+        found = jax.grad(estimate)(log_prob, log_prob, advantage, baseline, jnp.ones(3, bool))
         np.testing.assert_allclose(found, advantage, rtol=1e-6, err_msg=name)
 
 
@@ -185,7 +187,7 @@ def test_clipped_surrogate_by_hand():
     np.testing.assert_allclose(slope, [0, -3, 1, 0, 2.2], rtol=1e-6)
 
 
-# --- the linear baseline --------------------------------------------------------------------------
+# --- the linear baseline -------------------------------------------------------------------------
 
 
 def test_linear_features_by_hand():

@@ -65,6 +65,7 @@ class Problem:
         flat, self.unravel = ravel_pytree(params)
         self.flat = flat + 0.3 * jax.random.normal(jax.random.key(2), flat.shape)
         self.params = self.unravel(self.flat)
+        self.elsewhere = self.flat + 0.3 * jax.random.normal(jax.random.key(10), flat.shape)
         self.tasks = jax.vmap(self.family.train.sample)(jax.random.split(jax.random.key(8), 2))
         self.task = jax.tree.map(lambda x: x[0], self.tasks)
 
@@ -118,7 +119,7 @@ def relative_error(found, exact):
     return float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact))
 
 
-# --- the estimators in expectation -----------------------------------------------------------
+# --- the estimators in expectation ---------------------------------------------------------------
 
 
 def test_probabilities_add_up_and_give_the_expected_return(problem):
@@ -131,11 +132,15 @@ def test_probabilities_add_up_and_give_the_expected_return(problem):
 
 
 class Derivatives(NamedTuple):
-    """Of a return, or of an estimate of it: first, second, and through one inner step."""
+    """Of a return, or of an estimate of it on trajectories of the first parameters.
+
+    First, second, and through one inner step; then the first at other parameters.
+    """
 
     gradient: jax.Array
     hessian: jax.Array
     meta_gradient: jax.Array
+    gradient_elsewhere: jax.Array
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +155,12 @@ def exact(problem):
             return before(flat + STEP * jax.grad(before)(flat))
 
         flat = problem.flat
-        return Derivatives(jax.grad(before)(flat), jax.hessian(before)(flat), jax.grad(after)(flat))
+        return Derivatives(
+            jax.grad(before)(flat),
+            jax.hessian(before)(flat),
+            jax.grad(after)(flat),
+            jax.grad(before)(problem.elsewhere),
+        )
 
     return jax.jit(derivatives)
 
@@ -165,9 +175,10 @@ def estimated(problem):
         valid = jnp.ones(advantage.shape, bool)
 
         def objective(flat, sampled_by):
-            probability = jax.lax.stop_gradient(problem.probability(sampled_by))
-            each = estimate(problem.log_probs(flat), advantage, baseline, valid)
-            return jnp.sum(probability * each)
+            sampled_by = jax.lax.stop_gradient(sampled_by)
+            behaviour = problem.log_probs(sampled_by)
+            each = estimate(problem.log_probs(flat), behaviour, advantage, baseline, valid)
+            return jnp.sum(problem.probability(sampled_by) * each)
 
         def after(flat):
             """Adapt, then return the surrogate on the adapted policy's own trajectories."""
@@ -182,6 +193,7 @@ def estimated(problem):
             jax.grad(objective)(flat, flat),
             jax.hessian(objective)(flat, flat),
             jax.grad(after)(flat),
+            jax.grad(objective)(problem.elsewhere, flat),
         )
 
     return derivatives
@@ -206,6 +218,8 @@ def test_estimators_in_expectation(
     if estimator in ("dice", "loaded_dice"):
         assert relative_error(found.hessian, truth.hessian) < 1e-9
         assert error < 1e-6
+        # Parameters that moved on can be adapted on stored trajectories.
+        assert relative_error(found.gradient_elsewhere, truth.gradient_elsewhere) < 1e-9
     elif estimator == "likelihood_ratio":
         missing = missing_terms(discount)
         missing = missing + missing.T
@@ -240,7 +254,7 @@ def test_without_the_factor_of_the_discount_no_second_derivative_is_exact(
     assert error > 0.05
 
 
-# --- maml itself, on the enumerated trajectories -----------------------------------------------
+# --- maml itself, on the enumerated trajectories -------------------------------------------------
 
 
 def meta_gradient_of(algorithm, state: TrainState, tasks) -> jax.Array:
@@ -353,7 +367,7 @@ def test_maml_with_three_steps_of_decayed_rate(problem, everything, rematerializ
         np.testing.assert_allclose(found @ direction, slope, rtol=1e-6)
 
 
-# --- sampled ------------------------------------------------------------------------------------
+# --- sampled -------------------------------------------------------------------------------------
 
 
 def standard_errors(samples, expected):
@@ -387,7 +401,11 @@ def test_estimators_on_sampled_episodes(problem, exact, missing_terms, sampled, 
         to_go = returns.discounted_returns(episode.reward, episode.valid, 1.0)
         baseline = jnp.array([0.5, -1.0, 2.0])[jnp.argmax(episode.step_input.observation, axis=-1)]
         return policy_gradient.ESTIMATORS[estimator](
-            output.distribution.log_prob(episode.action), to_go - baseline, baseline, episode.valid
+            output.distribution.log_prob(episode.action),
+            episode.output.distribution.log_prob(episode.action),
+            to_go - baseline,
+            baseline,
+            episode.valid,
         )
 
     def derivatives(episode, direction):
@@ -438,7 +456,7 @@ def test_maml_on_sampled_trajectories(problem):
     assert others.max() > 10  # so the check would see a wrong meta-gradient
 
 
-# --- a quadratic, in closed form ------------------------------------------------------------------
+# --- a quadratic, in closed form -----------------------------------------------------------------
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(6)
 NODES = np.stack(np.meshgrid(NODES, NODES), axis=-1).reshape(-1, 2)

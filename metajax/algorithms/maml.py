@@ -179,10 +179,17 @@ def maml(
             advantage, value = (advantage - mean) / (std + 1e-8), (value + mean) / (std + 1e-8)
         return jax.lax.stop_gradient(Credit(advantage, value, target))
 
+    def behaviour_log_probs(trajectory: Trajectory):
+        return trajectory.output.distribution.log_prob(trajectory.action)
+
     def inner_loss(params, trajectory: Trajectory, credit: Credit) -> Float[Array, ""]:
         _, log_prob = log_probs(params, trajectory)
         objective = jax.vmap(estimate)(
-            log_prob, credit.advantage, credit.baseline, trajectory.valid
+            log_prob,
+            behaviour_log_probs(trajectory),
+            credit.advantage,
+            credit.baseline,
+            trajectory.valid,
         )
         return -jnp.sum(objective) / jnp.sum(trajectory.valid)
 
@@ -259,9 +266,8 @@ def maml(
         def of_task(data):
             distribution, log_prob = adapt_and_evaluate(theta, data)
             query, credit = jax.tree.map(lambda x: x[-1], data)
-            behaviour = query.output.distribution.log_prob(query.action)
             gain = policy_gradient.importance_weighted(
-                log_prob, behaviour, credit.advantage, query.valid, clip=clip
+                log_prob, behaviour_log_probs(query), credit.advantage, query.valid, clip=clip
             )
             return jnp.sum(gain) / jnp.sum(query.valid), distribution
 

@@ -59,19 +59,30 @@ def conjugate_gradient(
     *,
     iterations: int,
 ) -> Float[Array, "n"]:
-    """Return x with `product(x)` ≈ b after a fixed number of conjugate-gradient iterations."""
+    """Return x with `product(x)` ≈ b, from conjugate-gradient iterations that start at 0.
+
+    Iterations stop to count once the residual is within rounding of ‖b‖, so the scale of b does
+    not matter.
+
+    Args:
+        product: a symmetric, positive semi-definite matrix times a vector.
+        b: right-hand side.
+        iterations: at most this many.
+    """
+    norm = jnp.vdot(b, b)
+    solved = jnp.finfo(b.dtype).eps ** 2 * norm
 
     def iterate(_, carry):
         x, residual, direction, squared = carry
         image = product(direction)
-        # Once solved there is nothing to divide by: stay.
-        step = jnp.where(squared > 1e-10, squared / jnp.vdot(direction, image), 0.0)
+        going = squared > solved  # else there is nothing left to divide by
+        step = jnp.where(going, squared / jnp.vdot(direction, image), 0.0)
         residual = residual - step * image
         new_squared = jnp.vdot(residual, residual)
-        ratio = jnp.where(squared > 1e-10, new_squared / squared, 0.0)
+        ratio = jnp.where(going, new_squared / squared, 0.0)
         return x + step * direction, residual, residual + ratio * direction, new_squared
 
-    return jax.lax.fori_loop(0, iterations, iterate, (jnp.zeros_like(b), b, b, jnp.vdot(b, b)))[0]
+    return jax.lax.fori_loop(0, iterations, iterate, (jnp.zeros_like(b), b, b, norm))[0]
 
 
 def trust_region_step(
@@ -101,7 +112,7 @@ def trust_region_step(
     flat_gradient = ravel_pytree(gradient)[0]
     direction = conjugate_gradient(product, flat_gradient, iterations=iterations)
     curvature = jnp.vdot(direction, product(direction))
-    full = direction * jnp.sqrt(2 * max_kl / jnp.maximum(curvature, 1e-12))
+    full = direction * jnp.where(curvature > 0, jnp.sqrt(2 * max_kl / curvature), 0.0)
     before, _ = objective(params)
 
     def attempt(count):

@@ -9,7 +9,7 @@ objective            second derivative in expectation            source
 ===================  ==========================================  ============================
 `naive`              misses how θ shapes the data; often         most public MAML code
                      further off than first order
-`likelihood_ratio`   misses how θ shapes later credit            Rothfuss et al. 2019, LVC
+`likelihood_ratio`   misses how θ shapes later credit            Rothfuss et al. 2019
 `dice`               exact                                       Foerster et al. 2018
 `loaded_dice`        exact, with lower variance                  Farquhar et al. 2019
 ===================  ==========================================  ============================
@@ -19,22 +19,21 @@ discount^t, as practice has it, and then no return has the resulting gradient un
 "Exact" above is for the undiscounted return, or for the discounted one with discount^t · advantage
 and discount^t · baseline.
 
+Where the papers write π/⊥π, with ⊥ for a constant, the ratio here is to the policy that sampled:
+the same thing at that policy, in value and in every derivative, and importance sampling elsewhere.
+So an outer optimizer may evaluate an adaptation again on stored episodes after it has moved the
+parameters, and finds a function whose derivatives are those it was promised.
+
 Padding neither counts nor matters, in value or derivative, whatever it holds.
 """
 
 from collections.abc import Callable
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 Estimator = Literal["likelihood_ratio", "dice", "loaded_dice", "naive"]
-
-
-def _magic_box(x: Array) -> Array:
-    """Return 1, whose every derivative is that of exp(x) (DiCE, section 4)."""
-    return jnp.exp(x - jax.lax.stop_gradient(x))
 
 
 def _masked(valid: Array, *arrays: Array) -> list[Array]:
@@ -44,62 +43,70 @@ def _masked(valid: Array, *arrays: Array) -> list[Array]:
 
 def naive(
     log_prob: Float[Array, "time"],
+    behaviour_log_prob: Float[Array, "time"],
     advantage: Float[Array, "time"],
     baseline: Float[Array, "time"],
     valid: Bool[Array, "time"],
 ) -> Float[Array, ""]:
     """Return Σ_t log π(a_t) A_t: right once, biased when differentiated again."""
-    del baseline
+    del behaviour_log_prob, baseline
     log_prob, advantage = _masked(valid, log_prob, advantage)
     return jnp.sum(log_prob * advantage)
 
 
 def likelihood_ratio(
     log_prob: Float[Array, "time"],
+    behaviour_log_prob: Float[Array, "time"],
     advantage: Float[Array, "time"],
     baseline: Float[Array, "time"],
     valid: Bool[Array, "time"],
 ) -> Float[Array, ""]:
-    """Return ProMP's low variance curvature objective Σ_t π(a_t)/⊥π(a_t) A_t (equation 5).
+    """Return Σ_t π(a_t)/π_old(a_t) A_t, ProMP's low variance curvature objective (section 5).
 
     Its expected Hessian is the exact one less E[Σ_t ∇log π(a_t|s_t) ∇Q_t(s_t,a_t)ᵀ] and its
     transpose: ∇Q_t is how the expected return after t depends on the later policy.
     """
     del baseline
-    log_prob, advantage = _masked(valid, log_prob, advantage)
-    return jnp.sum(_magic_box(log_prob) * advantage)
+    return jnp.sum(importance_weighted(log_prob, behaviour_log_prob, advantage, valid))
 
 
 def dice(
     log_prob: Float[Array, "time"],
+    behaviour_log_prob: Float[Array, "time"],
     advantage: Float[Array, "time"],
     baseline: Float[Array, "time"],
     valid: Bool[Array, "time"],
 ) -> Float[Array, ""]:
-    """Return DiCE with its baseline term: Σ_t ☐(a_≤t) r_t + Σ_t (1 - ☐(a_t)) b_t.
+    """Return DiCE with its baseline term: Σ_t ρ_≤t r_t + Σ_t (1 - ρ_t) b_t.
 
-    `advantage + baseline` is the return-to-go, its differences are the rewards. The baseline
-    lowers the variance of the first derivative only.
+    ρ_t is π(a_t)/π_old(a_t) and ρ_≤t the product up to t. `advantage + baseline` is the
+    return-to-go, its differences are the rewards. The baseline lowers the variance of the first
+    derivative only.
     """
-    log_prob, advantage, baseline = _masked(valid, log_prob, advantage, baseline)
+    log_prob, behaviour_log_prob, advantage, baseline = _masked(
+        valid, log_prob, behaviour_log_prob, advantage, baseline
+    )
+    log_ratio = log_prob - behaviour_log_prob
     returns = advantage + baseline
     reward = returns - jnp.append(returns[1:], 0.0)
-    return jnp.sum(
-        _magic_box(jnp.cumsum(log_prob)) * reward + (1 - _magic_box(log_prob)) * baseline
-    )
+    return jnp.sum(jnp.exp(jnp.cumsum(log_ratio)) * reward + (1 - jnp.exp(log_ratio)) * baseline)
 
 
 def loaded_dice(
     log_prob: Float[Array, "time"],
+    behaviour_log_prob: Float[Array, "time"],
     advantage: Float[Array, "time"],
     baseline: Float[Array, "time"],
     valid: Bool[Array, "time"],
 ) -> Float[Array, ""]:
-    """Return Loaded DiCE with λ = 1: Σ_t (☐(a_≤t) - ☐(a_<t)) A_t (Farquhar et al., section 4)."""
+    """Return Loaded DiCE with λ = 1: Σ_t (ρ_≤t - ρ_<t) A_t (Farquhar et al., section 4)."""
     del baseline
-    log_prob, advantage = _masked(valid, log_prob, advantage)
-    total = jnp.cumsum(log_prob)
-    return jnp.sum((_magic_box(total) - _magic_box(total - log_prob)) * advantage)
+    log_prob, behaviour_log_prob, advantage = _masked(
+        valid, log_prob, behaviour_log_prob, advantage
+    )
+    log_ratio = log_prob - behaviour_log_prob
+    total = jnp.cumsum(log_ratio)
+    return jnp.sum((jnp.exp(total) - jnp.exp(total - log_ratio)) * advantage)
 
 
 ESTIMATORS: dict[str, Callable[..., Float[Array, ""]]] = {
