@@ -30,24 +30,35 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         # An initial standard deviation of 1 drowns the task in control cost.
         "policy": {"initial_std": 0.5},
         "family": {"episode_length": 100},
-        "algorithm": {"outer": "ppo", "episodes": 10},
-        "training": {"iterations": 200, "tasks": 20},
-        "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
+        "algorithm": {
+            "outer": "ppo",
+            "episodes": 10,
+            "inner_learning_rate": 0.2,
+            "outer_learning_rate": 1.5e-3,
+        },
+        # There are only two tasks: a small batch gives more meta-iterations for the same steps.
+        "training": {"iterations": 400, "tasks": 8},
+        "evaluation": {"every": 100, "tasks": 20, "episodes": 20},
     },
     ("maml", "halfcheetah-vel"): {
         "policy": {"initial_std": 0.5},
         "family": {"episode_length": 100},
-        "algorithm": {"outer": "ppo", "episodes": 10},
+        "algorithm": {
+            "outer": "ppo",
+            "episodes": 10,
+            "inner_learning_rate": 0.2,
+            "outer_learning_rate": 1.5e-3,
+        },
         "training": {"iterations": 200, "tasks": 20},
         "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
     },
     ("maml", "point-goal"): {
-        "policy": {"initial_std": 0.2},
+        # The step that can be taken without losing the goal shrinks with the variance.
+        "policy": {"initial_std": 0.05},
         "algorithm": {
             "outer": "ppo",
-            "inner_learning_rate": 0.5,
+            "inner_learning_rate": 0.03,
             "inner_learning_rate_decay": 0.5,
-            "outer_learning_rate": 3e-3,
         },
         "training": {"iterations": 400, "tasks": 20},
         "evaluation": {"every": 100, "tasks": 40, "episodes": 20},
