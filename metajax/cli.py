@@ -365,7 +365,11 @@ def _say(text: str = "") -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
+
+
+def _silence() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _duration(seconds: float) -> str:
@@ -508,6 +512,11 @@ def _train(arguments: Sequence[str]) -> int:
             break
         names.append(word)
     algorithm, family = [*names, *(DEFAULT_ALGORITHM, DEFAULT_FAMILY)[len(names) :]]
+    if algorithm in FAMILIES:
+        raise MetajaxError(
+            f"{algorithm!r} is a family; name an algorithm first: metajax train "
+            f"{DEFAULT_ALGORITHM} {algorithm}."
+        )
     program = f"metajax train {algorithm} {family}"
     options = train_options(algorithm, family)
     hints = {
@@ -573,21 +582,23 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
     if resume:  # the directory keeps the number of iterations that it began with
         again += ["--iterations", config["training"]["iterations"]]
     done = int(result.state.iteration)
-    if result.interrupted is not None:
-        name = signal.Signals(result.interrupted).name
+    status = 0 if result.interrupted is None else 128 + result.interrupted
+    if result.returns is None:
+        name = signal.Signals(status - 128).name
         _say(f"stopped by {name} after {_plural(done, 'iteration')}, saved. To go on:")
         _say(f"  {_command(*again)}")
-        return 128 + result.interrupted
-    _conclude(result, directory, done, time.perf_counter() - began)
-    return 0
+        return status
+    _conclude(result, result.returns, directory, done, time.perf_counter() - began)
+    return status
 
 
-def _conclude(result: Result, directory: Path, done: int, seconds: float) -> None:
+def _conclude(
+    result: Result, returns: np.ndarray, directory: Path, done: int, seconds: float
+) -> None:
     from metajax.plotting import plot_run
 
-    assert result.returns is not None
     _say()
-    _show_curve(result.returns, "sampled")
+    _show_curve(returns, "sampled")
     _say()
     picture = directory / "curves.png"
     plot_run(directory, picture)
@@ -818,11 +829,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
-        _flush()
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _silence()

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,7 +153,8 @@ def test_the_run_keeps_the_whole_configuration(trained):
     expected["training"] |= {"iterations": 4, "tasks": 2, "segment": 2, "seeds": 2}
     expected["evaluation"] |= {"every": 2, "tasks": 4, "final_tasks": 8, "episodes": 3}
     assert config == expected
-    assert config["policy"]["initial_std"] == 0.2  # a preset, not the factory's default
+    preset = presets.PRESETS["maml", "point-goal"]["policy"]
+    assert preset.items() <= config["policy"].items()
     assert presets.build(config).training == config["training"]
 
 
@@ -205,6 +207,22 @@ def test_evaluate_again_gives_the_same_and_another_checkpoint_does_not(trained, 
     assert records[0]["mean"] != records[2]["mean"]
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(trained, cache, tmp_path, capsys):
+    directory = tmp_path / "copy"
+    shutil.copytree(trained[0], directory)
+    for step in (directory / "checkpoints").iterdir():
+        if step.name not in ("2", "4"):
+            shutil.rmtree(step)
+    damaged = directory / "checkpoints" / "4" / "manifest.json"
+    damaged.write_text(damaged.read_text().replace("state", "stale", 1))
+    printed = metajax("evaluate", directory, "--rounds", 3, "--tasks", 6)
+    assert "iteration 2 " in printed
+    error = capsys.readouterr().err
+    assert error.startswith("warning: ") and error.count("\n") == 1
+    assert "step 4 is damaged" in error
+
+
 def test_render_and_plot(trained, tmp_path):
     directory, _ = trained
     assert str(directory / "render.png") in metajax("render", directory, "--tasks", 2)
@@ -254,13 +272,18 @@ def test_help_shows_every_option_with_its_meaning_and_default(pair, monkeypatch)
             assert meaning.get(name), f"no docstring says what {group} option {name} is"
 
 
-def test_help_of_a_pair_has_the_defaults_of_its_preset(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    assert "standard deviation at the start" in metajax("train", "maml", "point-goal", "--help")
-    default, point = (metajax("train", *pair, "--help") for pair in ((), ("maml", "point-goal")))
-    assert default.startswith("usage: metajax train maml halfcheetah-dir")
-    assert re.search(r"--iterations INT [^(]*\(default: 200\)", default)
-    assert re.search(r"--iterations INT [^(]*\(default: 400\)", point)
+def test_presets_are_the_defaults():
+    for pair, groups in presets.PRESETS.items():
+        for group, values in groups.items():
+            options = presets.options(*pair)[group]
+            assert {name: options[name].default for name in values} == values
+
+
+def test_help_without_names_is_that_of_the_default_pair():
+    assert metajax("train", "--help") == metajax("train", "maml", "halfcheetah-dir", "--help")
+    assert metajax("train", "maml", "--help").startswith(
+        "usage: metajax train maml halfcheetah-dir"
+    )
 
 
 @pytest.mark.parametrize("command", ["resume", "evaluate", "render", "plot", "list"])
@@ -348,6 +371,7 @@ def complaint(arguments, capsys) -> str:
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
         ("train mamll", "unknown algorithm 'mamll'; did you mean 'maml'?"),
+        ("train point-goal", "name an algorithm first: metajax train maml point-goal"),
         ("train maml halfchetah-dir", "did you mean 'halfcheetah-dir'?"),
         ("train maml point-goal --episods 3", "'--episods'; did you mean '--episodes'?"),
         ("train --policy.hiden 3", "'--policy.hiden'; did you mean '--policy.hidden'?"),
