@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import scipy.stats
 from jaxtyping import Array, Float, Key, PyTree
 
 from metajax.envs.splits import sample_batch
@@ -91,6 +90,8 @@ def interquartile_mean(
         returns: `[seed, task]`, each the mean over the task's episodes.
         resamples: bootstrap resamples.
     """
+    import scipy.stats  # half a second, which a mistyped command should not wait for
+
     returns = np.asarray(returns, np.float64)
 
     def statistic(*strata, axis=-1):
