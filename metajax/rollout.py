@@ -117,11 +117,18 @@ def check_env(env: Env, task: PyTree) -> None:
     space = env.action_space
     action = first_previous(env)[0]
     first = jax.eval_shape(env.reset, jax.random.key(0), task)
-    for name, expected in (("reward", ()), ("observation", (env.observation_size,))):
-        found = getattr(first, name).shape
-        if found != expected:
+    promised = {
+        "observation": ((env.observation_size,), jnp.floating),
+        "reward": ((), jnp.floating),
+        "terminated": ((), jnp.bool),
+        "truncated": ((), jnp.bool),
+    }
+    for name, (shape, kind) in promised.items():
+        found = getattr(first, name)
+        if found.shape != shape or not jnp.issubdtype(found.dtype, kind):
             raise MetajaxError(
-                f"the environment's reset returns {name} of shape {found}; expected {expected}."
+                f"the environment's reset returns {name} as {found.dtype}{list(found.shape)}; "
+                f"expected {kind.__name__}{list(shape)}."
             )
     second = jax.eval_shape(env.step, first, jax.ShapeDtypeStruct(action.shape, action.dtype))
     before, after = (jax.tree_util.tree_flatten_with_path(s) for s in (first, second))
