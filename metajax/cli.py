@@ -4,24 +4,17 @@ Names and options are checked before anything is compiled. A user's mistake is a
 its message goes to stderr and the exit status is 2.
 """
 
-import collections.abc
 import contextlib
 import dataclasses
-import inspect
 import io
-import itertools
 import json
-import math
 import os
-import re
 import shlex
 import signal
 import sys
 import time
-import types
-import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -34,9 +27,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from metajax import presets
+from metajax._arguments import help_of, parse, summary_of
 from metajax._version import __version__
 from metajax.algorithms import ALGORITHMS
 from metajax.checkpoint import saved_steps
@@ -168,7 +161,7 @@ def train_options(algorithm: str, family: str) -> type:
     factories = presets.factories(algorithm, family)
     groups: list[tuple[str, Any, Any]] = []
     for group, parameters in presets.options(algorithm, family).items():
-        help_ = _help(factories[group])
+        help_ = help_of(factories[group])
         fields = []
         for name, parameter in parameters.items():
             annotation = parameter.annotation
@@ -178,7 +171,7 @@ def train_options(algorithm: str, family: str) -> type:
             default = dataclasses.field(default=parameter.default)
             fields.append((name, Annotated[annotation, described], default))
         options = dataclasses.make_dataclass(group, fields, frozen=True)
-        options.__doc__ = _summary(factories[group])
+        options.__doc__ = summary_of(factories[group])
         kind = options if group in _PREFIXED else Annotated[options, OmitArgPrefixes]
         groups.append((group, kind, dataclasses.field(default=options())))
     where = f"where the run is kept; runs/{algorithm}-{family}-<date>-<time> by default."
@@ -194,165 +187,6 @@ def train_options(algorithm: str, family: str) -> type:
 
 
 _PREFIXED = {"policy", "evaluation"}
-
-
-def _summary(factory: Callable) -> str:
-    """Return the first line of a docstring as a description of what comes back."""
-    line = (inspect.getdoc(factory) or "").partition("\n")[0]
-    line = line.removeprefix("Return ").replace("`", "")
-    return line[:1].upper() + line[1:]
-
-
-def _help(factory: Callable) -> dict[str, str]:
-    """Return what a Google-style docstring says about each argument or attribute."""
-    doc = inspect.getdoc(factory) or ""
-    section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)*)", doc, re.MULTILINE)
-    entries = re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.M)
-    return {entry[1]: re.sub(r"\s+", " ", entry[2]).replace("`", "") for entry in entries}
-
-
-# ---------------------------------------------------------------------------------------------
-# Parsing
-# ---------------------------------------------------------------------------------------------
-
-
-def _whole_number(word: str) -> int:
-    try:
-        return int(word)
-    except ValueError:
-        raise ValueError(f"{word!r} is not a whole number.") from None
-
-
-def _number(word: str) -> float:
-    try:
-        number = float(word)
-    except ValueError:
-        raise ValueError(f"{word!r} is not a number.") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{word!r} is not a finite number.")
-    return number
-
-
-_READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
-    int: ("INT", _whole_number),
-    float: ("NUMBER", _number),
-    str: ("NAME", str),
-    Path: ("PATH", Path),
-}
-
-
-def _read_plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Say how tyro reads numbers, names, paths, choices, and several or none of these."""
-    kind, optional, several = info.type, False, False
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-        optional = len(kinds) < len(typing.get_args(kind))
-        kind = kinds[0]
-    if typing.get_origin(kind) in (tuple, collections.abc.Sequence):
-        kind, several = typing.get_args(kind)[0], True
-    if typing.get_origin(kind) is Literal:
-        allowed = typing.get_args(kind)
-        metavar = f"{{{','.join(allowed)}}}"
-
-        def read_name(word: str) -> str:
-            if word not in allowed:
-                raise unknown("value", word, allowed)
-            return word
-
-        read: Callable[[str], Any] = read_name
-
-    elif kind in _READERS:
-        metavar, read = _READERS[kind]
-    else:
-        return None
-
-    def instance(words: list[str]) -> Any:
-        if optional and words == ["None"]:
-            return None
-        return tuple(map(read, words)) if several else read(words[0])
-
-    def words(value: Any) -> list[str]:
-        return [str(v) for v in value] if several else [str(value)]
-
-    return PrimitiveConstructorSpec(
-        nargs="*" if several else 1,
-        metavar=f"{metavar} ..." if several else metavar,
-        instance_from_str=instance,
-        is_instance=lambda _: True,
-        str_from_instance=words,
-    )
-
-
-def _parse(
-    options: type, arguments: Sequence[str], program: str, hints: Mapping[str, str] | None = None
-) -> Any:
-    """Return `options` filled in from the command line.
-
-    Args:
-        options: a dataclass.
-        arguments: what was typed.
-        program: the words before them.
-        hints: what to say of some of the words that do not belong here.
-
-    Raises:
-        MetajaxError: an option does not exist, or its value is missing or of the wrong kind.
-    """
-    registry = ConstructorRegistry()
-    registry.primitive_rule(_read_plain)
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            chosen, left_over = tyro.cli(
-                options,
-                prog=program,
-                args=arguments,
-                registry=registry,
-                return_unknown_args=True,
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise MetajaxError(_sentence(complaint.getvalue(), program)) from None
-    if left_over:
-        word = next((w for w in left_over if w.startswith("-")), left_over[0])
-        word = word.partition("=")[0]
-        if word.startswith("-"):
-            word = word.replace("_", "-")
-        if hints and word in hints:
-            raise MetajaxError(hints[word])
-        if not word.startswith("-"):
-            raise MetajaxError(f"unexpected {word!r}; see {program} --help.")
-        raise unknown("option", word, _flags(options), see=f"{program} --help")
-    return chosen
-
-
-def _sentence(box: str, program: str) -> str:
-    """Return the first paragraph of an error box of tyro's, without title and frame."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    body = [line.strip(" │╭╮╰╯") for line in plain.splitlines()[1:]]
-    if body and not body[0].strip("-"):  # a rule under the title, where there is no frame
-        del body[0]
-    paragraph = itertools.takewhile(lambda line: line.strip("─-"), body)
-    sentence = " ".join(" ".join(paragraph).split())
-    sentence = sentence.removeprefix("Error parsing ").removesuffix("(required)")
-    return f"{sentence.rstrip('. ')}; see {program} --help."
-
-
-def _flags(options: type, prefix: str = "--") -> list[str]:
-    """Return the options that `_parse` would have accepted."""
-    found = []
-    for field in dataclasses.fields(options):
-        kind = field.type
-        flat = OmitArgPrefixes in getattr(kind, "__metadata__", ())
-        kind = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-        name = field.name.replace("_", "-")
-        if dataclasses.is_dataclass(kind):
-            found += _flags(kind, prefix if flat else f"{prefix}{name}.")  # type: ignore
-        elif kind is bool:
-            found += [f"{prefix}{name}", f"{prefix}no-{name}"]
-        else:
-            found.append(f"{prefix}{name}")
-    return found
 
 
 # ---------------------------------------------------------------------------------------------
@@ -395,15 +229,11 @@ def _command(*words: object) -> str:
 
 def _status(progress: TrainingProgress) -> str:
     """Return the numbers of a progress line."""
-    returns = " -> ".join(
-        f"{np.mean(progress.metrics[name]):.1f}"
-        for name in ("return_before", "return_after")
-        if name in progress.metrics
-    )
+    before, after = (progress.metrics[f"return_{when}"].mean() for when in ("before", "after"))
     parts = [
         f"{_count(progress.environment_steps)} steps",
         f"{_count(progress.steps_per_second)}/s",
-        f"return {returns}",
+        f"return {before:.1f} -> {after:.1f}",
         f"{_duration(progress.seconds_left)} left",
     ]
     if discarded := int(progress.discarded.sum()):
@@ -478,8 +308,8 @@ def _show_curve(returns: np.ndarray, acting: str) -> None:
     _say(capture.get().rstrip())
 
 
-def _describe(config: presets.Config, experiment: presets.Experiment, asked: str) -> None:
-    """Say what is about to run on what."""
+def _describe(config: presets.Config, experiment: presets.Experiment, *, resume: bool) -> None:
+    """Say what is about to run on what, and why there."""
     backend = experiment.family.backend
     devices = jax.devices()
     used = config["training"]["devices"]
@@ -496,7 +326,8 @@ def _describe(config: presets.Config, experiment: presets.Experiment, asked: str
         _say(f"physics: none ({engine})")
         return
     found = "no accelerator" if devices[0].platform == "cpu" else devices[0].device_kind
-    why = f"{found} found" if asked == "auto" else "as asked for"
+    asked = config["family"]["backend"] != "auto"
+    why = "as before" if resume else "as asked for" if asked else f"{found} found"
     _say(f'physics: {engine} (backend "{backend}": {why})')
 
 
@@ -527,7 +358,7 @@ def _train(arguments: Sequence[str]) -> int:
         for option in presets.options(algorithm, other)["family"]:
             flag = f"--{option.replace('_', '-')}"
             hints[flag] = f"{family} has no {flag}, as {other} has; see {program} --help."
-    chosen = _parse(options, arguments[len(names) :], program, hints)
+    chosen = parse(options, arguments[len(names) :], program, hints)
     config: presets.Config = {"algorithm_name": algorithm, "family_name": family}
     for group in presets.GROUPS:
         config[group] = dataclasses.asdict(getattr(chosen, group))
@@ -561,11 +392,10 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
     """Train, and say what came of it."""
     began = time.perf_counter()
     _ask_for_devices(config["training"]["devices"])
-    asked = config["family"].get("backend", "")
     experiment = presets.build(config)
-    if asked:  # the run stays with its engine, whatever machine it is resumed on
+    _describe(config, experiment, resume=resume)
+    if "backend" in config["family"]:  # stay with the engine, whatever machine it is resumed on
         config["family"]["backend"] = experiment.family.backend
-    _describe(config, experiment, asked)
     _say(f"run: {directory}")
     with _progress() as report:
         result = train(
@@ -595,7 +425,7 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
 def _conclude(
     result: Result, returns: np.ndarray, directory: Path, done: int, seconds: float
 ) -> None:
-    from metajax.plotting import plot_run
+    from metajax.plotting import plot_run  # Matplotlib takes long to import
 
     _say()
     _show_curve(returns, "sampled")
@@ -686,7 +516,7 @@ def _check_positive(name: str, value: int) -> None:
 
 
 def _render(options: RenderOptions) -> int:
-    from metajax import rendering
+    from metajax import rendering  # Matplotlib takes long to import
 
     _check_positive("tasks", options.tasks)
     with open_run(options.run, lock=False) as run:
@@ -720,7 +550,7 @@ def _render(options: RenderOptions) -> int:
 
 
 def _plot(options: PlotOptions) -> int:
-    from metajax.plotting import plot_comparison
+    from metajax.plotting import plot_comparison  # Matplotlib takes long to import
 
     if not options.runs:
         raise MetajaxError("which runs? Give at least one run directory: metajax plot RUN ...")
@@ -733,7 +563,7 @@ def _list(options: ListOptions) -> int:
     del options
     _say("algorithms")
     for name, factory in sorted(ALGORITHMS.items()):
-        _say(f"  {name:<17}{_summary(factory)}")
+        _say(f"  {name:<17}{summary_of(factory)}")
     _say("\nfamilies")
     for name in sorted(FAMILIES):
         env = make(name).env
@@ -801,7 +631,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     if command.options is None:
         return command.run(rest)
-    return command.run(_parse(command.options, rest, f"metajax {name}"))
+    return command.run(parse(command.options, rest, f"metajax {name}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

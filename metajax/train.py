@@ -259,7 +259,7 @@ def train(
         MetajaxError: an argument is out of range, the environment breaks its promises, the run
             directory cannot be used, or `on_nan="halt"` and something was not finite.
     """
-    _check(iterations, tasks, seeds, segment, evaluation, devices, on_nan)
+    _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
     check_env(family.env, jax.eval_shape(family.train.sample, jax.random.key(0)))
     mesh = task_mesh(devices) if devices > 1 else None
     program = make_segment(
@@ -372,7 +372,7 @@ def _concatenate(history: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([m[name] for m in history]) for name in history[0]}
 
 
-def _check(iterations, tasks, seeds, segment, evaluation, devices, on_nan):
+def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan):
     at_least_one = {
         "iterations": iterations,
         "tasks": tasks,
@@ -385,6 +385,8 @@ def _check(iterations, tasks, seeds, segment, evaluation, devices, on_nan):
     for name, value in at_least_one.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MetajaxError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    if not -(2**63) <= seed < 2**63:
+        raise MetajaxError(f"seed is {seed}; it must fit into 64 bits.")
     if on_nan not in OnNan.__args__:
         raise unknown("on_nan policy", on_nan, OnNan.__args__)
     if devices > jax.device_count():

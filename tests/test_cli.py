@@ -22,7 +22,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from metajax import cli, presets
+from metajax import _arguments, cli, presets
 from metajax._records import read_record, write_record
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES
@@ -255,10 +255,10 @@ def test_help_shows_every_option_with_its_meaning_and_default(pair, monkeypatch)
     printed = metajax("train", *pair, "--help")
     assert max(map(len, printed.splitlines())) <= 80
     text = " ".join(re.sub("[│─╭╮╰╯]", " ", printed).split())
-    flags = cli._flags(cli.train_options(*pair))
+    flags = _arguments.flags(cli.train_options(*pair))
     assert len(set(flags)) == len(flags)  # groups without a prefix share no name
     for group, parameters in presets.options(*pair).items():
-        meaning = cli._help(presets.factories(*pair)[group])
+        meaning = _arguments.help_of(presets.factories(*pair)[group])
         for name, parameter in parameters.items():
             prefix = f"{group}." if group in ("policy", "evaluation") else ""
             flag = f"--{prefix}{name.replace('_', '-')}"
@@ -295,7 +295,7 @@ def test_help_of_the_other_commands(command):
     for field in dataclasses.fields(options):
         if field.name not in ("run", "runs"):
             assert f"--{field.name}" in printed
-            assert cli._help(options)[field.name]
+            assert _arguments.help_of(options)[field.name]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -317,7 +317,7 @@ def test_version():
 
 def parsed(*words):
     options = cli.train_options("maml", "halfcheetah-vel")
-    return cli._parse(options, words, "metajax train maml halfcheetah-vel")
+    return _arguments.parse(options, words, "metajax train maml halfcheetah-vel")
 
 
 def test_options_reach_their_group_with_their_type():
@@ -397,6 +397,7 @@ def complaint(arguments, capsys) -> str:
         ("train maml point-goal --evaluation.every -1 --run-directory R", "evaluation.every is -1"),
         ("train maml point-goal --devices 9 --run-directory R", "9 devices asked for, 4 available"),
         ("train maml point-goal --devices 4 --tasks 6 --run-directory R", "6 tasks cannot be"),
+        ("train maml point-goal --run-directory R --seed 99999999999999999999", "seed is 999"),
         ("evaluate", "RUN"),
         ("evaluate nowhere", "there is no run directory"),
         ("resume nowhere", "there is no run directory"),
