@@ -532,19 +532,19 @@ def _render(options: RenderOptions) -> int:
     if not 0 <= options.seed < seeds:
         raise MetajaxError(f"--seed is {options.seed}; the run has seeds 0 to {seeds - 1}.")
     meta_params = jax.tree.map(lambda x: x[options.seed], state.train_state.meta_params)
-    for suffix in wanted:
-        output = options.run / f"render{suffix}"
-        rendering.render(
-            name,
-            experiment.algorithm.agent,
-            experiment.family,
-            meta_params,
-            _key(experiment, "render"),
-            output,
-            tasks=options.tasks,
-            adaptations=config["algorithm"].get("inner_steps", 1),
-            episodes=experiment.evaluation.episodes,
-        )
+    outputs = [options.run / f"render{suffix}" for suffix in wanted]
+    rendering.render(
+        name,
+        experiment.algorithm.agent,
+        experiment.family,
+        meta_params,
+        _key(experiment, "render"),
+        outputs,
+        tasks=options.tasks,
+        adaptations=config["algorithm"].get("inner_steps", 1),
+        episodes=experiment.evaluation.episodes,
+    )
+    for output in outputs:
         _say(f"written to {output}")
     return 0
 

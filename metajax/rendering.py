@@ -9,7 +9,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,7 +187,7 @@ def render(
     family: TaskFamily,
     meta_params: PyTree[Array],
     key: Key[Array, ""],
-    output: str | Path,
+    outputs: Sequence[str | Path],
     *,
     tasks: int,
     adaptations: int,
@@ -201,7 +201,7 @@ def render(
         family: the family.
         meta_params: what was trained.
         key: consumed.
-        output: the picture: .html or .gif for a body in motion, .png for points in a plane.
+        outputs: the pictures: .html or .gif for a body in motion, .png for points in a plane.
         tasks: how many; of finitely many, each at most once.
         adaptations: adaptation steps between before and after.
         episodes: per adaptation step.
@@ -209,9 +209,9 @@ def render(
     Raises:
         MetajaxError: there is no such picture of this family, or it cannot be written.
     """
-    suffix = Path(output).suffix.lower()
-    if suffix not in formats(name):
-        raise unknown(f"picture format of {name}", suffix, formats(name))
+    for output in outputs:
+        if Path(output).suffix.lower() not in formats(name):
+            raise unknown(f"picture format of {name}", Path(output).suffix, formats(name))
     if family.test.finite is not None:
         tasks = min(tasks, jax.tree.leaves(family.test.finite)[0].shape[0])
     task_key, record_key = jax.random.split(key)
@@ -239,9 +239,20 @@ def render(
     held_out, recordings = jax.tree.map(np.asarray, (held_out, recordings))
     titles = ("before adaptation", f"after {adaptations} step{'s' * (adaptations != 1)}")
     if name in BODIES:
-        content = _animate(BODIES[name], held_out, recordings, titles, page=suffix == ".html")
+        body = BODIES[name]
+        stride = max(1, math.ceil(1 / (body.seconds * _MOST_FRAMES_PER_SECOND)))
+        frames = list(_frames(body, held_out, recordings, titles, stride))
+        milliseconds = round(1000 * body.seconds * stride)
+        encoders = {".html": _page, ".gif": _gif}
+        for output in outputs:
+            _write(output, encoders[Path(output).suffix.lower()](frames, milliseconds))
     else:
-        content = _draw_points(held_out, recordings, titles)
+        picture = _draw_points(held_out, recordings, titles)
+        for output in outputs:
+            _write(output, picture)
+
+
+def _write(output: str | Path, content: bytes) -> None:
     try:
         Path(output).write_bytes(content)
     except OSError as error:
@@ -274,13 +285,6 @@ def formats(name: str) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------
 # Bodies in motion
 # ---------------------------------------------------------------------------------------------
-
-
-def _animate(body: Body, tasks, recordings, titles, *, page: bool) -> bytes:
-    stride = max(1, math.ceil(1 / (body.seconds * _MOST_FRAMES_PER_SECOND)))
-    frames = list(_frames(body, tasks, recordings, titles, stride))
-    milliseconds = round(1000 * body.seconds * stride)
-    return _page(frames, milliseconds) if page else _gif(frames, milliseconds)
 
 
 def _frames(body: Body, tasks, recordings, titles, stride: int) -> Iterator[Image.Image]:
