@@ -32,13 +32,12 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "family": {"episode_length": 100},
         "algorithm": {
             "outer": "ppo",
-            "episodes": 10,
             "inner_learning_rate": 0.2,
             "outer_learning_rate": 1.5e-3,
         },
         # There are only two tasks: a small batch gives more meta-iterations for the same steps.
-        "training": {"iterations": 400, "tasks": 8},
-        "evaluation": {"every": 100, "tasks": 20, "episodes": 20},
+        "training": {"iterations": 250, "tasks": 6},
+        "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
     },
     ("maml", "halfcheetah-vel"): {
         "policy": {"initial_std": 0.5},
