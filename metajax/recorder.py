@@ -78,19 +78,22 @@ class _Nowhere:
 class _Directory:
     """Keeps everything in a run directory."""
 
+    _log: MetricsLog
+    _events: SummaryWriter
+
     def __init__(self, run: RunDirectory, checkpointer: Checkpointer, *, resume: bool):
         self._run, self._checkpointer, self._resume = run, checkpointer, resume
-        self._log: MetricsLog | None = None
-        self._events: SummaryWriter | None = None
+        self._opened = contextlib.ExitStack()
 
     def restore(self, state):
         iteration = -1
         if self._resume and self._checkpointer.latest_step() is not None:
             iteration, state = self._checkpointer.restore(state)
-        self._log = MetricsLog(self._run.metrics, iteration=iteration)
+        self._log = self._opened.enter_context(MetricsLog(self._run.metrics, iteration=iteration))
         self._events = SummaryWriter(
             str(self._run.path / "tensorboard"), purge_step=iteration + 1 if self._resume else None
         )
+        self._opened.callback(self._events.close)
         return state
 
     def record(self, progress):
@@ -123,8 +126,7 @@ class _Directory:
             self._events.add_scalar(f"{name}/return_after_{k}_steps", value, iteration)
 
     def close(self):
-        self._log and self._log.close()
-        self._events and self._events.close()
+        self._opened.close()
 
 
 @contextlib.contextmanager

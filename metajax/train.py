@@ -167,7 +167,8 @@ def make_segment(
         return RunState(state.iteration + 1, discarded, train_state), metrics
 
     def evaluate_all(state: RunState, key, repeat):
-        assert evaluation is not None
+        plan = evaluation
+        assert plan is not None
 
         def one_seed(train_state, key):
             key = jax.random.fold_in(jax.random.fold_in(key, state.iteration), repeat)
@@ -176,9 +177,9 @@ def make_segment(
                 family,
                 train_state.meta_params,
                 key,
-                tasks=evaluation.tasks,
-                rounds=evaluation.rounds,
-                episodes=evaluation.episodes,
+                tasks=plan.tasks,
+                rounds=plan.rounds,
+                episodes=plan.episodes,
             )
 
         return jax.vmap(one_seed)(state.train_state, seed_keys(key))

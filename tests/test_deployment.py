@@ -16,9 +16,7 @@ def setup():
     family = metajax.make("point-goal", episode_length=LENGTH)
     policy = metajax.mlp(2, family.env.action_space, hidden=(8,), initial_std=0.2)
     # Six steps are too few for a well-conditioned linear baseline in float32.
-    algorithm = metajax.maml(
-        family.env, policy, episodes=EPISODES, outer="adam", baseline="none"
-    )
+    algorithm = metajax.maml(family.env, policy, episodes=EPISODES, outer="adam", baseline="none")
     task = family.test.sample(jax.random.key(0))
     state = algorithm.init(jax.random.key(1), jax.tree.map(lambda x: x[None], task))
     return family.env, algorithm.agent, state.meta_params, task

@@ -73,6 +73,19 @@ def test_conjugate_gradient_stays_once_solved():
     )
 
 
+def test_conjugate_gradient_does_not_enlarge_rounding():
+    """Fifteen iterations on an ill-conditioned matrix, with errors in the last place."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(22, 22)))[0]
+    matrix = jnp.asarray(basis @ np.diag(np.logspace(-5, 1, 22)) @ basis.T)
+    b = matrix @ rng.normal(size=22)
+    error = 1e-16 * rng.normal(size=(2, 22, 22))
+    one, other = (
+        conjugate_gradient(lambda v, e=e: (matrix + e) @ v, b, iterations=15) for e in error
+    )
+    assert jnp.linalg.norm(one - other) < 1e-9 * jnp.linalg.norm(one)
+
+
 # --- the Fisher matrix through an adaptation -----------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from metajax.types import (
     Agent,
     Algorithm,
     Env,
+    Metrics,
     Params,
     Policy,
     TrainState,
@@ -279,7 +280,7 @@ def maml(
         per_task = jnp.sum(jnp.where(valid, old.kl(new), 0.0), axis=(1, 2))
         return jnp.mean(per_task / jnp.sum(valid, axis=(1, 2)))
 
-    def gradient_steps(theta, optimizer_state, data):
+    def gradient_steps(theta, optimizer_state, data) -> tuple[Any, Any, Metrics]:
         epochs = outer_epochs if outer == "ppo" else 1
 
         def epoch(carry, _):
@@ -293,7 +294,7 @@ def maml(
         carry, norms = jax.lax.scan(epoch, (theta, optimizer_state), length=epochs)
         return *carry, {"meta_gradient_norm": norms[0]}
 
-    def trust_region(theta, optimizer_state, data):
+    def trust_region(theta, optimizer_state, data) -> tuple[Any, Any, Metrics]:
         old = data[0].output.distribution
         old = jax.tree.map(lambda x: x[:, -1], old)
         valid = data[0].valid[:, -1]
@@ -361,7 +362,9 @@ def maml(
         )
         improve = trust_region if outer == "trpo" else gradient_steps
         theta = (meta_params.policy, meta_params.rule)
-        theta, outer_state, metrics = improve(theta, optimizer_state["outer"], data)
+        (policy_params, rule_params), outer_state, metrics = improve(
+            theta, optimizer_state["outer"], data
+        )
         critic, critic_state = meta_params.critic, optimizer_state["critic"]
         if baseline == "value_network":
             critic, critic_state, critic_metrics = fit_critic(critic, critic_state, data)
@@ -376,7 +379,7 @@ def maml(
             "entropy": returns.masked_mean(adapted.entropy(), trajectories.valid[:, -1]),
         }
         new_state = TrainState(
-            meta_params=MetaParams(*theta, critic),
+            meta_params=MetaParams(policy_params, rule_params, critic),
             optimizer_state={"outer": outer_state, "critic": critic_state},
         )
         return new_state, metrics

@@ -1,5 +1,6 @@
 """Feed-forward policies and value networks: no memory, the observation alone decides."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -23,12 +24,13 @@ class _MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        dense = functools.partial(nn.Dense, param_dtype=jnp.result_type(float))
         for width in self.hidden:
             x = ACTIVATIONS[self.activation](
-                nn.Dense(width, kernel_init=nn.initializers.xavier_uniform())(x)
+                dense(width, kernel_init=nn.initializers.xavier_uniform())(x)
             )
         initializer = nn.initializers.variance_scaling(self.output_scale**2, "fan_avg", "uniform")
-        return nn.Dense(self.outputs, kernel_init=initializer)(x)
+        return dense(self.outputs, kernel_init=initializer)(x)
 
 
 def mlp(
@@ -67,7 +69,7 @@ def mlp(
         return params
 
     def output(params, observation) -> PolicyOutput:
-        x = network.apply({"params": params["network"]}, observation)
+        x = jnp.asarray(network.apply({"params": params["network"]}, observation))
         if not isinstance(action_space, Continuous):
             return PolicyOutput(Categorical(x))
         log_std = jnp.maximum(params["log_std"], jnp.log(minimum_std))
@@ -103,7 +105,9 @@ def value_network(
     network = _MLP(tuple(hidden), 1, activation, output_scale=1.0)
     return ValueNetwork(
         init=lambda key: network.init(key, jnp.zeros(observation_size))["params"],
-        apply=lambda params, observation: network.apply({"params": params}, observation)[..., 0],
+        apply=lambda params, observation: jnp.squeeze(
+            jnp.asarray(network.apply({"params": params}, observation)), -1
+        ),
     )
 
 

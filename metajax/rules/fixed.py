@@ -26,7 +26,7 @@ def fixed(optimizer: optax.GradientTransformation, *, second_order: bool = True)
 
     def update_of(gradient):
         update, _ = optimizer.update(gradient, optimizer.init(jnp.ones(2)), jnp.ones(2))
-        return jnp.sum(update)
+        return jnp.sum(jnp.asarray(update))
 
     if second_order and not jnp.all(jnp.isfinite(jax.grad(update_of)(jnp.zeros(2)))):
         raise MetajaxError(

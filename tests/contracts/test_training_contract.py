@@ -1,0 +1,204 @@
+"""What the trainer promises: cutting, watching, sharing out and seeding change no result."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from metajax.algorithms import maml
+from metajax.envs import make
+from metajax.errors import MetajaxError
+from metajax.policies import mlp
+from metajax.train import Evaluation, make_segment, task_mesh, train
+
+FAMILY = make("point-goal", episode_length=4)
+ITERATIONS = 12
+
+
+def algorithm(family=FAMILY, **options):
+    policy = mlp(2, family.env.action_space, hidden=(4,), initial_std=0.1)
+    options = {"episodes": 2, "critic_hidden": (4,), **options}
+    return maml(family.env, policy, **options)
+
+
+def assert_same(one, other, tolerance=0.0):
+    """Return the largest difference, relative to the largest value of each array."""
+    worst = 0.0
+    one, other = (jax.tree_util.tree_leaves_with_path(x) for x in (one, other))
+    for (path, a), (_, b) in zip(one, other, strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        difference = np.max(np.abs(a - b), initial=0) / max(1.0, np.max(np.abs(a), initial=0))
+        assert difference <= tolerance, (jax.tree_util.keystr(path), difference)
+        worst = max(worst, difference)
+    return worst
+
+
+# --- cutting and watching ------------------------------------------------------------------------
+
+
+def run(segment, seeds=1, evaluation=None):
+    return train(
+        algorithm(outer="ppo", baseline="value_network", outer_epochs=2),
+        FAMILY,
+        iterations=ITERATIONS,
+        tasks=2,
+        seeds=seeds,
+        segment=segment,
+        evaluation=evaluation,
+    )
+
+
+@pytest.fixture(scope="module")
+def straight():
+    return run(ITERATIONS)
+
+
+WATCHED = Evaluation(every=5, tasks=2, rounds=2, episodes=2, final_tasks=4)
+
+
+@pytest.mark.parametrize(("segment", "evaluation"), [(4, None), (1, WATCHED)])
+def test_neither_cutting_nor_evaluating_changes_a_bit(straight, segment, evaluation):
+    cut = run(segment, evaluation=evaluation)
+    assert int(cut.state.iteration) == ITERATIONS
+    assert_same(cut.state, straight.state)
+    assert_same(cut.metrics, straight.metrics)
+    assert evaluation is None or cut.returns.shape == (1, 4, 2, 2)
+
+
+def test_seeds_side_by_side_are_seeds_alone(straight):
+    both = run(ITERATIONS, seeds=2)
+    first = jax.tree.map(lambda x: x[:1], both.state.train_state)
+    difference = assert_same(first, straight.state.train_state, 1e-5)
+    print(f"a seed by vmap and alone differ by {difference:.1e}")
+    for leaf in jax.tree.leaves(both.state.train_state.meta_params):
+        assert not np.any(leaf[0] == leaf[1])
+
+
+# --- what is not finite --------------------------------------------------------------------------
+
+
+def poisoned():
+    """Return point-goal where some tasks give NaN or infinity, as reward or as observation."""
+    env = FAMILY.env
+
+    def step(state, action):
+        new = env.step(state, action)
+        x, y = state.task["goal"]
+        reward = jnp.where(x > 0.45, jnp.nan, jnp.where(x < -0.45, jnp.inf, new.reward))
+        observation = jnp.where(y > 0.45, jnp.nan, new.observation)
+        return dataclasses.replace(new, reward=reward, observation=observation)
+
+    return FAMILY._replace(env=env._replace(step=step))
+
+
+def history(on_nan, **options):
+    """Return the states before, between and after iterations, and each iteration's metrics."""
+    family = poisoned()
+    program = make_segment(algorithm(family, **options), family, length=1, tasks=2, on_nan=on_nan)
+    run = jax.jit(program.run)
+    states, metrics = [jax.jit(program.init)(jax.random.key(0))], []
+    for iteration in range(ITERATIONS):
+        stop, no, zero = (jnp.asarray(x) for x in (np.int32(iteration + 1), False, np.int32(0)))
+        state, found, _ = run(states[-1], jax.random.key(0), stop, no, zero)
+        states.append(state)
+        metrics.append(found)
+    return states, metrics
+
+
+@pytest.fixture(scope="module")
+def skipped():
+    return history("skip", outer="adam", baseline="none")
+
+
+def bad_iterations(metrics):
+    return np.array([not np.isfinite(m["return_after"]).all() for m in metrics])
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(skipped):
+    states, metrics = skipped
+    bad = bad_iterations(metrics)
+    assert 2 <= bad.sum() <= ITERATIONS - 2, "the test needs both kinds of iterations"
+    for before, after, is_bad in zip(states, states[1:], bad, strict=False):
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after))
+        assert after.iteration == before.iteration + 1
+        assert after.discarded[0] == before.discarded[0] + is_bad
+        leaves = (jax.tree.leaves(s.train_state.meta_params) for s in (before, after))
+        assert all(np.array_equal(a, b) == is_bad for a, b in zip(*leaves, strict=True))
+
+
+def test_halting_keeps_the_state_before(skipped):
+    states, metrics = history("halt", outer="adam", baseline="none")
+    first_bad = int(np.argmax(bad_iterations(metrics)))
+    assert_same(states[: first_bad + 1], skipped[0][: first_bad + 1])
+    for state in states[first_bad + 1 :]:
+        assert_same(state.train_state, states[first_bad].train_state)
+    with pytest.raises(MetajaxError, match=r"not finite before iteration .* \(seeds \[0\]\)"):
+        family = poisoned()
+        train(
+            algorithm(family, outer="adam", baseline="none"),
+            family,
+            iterations=ITERATIONS,
+            tasks=2,
+            evaluation=None,
+            on_nan="halt",
+        )
+
+
+def test_trpo_survives_what_is_not_finite():
+    states, metrics = history("skip", outer="trpo", baseline="linear")
+    bad = bad_iterations(metrics)
+    assert states[-1].discarded[0] == bad.sum() > 0
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(states[-1]))
+
+
+# --- devices -------------------------------------------------------------------------------------
+
+COLLECTIVE = re.compile(
+    r"= (?P<shape>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|all-to-all|reduce-scatter"
+    r"|collective-permute|collective-broadcast)(?:-start)?\("
+)
+
+
+def on_devices(count, **options):
+    """Return the optimized program and what two iterations give, on this many devices."""
+    mesh = task_mesh(count) if count > 1 else None
+    replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    # Five episodes: with fewer samples than features the baseline leaves nothing but rounding.
+    program = make_segment(algorithm(episodes=5, **options), FAMILY, length=2, tasks=8, mesh=mesh)
+    key, stop, no, zero = jax.random.key(0), jnp.int32(2), jnp.asarray(False), jnp.int32(0)
+    state = jax.jit(program.init, out_shardings=replicated)(key)
+    compiled = (
+        jax.jit(program.run, out_shardings=replicated).lower(state, key, stop, no, zero).compile()
+    )
+    return compiled.as_text(), compiled(state, key, stop, no, zero)[:2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"outer": "adam", "baseline": "linear"},
+        {"outer": "ppo", "baseline": "value_network"},
+        {"outer": "trpo", "baseline": "none"},
+    ],
+    ids=lambda options: options["outer"],
+)
+def test_four_devices_give_the_result_of_one(options):
+    _, one = on_devices(1, **options)
+    text, four = on_devices(4, **options)
+    difference = assert_same(one, four, 1e-5)
+    collectives = [match.groupdict() for match in COLLECTIVE.finditer(text)]
+    assert {c["kind"] for c in collectives} == {"all-reduce"}
+    sizes = [
+        sum(
+            int(np.prod([int(n) for n in dimensions.split(",") if n]))
+            for dimensions in re.findall(r"\w+\[([\d,]*)\]", c["shape"])
+        )
+        for c in collectives
+    ]
+    parameters = sum(x.size for x in jax.tree.leaves(one[0].train_state.meta_params))
+    print(f"{options}: {difference:.1e}; all-reduce of {sizes} numbers, {parameters} parameters")
+    assert max(sizes) <= parameters + 16  # a handful of metrics may travel with them
