@@ -6,6 +6,7 @@ seed and the iteration, so neither segment length, nor evaluation, nor an interr
 a result.
 """
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -261,23 +262,23 @@ def train(
             directory cannot be used, or `on_nan="halt"` and something was not finite.
     """
     _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
-    check_env(family.env, jax.eval_shape(family.train.sample, jax.random.key(0)))
-    mesh = task_mesh(devices) if devices > 1 else None
-    program = make_segment(
-        algorithm,
-        family,
-        length=segment,
-        tasks=tasks,
-        seeds=seeds,
-        evaluation=evaluation,
-        mesh=mesh,
-        on_nan=on_nan,
-    )
-    key = jax.random.key(seed)
-    with (
-        graceful_shutdown(lambda text: print(text, file=sys.stderr)) as shutdown,
-        open_recorder(run_directory, config, resume=resume) as recorder,
-    ):
+    with contextlib.ExitStack() as stack:
+        announce = lambda text: print(text, file=sys.stderr)
+        shutdown = stack.enter_context(graceful_shutdown(announce))
+        check_env(family.env, jax.eval_shape(family.train.sample, jax.random.key(0)))
+        mesh = task_mesh(devices) if devices > 1 else None
+        program = make_segment(
+            algorithm,
+            family,
+            length=segment,
+            tasks=tasks,
+            seeds=seeds,
+            evaluation=evaluation,
+            mesh=mesh,
+            on_nan=on_nan,
+        )
+        key = jax.random.key(seed)
+        recorder = stack.enter_context(open_recorder(run_directory, config, resume=resume))
         replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         state = jax.jit(program.init, out_shardings=replicated)(key)
         state = recorder.restore(state)

@@ -114,7 +114,7 @@ def test_a_request_to_stop_is_honoured(tmp_path, environment, straight, stage, n
     for line in process.stdout:
         if line.strip() == stage:
             break
-    time.sleep(0.2)
+    time.sleep(0.5)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number, errors
