@@ -1,0 +1,128 @@
+"""The shape of the package: who may import whom, what is public, and what is never used."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import metajax
+
+PACKAGE = Path(metajax.__file__).parent
+
+# Each layer imports from those above it and, inside a package, from itself.
+LAYERS = [
+    {"_version", "errors"},
+    {"types", "shutdown", "_records", "_arguments"},
+    {"envs", "policies", "rules", "losses", "run_directory", "checkpoint"},
+    {"rollout", "replay", "recorder"},
+    {"algorithms"},
+    {"evaluation"},
+    {"train"},
+    {"presets"},
+    {"deployment", "plotting", "rendering"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+PUBLIC = """
+    Agent Algorithm Continuous Discrete Env EnvState Evaluation MetajaxError Policy PolicyOutput
+    StepInput TaskDistribution TaskFamily TrainState Trajectory UpdateRule __version__
+    adaptation_curve check_env evaluate fixed make maml mlp rollout sgd train
+"""
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def top(path: Path) -> str:
+    """Return the module, or the package, directly below metajax."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def tree(path: Path) -> ast.AST:
+    return ast.parse(path.read_text())
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names of everything that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} uses a relative import"
+            # `from metajax import x` imports the module x.
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if node.module == "metajax" else {node.module}
+    return found
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_imports_point_one_way(path):
+    here = top(path)
+    assert here in LEVEL, f"{here} has no layer: add it to the layout"
+    for module in imported(path):
+        parts = module.split(".")
+        if parts[0] == "metajax":
+            assert len(parts) > 1, f"{name(path)} imports the whole package"
+            there = parts[1]
+            assert there == here or LEVEL[there] < LEVEL[here], f"{name(path)} imports {module}"
+
+
+def test_only_policies_know_the_neural_network_library():
+    users = {top(path) for path in MODULES for m in imported(path) if m.split(".")[0] == "flax"}
+    assert users == {"policies"}
+
+
+def test_only_environments_and_renderings_know_the_engines():
+    engines = {"mujoco", "brax"}
+    users = {top(path) for path in MODULES for m in imported(path) if m.split(".")[0] in engines}
+    assert users <= {"envs", "rendering"}
+
+
+def test_nothing_below_the_trainer_is_jitted():
+    """The caller owns the boundary."""
+    for path in MODULES:
+        if LEVEL[top(path)] < LEVEL["train"]:
+            used = {n.attr for n in ast.walk(tree(path)) if isinstance(n, ast.Attribute)}
+            assert not used & {"jit", "pmap", "pjit"}, name(path)
+
+
+def test_the_public_surface():
+    assert metajax.__all__ == sorted(PUBLIC.split())
+    assert len(metajax.__all__) <= 30
+    for public in metajax.__all__:
+        assert getattr(metajax, public).__doc__
+
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_ATTRIBUTES = {"PRNGKey", "pickle", "system", "popen", "load_module", "allow_pickle"}
+
+
+@pytest.mark.parametrize("path", [*MODULES, PACKAGE / "__init__.py"], ids=name)
+def test_nothing_runs_data_as_code(path):
+    for module in imported(path):
+        assert module.split(".")[0] not in FORBIDDEN_MODULES, f"{name(path)} imports {module}"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in FORBIDDEN_CALLS, f"{name(path)}:{node.lineno}"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in FORBIDDEN_ATTRIBUTES, f"{name(path)}:{node.lineno}"
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert ast.literal_eval(node.value) is False, f"{name(path)}:{node.lineno}"
+
+
+def test_nothing_is_called_done():
+    """It never says whether the value goes on: there are `terminated` and `truncated`."""
+    for path in MODULES:
+        if top(path) in {"types", "envs", "rollout", "losses", "algorithms", "policies"}:
+            nodes = list(ast.walk(tree(path)))
+            names = {n.id for n in nodes if isinstance(n, ast.Name)}
+            names |= {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+            names |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+            assert not names & {"done", "dones"}, name(path)
