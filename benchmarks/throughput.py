@@ -7,6 +7,7 @@
 For every backend: the seconds of a whole meta-iteration (sampling, adaptation, outer step) divided
 by those of simulating the same environment steps with the same policy and nothing else, the two
 run in turn. On C MuJoCo also the bare engine: `mujoco.rollout` with as many threads and steps.
+Tasks are shared out over devices as in training; `--devices` sets another number.
 """
 
 import argparse
@@ -29,9 +30,12 @@ import numpy as np
 import metajax
 from metajax.envs.physics import gymnasium_model
 from metajax.envs.splits import sample_batch
-from metajax.train import make_segment
+from metajax.rollout import over_tasks
+from metajax.train import default_devices, make_segment, task_mesh
 
 OUTERS = ("adam", "ppo", "trpo")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def experiment(backend, episodes, horizon, **options):
@@ -41,14 +45,14 @@ def experiment(backend, episodes, horizon, **options):
     return family, algorithm
 
 
-def simulation(backend, tasks, episodes, horizon):
+def simulation(mesh, backend, tasks, episodes, horizon):
     """Return the two rounds of a meta-iteration's rollouts, without learning."""
     family, algorithm = experiment(backend, episodes, horizon, outer="adam")
     agent = algorithm.agent
 
-    def simulate(meta_params, batch, key):
+    def simulate(state, batch, key):
         def trial(task, key):
-            adapted = agent.begin(meta_params, key)
+            adapted = agent.begin(state.meta_params, key)
 
             def act(memory, step_input, key):
                 return agent.act(adapted, memory, step_input, key)
@@ -61,40 +65,48 @@ def simulation(backend, tasks, episodes, horizon):
 
             return jax.lax.scan(round_, jnp.zeros(()), jax.random.split(key))[0]
 
-        return jax.vmap(trial)(batch, jax.random.split(key, tasks))
+        return over_tasks(trial, batch, jax.random.split(key, tasks))
 
-    key = jax.random.key(0)
-    batch = sample_batch(family.train, key, tasks)
-    meta_params = algorithm.init(key, batch).meta_params
-    return compiled(simulate, meta_params, batch, key)
+    return compiled(mesh, simulate, family, algorithm, tasks)
 
 
-def meta_iteration(backend, tasks, episodes, horizon, **options):
+def meta_iteration(mesh, backend, tasks, episodes, horizon, **options):
     family, algorithm = experiment(backend, episodes, horizon, **options)
+    return compiled(mesh, algorithm.update, family, algorithm, tasks)
+
+
+def compiled(mesh, function, family, algorithm, tasks):
+    """Return (a call without arguments, compile seconds, bytes of temporary memory per device)."""
     key = jax.random.key(0)
     batch = sample_batch(family.train, key, tasks)
-    return compiled(algorithm.update, algorithm.init(key, batch), batch, key)
+    state = algorithm.init(key, batch)
+    with jax.set_mesh(mesh):
+        replicated, by_task = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((), ("task",)))
+        arguments = jax.device_put((state, batch, key), (replicated, by_task, replicated))
+        began = time.perf_counter()
+        program = jax.jit(function).lower(*arguments).compile()
+        seconds = time.perf_counter() - began
+    temporary = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
+    return lambda: program(*arguments), seconds, temporary
 
 
-def segment_compile_seconds(backend, tasks, episodes, horizon):
+def segment_compile_seconds(mesh, backend, tasks, episodes, horizon):
     """Return the seconds to compile all of training: meta-iterations and evaluation."""
     family, algorithm = experiment(backend, episodes, horizon, outer="adam")
     program = make_segment(
-        algorithm, family, length=10, tasks=tasks, evaluation=metajax.Evaluation()
+        algorithm, family, length=10, tasks=tasks, evaluation=metajax.Evaluation(), mesh=mesh
     )
     key, stop = jax.random.key(0), jnp.asarray(1, jnp.int32)
     state = jax.eval_shape(program.init, key)
-    return compiled(program.run, state, key, stop, jnp.asarray(True), stop)[1]
-
-
-def compiled(function, *arguments):
-    """Return (a call without arguments, compile seconds, bytes of temporary memory)."""
+    run = jax.jit(program.run, out_shardings=program.out_shardings)
     began = time.perf_counter()
-    program = jax.jit(function).lower(*arguments).compile()
-    seconds = time.perf_counter() - began
-    analysis = program.memory_analysis()
-    temporary = getattr(analysis, "temp_size_in_bytes", 0)
-    return lambda: program(*arguments), seconds, temporary
+    run.lower(state, key, stop, jnp.asarray(True), stop).compile()
+    return time.perf_counter() - began
+
+
+def mesh_of(backend, tasks, arguments):
+    family, _ = experiment(backend, 1, 1)
+    return task_mesh(arguments.devices or default_devices(family, tasks))
 
 
 def bare_engine(worlds, steps):
@@ -112,7 +124,8 @@ def bare_engine(worlds, steps):
 
 
 def measure(backend, arguments):
-    size = (backend, arguments.tasks, arguments.episodes, arguments.horizon)
+    mesh = mesh_of(backend, arguments.tasks, arguments)
+    size = (mesh, backend, arguments.tasks, arguments.episodes, arguments.horizon)
     worlds = arguments.tasks * arguments.episodes
     steps = 2 * worlds * arguments.horizon
     simulate, simulate_compile, simulate_bytes = simulation(*size)
@@ -138,6 +151,7 @@ def measure(backend, arguments):
             print("  " + describe(rows[-1]), flush=True)
     result = {
         "backend": backend,
+        "devices": mesh.size,
         "steps": steps,
         "simulation": {
             "steps_per_second": steps / statistics.median(pair[1]),
@@ -169,7 +183,8 @@ def describe(row):
 def measure_width(backend, worlds, arguments):
     episodes = min(worlds // arguments.tasks, 64)
     tasks = worlds // episodes
-    size = (backend, tasks, episodes, arguments.horizon)
+    mesh = mesh_of(backend, tasks, arguments)
+    size = (mesh, backend, tasks, episodes, arguments.horizon)
     iterate, compile_seconds, temporary = meta_iteration(*size, outer="adam")
     seconds = common.timed(iterate, repeats=arguments.repeats)[0]
     steps = 2 * tasks * episodes * arguments.horizon
@@ -188,6 +203,21 @@ def measure_width(backend, worlds, arguments):
         flush=True,
     )
     return row
+
+
+def measure_memory(backend, arguments):
+    """Return the temporary memory of a meta-iteration as its sizes double, one by one."""
+    sizes = {name: getattr(arguments, name) for name in ("tasks", "episodes", "horizon")}
+    doubled = [sizes] + [sizes | {name: 2 * size} for name, size in sizes.items()]
+    rows = []
+    for size in doubled:
+        mesh = mesh_of(backend, size["tasks"], arguments)
+        _, _, temporary = meta_iteration(mesh, backend, *size.values(), outer="adam")
+        rows.append({"backend": backend, **size, "temporary_bytes": temporary * mesh.size})
+        growth = rows[-1]["temporary_bytes"] / rows[0]["temporary_bytes"]
+        rows[-1]["growth"] = growth
+        print(f"  {backend:<12} {size}  {temporary * mesh.size / 2**20:,.1f} MiB, x {growth:.2f}")
+    return rows
 
 
 def draw(results, widths, path):
@@ -228,6 +258,8 @@ def main():
     parser.add_argument("--horizon", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--widths", nargs="*", type=int, default=[], help="tasks × episodes")
+    parser.add_argument("--devices", type=int, help="as many as training takes by default")
+    parser.add_argument("--memory", action="store_true", help="also double every size once")
     parser.add_argument("--name", default=f"throughput-{'cpu' if cpu else 'gpu'}")
     arguments = parser.parse_args()
 
@@ -237,8 +269,17 @@ def main():
         for backend in arguments.backends
         for worlds in arguments.widths
     ]
+    memory = [
+        row
+        for backend in arguments.backends
+        if arguments.memory
+        for row in measure_memory(backend, arguments)
+    ]
     sizes = {"tasks": arguments.tasks, "episodes": arguments.episodes, "horizon": arguments.horizon}
-    path = common.save(arguments.name, {"sizes": sizes, "results": results, "widths": widths})
+    path = common.save(
+        arguments.name,
+        {"sizes": sizes, "results": results, "widths": widths, "memory": memory},
+    )
     draw(results, widths, path.with_suffix(".png"))
     print(f"wrote {path} and {path.with_suffix('.png')}")
 

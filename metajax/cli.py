@@ -39,7 +39,7 @@ from metajax.errors import MetajaxError, unknown
 from metajax.evaluation import adaptation_curve, evaluate
 from metajax.recorder import Progress as TrainingProgress
 from metajax.run_directory import open_run, read_metrics
-from metajax.train import Result, train
+from metajax.train import Result, default_devices, train
 from metajax.types import Discrete
 
 DEFAULT_ALGORITHM, DEFAULT_FAMILY = "maml", "halfcheetah-dir"
@@ -391,8 +391,11 @@ def _resume(options: ResumeOptions) -> int:
 def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
     """Train, and say what came of it."""
     began = time.perf_counter()
-    _ask_for_devices(config["training"]["devices"])
+    _ask_for_devices(config)
     experiment = presets.build(config)
+    if config["training"]["devices"] is None:  # kept, so that a resumed run has as many
+        devices = default_devices(experiment.family, config["training"]["tasks"])
+        experiment.training["devices"] = config["training"]["devices"] = devices
     _describe(config, experiment, resume=resume)
     if "backend" in config["family"]:  # stay with the engine, whatever machine it is resumed on
         config["family"]["backend"] = experiment.family.backend
@@ -440,8 +443,16 @@ def _conclude(
     _say(f"wall time: {_duration(seconds)}, {compiling} of it compiling")
 
 
-def _ask_for_devices(count: int) -> None:
-    """Make the CPU look like `count` devices, unless JAX has started or was told a number."""
+def _ask_for_devices(config: presets.Config) -> None:
+    """Make the CPU look like several devices, unless JAX has started or was told a number.
+
+    XLA runs one program of small arrays on one core; two devices are two programs. The C engine
+    has its own threads.
+    """
+    count = config["training"]["devices"]
+    if count is None:
+        in_c = config["family"].get("backend") in ("auto", "mujoco")
+        count = 1 if in_c else len(os.sched_getaffinity(0))
     if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)

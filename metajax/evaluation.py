@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from metajax.envs.splits import sample_batch
-from metajax.rollout import rollout, undiscounted_returns
+from metajax.rollout import over_tasks, rollout, undiscounted_returns
 from metajax.types import Agent, Task, TaskFamily
 
 
@@ -46,7 +46,7 @@ def evaluate(
     def trial(task, key):
         return _trial(agent, family, meta_params, task, key, rounds, episodes, mode)
 
-    return jax.vmap(trial)(held_out, trial_keys)
+    return over_tasks(trial, held_out, trial_keys)
 
 
 def _trial(agent: Agent, family, meta_params, task: Task, key, rounds, episodes, mode):

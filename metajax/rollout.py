@@ -87,6 +87,24 @@ def rollout(
     return jax.lax.scan(play, (memory, nothing), episode_keys)[1]
 
 
+def over_tasks(function: Callable, *arguments: PyTree) -> PyTree:
+    """Return `function` of every task: `vmap` over the leading axis of all arguments.
+
+    Where the surrounding mesh has an axis "task", every device plays its share by itself: physics
+    is then no concern of the partitioner, and neither is how an engine batches its worlds.
+
+    Args:
+        function: of one task's slices of `arguments`.
+        arguments: `[task, ...]`.
+    """
+    devices = dict(jax.sharding.get_abstract_mesh().shape).get("task", 1)
+    of_all = jax.vmap(function)
+    if devices == 1 or jax.tree.leaves(arguments)[0].shape[0] % devices:
+        return of_all(*arguments)
+    tasks = jax.sharding.PartitionSpec("task")
+    return jax.shard_map(of_all, in_specs=tasks, out_specs=tasks, check_vma=False)(*arguments)
+
+
 def first_previous(env: Env) -> tuple[Array, Array, Array]:
     """Return the (previous_action, previous_reward, previous_end) of a trial's first step."""
     space = env.action_space

@@ -8,6 +8,7 @@ a result.
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -96,11 +97,14 @@ class Segment(NamedTuple):
     - `run(state, key, stop, evaluate_now, repeat) -> (state, metrics, returns)`: meta-iterations
       up to `stop` (at most `length` of them), then an evaluation if `evaluate_now`. `metrics` are
       `[length, seed]`, zero where no iteration was run; `returns` are `[seed, task, round,
-      episode]`, zero without evaluation. `repeat` numbers evaluations of the same state.
+      episode]`, zero without evaluation. `repeat` numbers evaluations of the same state;
+    - `out_shardings`, for `jit`, of what `run` returns: everything is replicated, except returns,
+      which stay where their task is. None for one device.
     """
 
     init: Callable[[Key[Array, ""]], RunState]
     run: Callable[..., tuple[RunState, Metrics, Float[Array, "seed task round episode"]]]
+    out_shardings: tuple[NamedSharding, NamedSharding, NamedSharding] | None
 
 
 def make_segment(
@@ -133,6 +137,18 @@ def make_segment(
         sharding = NamedSharding(mesh, PartitionSpec("task"))
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), x)
 
+    def on_mesh(function):
+        """Trace `function` where `over_tasks` finds the mesh."""
+
+        @functools.wraps(function)
+        def placed(*arguments):
+            if mesh is None:
+                return function(*arguments)
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return function(*arguments)
+
+        return placed
+
     def sample_tasks(key):
         return shard(sample_batch(family.train, key, tasks))
 
@@ -153,6 +169,7 @@ def make_segment(
         # A weakly typed leaf would be saved as a strong one, and resume as another program.
         return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
 
+    @on_mesh
     def iterate(state: RunState, key) -> tuple[RunState, Metrics]:
         def one_seed(train_state, discarded, key):
             task_key, update_key = jax.random.split(jax.random.fold_in(key, state.iteration))
@@ -167,6 +184,7 @@ def make_segment(
         )
         return RunState(state.iteration + 1, discarded, train_state), metrics
 
+    @on_mesh
     def evaluate_all(state: RunState, key, repeat):
         plan = evaluation
         assert plan is not None
@@ -211,7 +229,13 @@ def make_segment(
         )
         return state, metrics, returns
 
-    return Segment(init, run)
+    out_shardings = None
+    if mesh is not None:
+        replicated = NamedSharding(mesh, PartitionSpec())
+        even = evaluation is not None and evaluation.tasks % mesh.size == 0
+        by_task = NamedSharding(mesh, PartitionSpec(None, "task")) if even else replicated
+        out_shardings = replicated, replicated, by_task
+    return Segment(init, run, out_shardings)
 
 
 def _all_finite(tree) -> Bool[Array, ""]:
@@ -229,7 +253,7 @@ def train(
     seed: int = 0,
     segment: int = 10,
     evaluation: Evaluation | None = Evaluation(),
-    devices: int = 1,
+    devices: int | None = None,
     on_nan: OnNan = "skip",
     run_directory: str | Path | None = None,
     resume: bool = False,
@@ -247,7 +271,8 @@ def train(
         seed: of all randomness.
         segment: meta-iterations between two looks of the host (progress, metrics, checkpoint).
         evaluation: on held-out tasks; None for none.
-        devices: the tasks are shared out over this many.
+        devices: the tasks are shared out over this many; None for as many as help, see
+            `default_devices`.
         on_nan: "skip" discards updates that are not finite and goes on, "halt" stops.
         run_directory: where metrics and checkpoints go; None keeps nothing.
         resume: continue the run in `run_directory` instead of starting one there.
@@ -262,6 +287,8 @@ def train(
             directory cannot be used, or `on_nan="halt"` and something was not finite.
     """
     _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
+    if devices is None:
+        devices = default_devices(family, tasks)
     with contextlib.ExitStack() as stack:
         announce = lambda text: print(text, file=sys.stderr)
         shutdown = stack.enter_context(graceful_shutdown(announce))
@@ -279,13 +306,13 @@ def train(
         )
         key = jax.random.key(seed)
         recorder = stack.enter_context(open_recorder(run_directory, config, resume=resume))
-        replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        state = jax.jit(program.init, out_shardings=replicated)(key)
+        shardings = program.out_shardings
+        state = jax.jit(program.init, out_shardings=shardings and shardings[0])(key)
         state = recorder.restore(state)
 
         began = time.perf_counter()
         run = (
-            jax.jit(program.run, donate_argnums=0, out_shardings=replicated)
+            jax.jit(program.run, donate_argnums=0, out_shardings=shardings)
             .lower(state, key, *_arguments(0, False, 0))
             .compile()
         )
@@ -353,6 +380,18 @@ def train(
         )
 
 
+def default_devices(family: TaskFamily, tasks: int) -> int:
+    """Return how many devices serve a meta-batch best.
+
+    The most that `tasks` can be shared out over evenly; for the C engine, which uses every core
+    from wherever it is called, one. A CPU is several devices only where JAX was told so before it
+    started (`jax.config.update("jax_num_cpu_devices", n)`; the command line does).
+    """
+    if family.backend == "mujoco":
+        return 1
+    return max(n for n in range(1, jax.device_count() + 1) if tasks % n == 0)
+
+
 def task_mesh(devices: int) -> Mesh:
     """Return the mesh whose axis "task" runs over the first `devices` devices."""
     # Auto: the compiler carries the sharding of the tasks through everything made from them.
@@ -380,8 +419,9 @@ def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
         "tasks": tasks,
         "seeds": seeds,
         "segment": segment,
-        "devices": devices,
     }
+    if devices is not None:
+        at_least_one["devices"] = devices
     if evaluation is not None:
         at_least_one |= {f"evaluation.{k}": v for k, v in dataclasses.asdict(evaluation).items()}
     for name, value in at_least_one.items():
@@ -391,6 +431,8 @@ def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
         raise MetajaxError(f"seed is {seed}; it must fit into 64 bits.")
     if on_nan not in OnNan.__args__:
         raise unknown("on_nan policy", on_nan, OnNan.__args__)
+    if devices is None:
+        return
     if devices > jax.device_count():
         raise MetajaxError(f"{devices} devices asked for, {jax.device_count()} available.")
     if tasks % devices:

@@ -4,7 +4,8 @@ import jax
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 4)  # for tests of sharding; nothing else uses the others
+jax.config.update("jax_num_cpu_devices", 4)
+jax.devices()  # so that no test, run alone, asks for another number
 
 # Shapes and types of arguments and results are checked in these modules. Those that define pytree
 # dataclasses are left out: JAX builds such objects from shapes, keys and placeholders too.

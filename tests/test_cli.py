@@ -594,6 +594,22 @@ def test_devices_are_made_on_a_cpu(tmp_path):
     assert "on 3 CPU devices" in out
 
 
+@pytest.mark.parametrize(
+    "words, devices",
+    [
+        (["point-goal", "--tasks", 4 * (os.cpu_count() or 1)], os.cpu_count() or 1),
+        (["point-goal", "--tasks", 1], 1),
+        (["halfcheetah-dir", "--tasks", 4], 1),  # the C engine has threads of its own
+    ],
+)
+def test_tasks_are_shared_out_over_the_cores_of_a_cpu(tmp_path, words, devices):
+    (tmp_path / "something").touch()
+    words = [*words, "--evaluation.tasks", 4, "--run-directory", tmp_path]
+    out, err = finish(start("train", "maml", *words), 2)
+    assert "is not empty" in err
+    assert f"on {devices} CPU device" in out
+
+
 def test_ctrl_c_before_training_is_quiet(monkeypatch, capsys):
     def interrupted(config):
         raise KeyboardInterrupt

@@ -218,6 +218,40 @@ def test_a_gradient_through_the_c_engine_is_refused(engine):
 
 
 # ---------------------------------------------------------------------------------------------
+# Chunks of worlds
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("worlds", [1, 5, 8, 9, 30])
+def test_chunks_change_nothing(worlds):
+    def step(state, control):
+        return {"x": jnp.sin(state["x"]) + control.sum(), "n": state["n"] + 1}
+
+    chunked = physics._in_chunks(step, 8)
+    state = {"x": jnp.arange(3.0 * worlds).reshape(worlds, 3), "n": jnp.arange(worlds)}
+    control = jnp.ones((2, 2))
+    layouts = [(None, 0), (0, None)]  # every world under both controls
+
+    def both(step):
+        inner = jax.vmap(step, in_axes=layouts[0])
+        return jax.jit(jax.vmap(inner, in_axes=layouts[1]))(state, control)
+
+    jax.tree.map(np.testing.assert_array_equal, both(chunked), both(step))
+    scans = re.findall(
+        r"length=(\d+)",
+        str(jax.make_jaxpr(jax.vmap(chunked))(state, control[:1].repeat(worlds, 0))),
+    )
+    assert scans == [str(-(-worlds // 8))]
+
+
+def test_chunks_can_be_differentiated_forwards():
+    chunked = physics._in_chunks(lambda state, control: jnp.sin(state) * control, 8)
+    state, control = jnp.linspace(0, 1, 20), jnp.linspace(1, 2, 20)
+    _, tangent = jax.jvp(jax.vmap(chunked), (state, control), (jnp.ones(20), jnp.zeros(20)))
+    np.testing.assert_allclose(tangent, jnp.cos(state) * control, rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------
 # Choosing an engine
 # ---------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from metajax.algorithms.trust_region import fisher_vector_product, trust_region_
 from metajax.errors import MetajaxError, check_at_least, check_positive, unknown
 from metajax.losses import baselines, policy_gradient, returns
 from metajax.policies.mlp import value_network
-from metajax.rollout import rollout, undiscounted_returns
+from metajax.rollout import over_tasks, rollout, undiscounted_returns
 from metajax.rules.fixed import decayed_sgd
 from metajax.types import (
     Agent,
@@ -357,8 +357,10 @@ def maml(
     def update(state: TrainState, tasks, key):
         meta_params, optimizer_state = state.meta_params, state.optimizer_state
         task_count = jax.tree.leaves(tasks)[0].shape[0]
-        data = jax.vmap(lambda task, key: collect(meta_params, task, key))(
-            tasks, jax.random.split(key, task_count)
+        data = over_tasks(
+            lambda task, key: collect(meta_params, task, key),
+            tasks,
+            jax.random.split(key, task_count),
         )
         improve = trust_region if outer == "trpo" else gradient_steps
         theta = (meta_params.policy, meta_params.rule)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from metajax.algorithms import maml
 from metajax.envs import make
@@ -166,15 +165,22 @@ COLLECTIVE = re.compile(
 def on_devices(count, **options):
     """Return the optimized program and what two iterations give, on this many devices."""
     mesh = task_mesh(count) if count > 1 else None
-    replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     # Five episodes: with fewer samples than features the baseline leaves nothing but rounding.
-    program = make_segment(algorithm(episodes=5, **options), FAMILY, length=2, tasks=8, mesh=mesh)
-    key, stop, no, zero = jax.random.key(0), jnp.int32(2), jnp.asarray(False), jnp.int32(0)
-    state = jax.jit(program.init, out_shardings=replicated)(key)
-    compiled = (
-        jax.jit(program.run, out_shardings=replicated).lower(state, key, stop, no, zero).compile()
+    program = make_segment(
+        algorithm(episodes=5, **options),
+        FAMILY,
+        length=2,
+        tasks=8,
+        evaluation=Evaluation(tasks=4, rounds=2, episodes=5),
+        mesh=mesh,
     )
-    return compiled.as_text(), compiled(state, key, stop, no, zero)[:2]
+    shardings = program.out_shardings
+    key, stop, yes, zero = jax.random.key(0), jnp.int32(2), jnp.asarray(True), jnp.int32(0)
+    state = jax.jit(program.init, out_shardings=shardings and shardings[0])(key)
+    compiled = (
+        jax.jit(program.run, out_shardings=shardings).lower(state, key, stop, yes, zero).compile()
+    )
+    return compiled.as_text(), compiled(state, key, stop, yes, zero)
 
 
 @pytest.mark.parametrize(
