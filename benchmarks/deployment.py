@@ -2,9 +2,9 @@
 
     python benchmarks/deployment.py RUN
 
-RUN is the directory of a `maml halfcheetah-dir` run. For both directions: the mean return after
-0 ... 3 gradient steps inside the program, and of the deployed agent, which adapts to episodes of
-the Gymnasium environment (same reward: forward weight ±1, control cost 0.05).
+RUN is the directory of a `maml halfcheetah-dir` run. For both directions the deployed agent plays
+and adapts in the Gymnasium environment (same reward: forward weight ±1, control cost 0.05); after
+0 ... 3 gradient steps, the very parameters it has reached then play inside the program.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import argparse
 import common
 import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import metajax
@@ -20,44 +19,37 @@ from metajax.deployment import load, load_run
 from metajax.rollout import undiscounted_returns
 
 
-def inside(experiment, meta_params, direction, rounds, episodes):
-    """Return mean returns `[round]` of the agent in its own environment."""
+def inside(experiment, episodes):
+    """Return a function of adapted parameters and a direction: returns `[episode]`."""
     agent, env = experiment.algorithm.agent, experiment.family.env
-    task = {"direction": jnp.asarray(direction)}
 
-    def round_(adapted, key):
+    @jax.jit
+    def play(adapted, direction):
         def act(memory, step_input, key):
             return agent.act(adapted, memory, step_input, key)
 
-        trajectory = metajax.rollout(key, env, task, act, (), episodes=episodes, parallel=True)
-        adapted = agent.adapt(meta_params, adapted, trajectory, key)
-        return adapted, undiscounted_returns(trajectory).mean()
+        task, key = {"direction": direction}, jax.random.key(1)
+        return undiscounted_returns(
+            metajax.rollout(key, env, task, act, (), episodes=episodes, parallel=True)
+        )
 
-    keys = jax.random.split(jax.random.key(1), rounds)
-    return jax.jit(lambda a: jax.lax.scan(round_, a, keys)[1])(agent.begin(meta_params, keys[0]))
+    return play
 
 
-def outside(host, direction, length, rounds, episodes):
-    """Return mean returns `[round]` of the deployed agent on Gymnasium's environment."""
-    env = gymnasium.make(
-        "HalfCheetah-v5",
-        forward_reward_weight=direction,
-        ctrl_cost_weight=0.05,
-        max_episode_steps=length,
-    )
-    host.reset()
-    returns = np.zeros((rounds, episodes))
-    for k in range(rounds):
-        for e in range(episodes):
-            observation, _ = env.reset(seed=k * episodes + e)
-            end = False
-            while not end:
-                observation, reward, terminated, truncated, _ = env.step(host.act(observation))
-                host.observe(observation, float(reward), terminated, truncated)
-                returns[k, e] += reward
-                end = terminated or truncated
-        host.adapt()
-    return returns.mean(axis=1)
+def episode_return(host, env, seed):
+    """Play one episode of Gymnasium's environment and return its undiscounted return."""
+    observation, _ = env.reset(seed=seed)
+    total, end = 0.0, False
+    while not end:
+        observation, reward, terminated, truncated, _ = env.step(host.act(observation))
+        host.observe(observation, float(reward), terminated, truncated)
+        total += float(reward)
+        end = terminated or truncated
+    return total
+
+
+def mean_and_error(returns):
+    return [float(np.mean(returns)), float(np.std(returns) / np.sqrt(len(returns)))]
 
 
 def main():
@@ -68,24 +60,34 @@ def main():
     parser.add_argument("--name", default="deployment-halfcheetah-dir")
     arguments = parser.parse_args()
 
-    experiment, state = load_run(arguments.run)
-    meta_params = jax.tree.map(lambda x: x[0], state.train_state.meta_params)
+    experiment, _ = load_run(arguments.run)
     host = load(arguments.run)
-    length = experiment.family.env.episode_length
+    play = inside(experiment, episodes=200)
     rows = []
     for direction in (1.0, -1.0):
-        sizes = (arguments.rounds, arguments.episodes)
-        here = np.asarray(inside(experiment, meta_params, direction, *sizes))
-        there = outside(host, direction, length, *sizes)
-        rows.append({"direction": direction, "inside": here.tolist(), "outside": there.tolist()})
-        print(f"direction {direction:+.0f}")
-        print("  inside   " + "  ".join(f"{x:8.1f}" for x in here))
-        print("  outside  " + "  ".join(f"{x:8.1f}" for x in there))
-    means = {k: np.mean([row[k] for row in rows], axis=0) for k in ("inside", "outside")}
-    print(
-        "both: outside / inside  "
-        + "  ".join(f"{x:.3f}" for x in means["outside"] / means["inside"])
+        env = gymnasium.make(
+            "HalfCheetah-v5",
+            forward_reward_weight=direction,
+            ctrl_cost_weight=0.05,
+            max_episode_steps=experiment.family.env.episode_length,
+        )
+        host.reset()
+        for k in range(arguments.rounds):
+            seeds = range(k * arguments.episodes, (k + 1) * arguments.episodes)
+            here = mean_and_error(play(host.adapted, direction))
+            there = mean_and_error([episode_return(host, env, seed) for seed in seeds])
+            host.adapt()
+            row = {"direction": direction, "steps": k, "inside": here, "outside": there}
+            rows.append(row | {"ratio": there[0] / here[0]})
+            print(
+                f"direction {direction:+.0f}, {k} steps: inside {here[0]:7.1f} ± {here[1]:.1f}, "
+                f"outside {there[0]:7.1f} ± {there[1]:.1f}, ratio {rows[-1]['ratio']:.3f}",
+                flush=True,
+            )
+    inside_mean, outside_mean = (
+        np.mean([row[where][0] for row in rows if row["steps"]]) for where in ("inside", "outside")
     )
+    print(f"adapted: inside {inside_mean:.1f}, outside {outside_mean:.1f}")
     print(f"wrote {common.save(arguments.name, {'rows': rows})}")
 
 

@@ -52,15 +52,17 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
     },
     ("maml", "point-goal"): {
-        # The step that can be taken without losing the goal shrinks with the variance.
-        "policy": {"initial_std": 0.05},
+        # The step that can be taken without losing the goal shrinks with the variance, and so does
+        # what the unadapted policy may change between two samplings: several epochs on the same
+        # episodes let it run away.
+        "policy": {"initial_std": 0.04},
         "algorithm": {
-            "outer": "ppo",
-            "inner_learning_rate": 0.03,
-            "inner_learning_rate_decay": 0.5,
+            "outer": "adam",
+            "inner_learning_rate": 0.05,
+            "inner_learning_rate_decay": 0.15,
         },
-        "training": {"iterations": 400, "tasks": 20},
-        "evaluation": {"every": 100, "tasks": 40, "episodes": 20},
+        "training": {"iterations": 500, "tasks": 40},
+        "evaluation": {"every": 100, "tasks": 40, "episodes": 20, "final_tasks": 400},
     },
     ("maml", "reacher-goal"): {
         "policy": {"initial_std": 0.5},
