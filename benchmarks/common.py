@@ -14,6 +14,10 @@ from typing import Any
 import jax
 
 RESULTS = Path(__file__).parent / "results"
+# As the command line does: every core of a CPU is a device.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
 LIBRARIES = ("jax", "jaxlib", "mujoco", "mujoco-mjx", "brax", "flax", "optax", "numpy")
 
 

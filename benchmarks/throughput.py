@@ -34,8 +34,6 @@ from metajax.rollout import over_tasks
 from metajax.train import default_devices, make_segment, task_mesh
 
 OUTERS = ("adam", "ppo", "trpo")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def experiment(backend, episodes, horizon, **options):

@@ -308,6 +308,7 @@ def mjx(model: mujoco.MjModel, *, frame_skip: int) -> Physics:
     model.opt.iterations = min(model.opt.iterations, SOLVER_ITERATIONS)
     model.opt.ls_iterations = min(model.opt.ls_iterations, LINE_SEARCH)
     arrays = _mjx_arrays(model)
+    arrays()  # made now: MJX cannot while a program is traced for several devices
 
     def step(state: MujocoState, control: Float[Array, "nu"]) -> MujocoState:
         compiled, data = arrays()

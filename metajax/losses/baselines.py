@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+REFINEMENTS = 3
+
 
 def linear_features(observation: Float[Array, "time observation"]) -> Float[Array, "time feature"]:
     """Return the features of Duan et al. (2016): o, o², t/100, (t/100)², (t/100)³, 1.
@@ -24,9 +26,9 @@ def fit_linear(
 ) -> Float[Array, "feature"]:
     """Return the weights w that minimise Σ_valid (features·w - returns)² + ridge ‖w‖².
 
-    Features are brought to one scale and the normal equations solved through an
-    eigendecomposition, whose eigenvalues are kept above the rounding error of the sums: features
-    of different size, collinear or constant ones stay harmless in float32.
+    Features are brought to one scale and the normal equations damped above their rounding error,
+    which keeps features of different size, collinear or constant ones harmless in float32;
+    refinement on the residuals takes the damping out again wherever the samples say anything.
 
     Args:
         features: `[sample, feature]`.
@@ -34,10 +36,30 @@ def fit_linear(
         valid: samples that count.
         ridge: penalty on the weights, more than 0.
     """
+    count = features.shape[1]
     masked = jnp.where(valid[:, None], features, 0.0)
-    gram = masked.T @ masked + ridge * jnp.eye(features.shape[1], dtype=features.dtype)
+    targets = jnp.where(valid, returns, 0.0)
+    gram = masked.T @ masked + ridge * jnp.eye(count, dtype=features.dtype)
     scale = jax.lax.rsqrt(jnp.diagonal(gram))
-    eigenvalues, basis = jnp.linalg.eigh(gram * jnp.outer(scale, scale))
-    rounding = jnp.finfo(gram.dtype).eps * gram.shape[0] * eigenvalues[-1]
-    projected = basis.T @ (scale * (masked.T @ jnp.where(valid, returns, 0.0)))
-    return scale * (basis @ (projected / jnp.maximum(eigenvalues, rounding)))
+    damping = jnp.finfo(gram.dtype).eps * count**2  # no eigenvalue is more than `count`
+    inverse = _inverse(gram * jnp.outer(scale, scale) + damping * jnp.eye(count, dtype=gram.dtype))
+    weights = jnp.zeros(count, gram.dtype)
+    for _ in range(1 + REFINEMENTS):
+        gradient = masked.T @ (targets - masked @ weights) - ridge * weights
+        weights += scale * (inverse @ (scale * gradient))
+    return weights
+
+
+def _inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Return the inverse of a positive definite matrix, by sweeping one row after the other.
+
+    Not by LAPACK: on a CPU its batched kernels wait on XLA's threads for others of them, and wait
+    for ever where as many devices as there are cores call it at once.
+    """
+
+    def sweep(k, a):
+        row, pivot = a[k], a[k, k]
+        swept = a - jnp.outer(row, row / pivot)  # symmetric throughout
+        return swept.at[k].set(row / pivot).at[:, k].set(row / pivot).at[k, k].set(-1 / pivot)
+
+    return -jax.lax.fori_loop(0, matrix.shape[0], sweep, matrix)
