@@ -55,11 +55,12 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         # The step that can be taken without losing the goal shrinks with the variance, and so does
         # what the unadapted policy may change between two samplings: several epochs on the same
         # episodes let it run away.
-        "policy": {"initial_std": 0.04},
+        "policy": {"initial_std": 0.045},
         "algorithm": {
             "outer": "adam",
-            "inner_learning_rate": 0.05,
+            "inner_learning_rate": 0.04,
             "inner_learning_rate_decay": 0.15,
+            "outer_learning_rate": 7e-4,
         },
         "training": {"iterations": 500, "tasks": 40},
         "evaluation": {"every": 100, "tasks": 40, "episodes": 20, "final_tasks": 400},

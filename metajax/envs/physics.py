@@ -230,8 +230,8 @@ def mujoco_c(model: mujoco.MjModel, *, frame_skip: int) -> Physics:
     Under `vmap`, however nested, the engine is called once per step with all worlds, and gives
     each the same bits as a loop of `mj_step` (`mujoco.batch`). It computes in double precision;
     the carried state has JAX's precision. A world that diverges becomes NaN, as in MJX, instead of
-    starting again. CPU only and not differentiable. One device already has every core; a program
-    sharded by `jit` over several lets each of them simulate all worlds.
+    starting again. CPU only and not differentiable. One device already has every core: more are
+    no faster.
 
     Args:
         model: a compiled MuJoCo model.
