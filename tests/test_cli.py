@@ -86,7 +86,7 @@ def trained(cache, tmp_path_factory):
 def test_training_says_what_it_runs_on_before_it_starts(trained):
     directory, printed = trained
     lines = printed.splitlines()
-    assert lines[0].endswith(f"JAX {jax.__version__} on 1 CPU device of 4")
+    assert lines[0].endswith(f"JAX {jax.__version__} on 2 CPU devices of 4")
     assert "maml on point-goal-v1" in lines[0]
     assert lines[1] == "physics: none (pure JAX)"
     assert lines[2:4] == [f"run: {directory}", "compiling ..."]
@@ -151,6 +151,7 @@ def test_the_run_keeps_the_whole_configuration(trained):
     expected["policy"]["hidden"] = [4]
     expected["algorithm"] |= {"episodes": 2, "outer": "adam", "critic_hidden": [64, 64]}
     expected["training"] |= {"iterations": 4, "tasks": 2, "segment": 2, "seeds": 2}
+    expected["training"]["devices"] = 2  # as many as the tasks can be shared out over
     expected["evaluation"] |= {"every": 2, "tasks": 4, "final_tasks": 8, "episodes": 3}
     assert config == expected
     preset = presets.PRESETS["maml", "point-goal"]["policy"]

@@ -1,5 +1,7 @@
 """The linear feature baseline: predict returns from the observation and the time."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -36,17 +38,17 @@ def fit_linear(
         valid: samples that count.
         ridge: penalty on the weights, more than 0.
     """
-    count = features.shape[1]
+    count, dot = features.shape[1], functools.partial(jnp.matmul, precision="highest")
     masked = jnp.where(valid[:, None], features, 0.0)
     targets = jnp.where(valid, returns, 0.0)
-    gram = masked.T @ masked + ridge * jnp.eye(count, dtype=features.dtype)
+    gram = dot(masked.T, masked) + ridge * jnp.eye(count, dtype=features.dtype)
     scale = jax.lax.rsqrt(jnp.diagonal(gram))
     damping = jnp.finfo(gram.dtype).eps * count**2  # no eigenvalue is more than `count`
     inverse = _inverse(gram * jnp.outer(scale, scale) + damping * jnp.eye(count, dtype=gram.dtype))
     weights = jnp.zeros(count, gram.dtype)
     for _ in range(1 + REFINEMENTS):
-        gradient = masked.T @ (targets - masked @ weights) - ridge * weights
-        weights += scale * (inverse @ (scale * gradient))
+        gradient = dot(masked.T, targets - dot(masked, weights)) - ridge * weights
+        weights += scale * dot(inverse, scale * gradient)
     return weights
 
 
