@@ -60,7 +60,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "outer": "adam",
             "inner_learning_rate": 0.04,
             "inner_learning_rate_decay": 0.15,
-            "outer_learning_rate": 7e-4,
+            "outer_learning_rate": 5e-4,
         },
         "training": {"iterations": 500, "tasks": 40},
         "evaluation": {"every": 100, "tasks": 40, "episodes": 20, "final_tasks": 400},

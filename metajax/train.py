@@ -138,8 +138,9 @@ def make_segment(
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), x)
 
     def on_mesh(function):
-        """Trace `function` where `over_tasks` finds the mesh."""
+        """Trace `function` once, where `over_tasks` finds the mesh."""
 
+        @jax.jit  # for its cache: physics takes as long to trace as to compile
         @functools.wraps(function)
         def placed(*arguments):
             if mesh is None:
@@ -286,7 +287,8 @@ def train(
         MetajaxError: an argument is out of range, the environment breaks its promises, the run
             directory cannot be used, or `on_nan="halt"` and something was not finite.
     """
-    _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
+    known_devices = 1 if devices is None else devices
+    _check(iterations, tasks, seeds, seed, segment, evaluation, known_devices, on_nan)
     if devices is None:
         devices = default_devices(family, tasks)
     with contextlib.ExitStack() as stack:
@@ -419,9 +421,8 @@ def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
         "tasks": tasks,
         "seeds": seeds,
         "segment": segment,
+        "devices": devices,
     }
-    if devices is not None:
-        at_least_one["devices"] = devices
     if evaluation is not None:
         at_least_one |= {f"evaluation.{k}": v for k, v in dataclasses.asdict(evaluation).items()}
     for name, value in at_least_one.items():
@@ -431,8 +432,6 @@ def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
         raise MetajaxError(f"seed is {seed}; it must fit into 64 bits.")
     if on_nan not in OnNan.__args__:
         raise unknown("on_nan policy", on_nan, OnNan.__args__)
-    if devices is None:
-        return
     if devices > jax.device_count():
         raise MetajaxError(f"{devices} devices asked for, {jax.device_count()} available.")
     if tasks % devices:

@@ -8,6 +8,9 @@ Three makers build the same body, read from the XML files inside the installed G
   physics as `mjx`, to rounding.
 - `brax`: Brax's pipelines `spring`, `positional` and `generalized`. Another physics: results on
   them are not results on MuJoCo.
+
+An engine takes about as long to trace as to compile. `jax.jit` around its steps is there for its
+cache alone: traced once, whatever program, loop or `vmap` they are part of.
 """
 
 import contextlib
@@ -193,7 +196,7 @@ def _mujoco_bundle(model: mujoco.MjModel, step, *, frame_skip: int, backend: str
     kinematics = _kinematics(model)
     return Physics(
         init=lambda qpos, qvel: MujocoState(qpos, qvel, jnp.zeros_like(qvel)),
-        step=step,
+        step=jax.jit(step),
         qpos=lambda state: state.qpos,
         qvel=lambda state: state.qvel,
         geom_position=lambda state, name: kinematics(state.qpos, name),
@@ -343,6 +346,8 @@ def _in_chunks(step, most: int):
     One chunk after the other; so there is forward-mode differentiation, but no reverse mode.
     """
 
+    step_chunk = jax.jit(jax.vmap(step))
+
     @custom_vmap
     def step_worlds(state, control):
         worlds = control.shape[0]
@@ -354,7 +359,7 @@ def _in_chunks(step, most: int):
             return jnp.pad(x, fill, mode="edge").reshape(chunks, size, *x.shape[1:])
 
         cut_arguments = jax.tree.map(cut, (state, control))
-        after = jax.lax.map(lambda chunk: jax.vmap(step)(*chunk), cut_arguments)
+        after = jax.lax.map(lambda chunk: step_chunk(*chunk), cut_arguments)
         return jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2)[:worlds], after)
 
     @step_worlds.def_vmap
@@ -387,11 +392,11 @@ def _import_mjx():
 
 def _mjx_arrays(model: mujoco.MjModel):
     """Return a function that gives MJX's model and data in JAX's current precision."""
-    engine = _import_mjx()
 
     @functools.cache
     def arrays(x64: bool):
         del x64
+        engine = _import_mjx()
         # As NumPy arrays they are bound to no device, so the program may be sharded over any.
         with jax.ensure_compile_time_eval(), _foreign_code():
             return jax.tree.map(np.asarray, (engine.put_model(model), engine.make_data(model)))
@@ -401,9 +406,10 @@ def _mjx_arrays(model: mujoco.MjModel):
 
 def _kinematics(model: mujoco.MjModel):
     """Return `(qpos, geom name) -> position`, the same for every engine."""
+    arrays = _mjx_arrays(model)
 
     def position(qpos: Float[Array, "nq"], name: str) -> Float[Array, "3"]:
-        compiled, data = _mjx_arrays(model)()
+        compiled, data = arrays()
         with _foreign_code():
             after = _import_mjx().kinematics(compiled, data.replace(qpos=qpos))
         return after.geom_xpos[model.geom(name).id]
@@ -480,8 +486,8 @@ def brax(model: mujoco.MjModel, *, pipeline: str, dt: float, substeps: int) -> P
             return compact(jax.lax.scan(substep, restore(state), None, length=substeps)[0])
 
     return Physics(
-        init=init,
-        step=step,
+        init=jax.jit(init),
+        step=jax.jit(step),
         qpos=lambda state: state.qpos,
         qvel=lambda state: state.qvel,
         geom_position=lambda state, name: kinematics(state.qpos, name),
