@@ -28,7 +28,7 @@ import mujoco.rollout
 import numpy as np
 
 import metajax
-from metajax.envs.physics import gymnasium_model
+from metajax.envs.physics import load_model
 from metajax.envs.splits import sample_batch
 from metajax.rollout import over_tasks
 from metajax.train import default_devices, make_segment, task_mesh
@@ -109,7 +109,7 @@ def mesh_of(backend, tasks, arguments):
 
 def bare_engine(worlds, steps):
     """Return a call of `mujoco.rollout` with as many worlds and steps, on all threads."""
-    model = gymnasium_model("half_cheetah")
+    model = load_model("half_cheetah")
     threads = len(os.sched_getaffinity(0))
     data = [mujoco.MjData(model) for _ in range(threads)]
     pool = mujoco.rollout.Rollout(nthread=threads)

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from metajax.envs import locomotion, reacher
-from metajax.envs.physics import gymnasium_model
+from metajax.envs.physics import load_model
 from metajax.envs.splits import sample_batch
 from metajax.errors import MetajaxError, unknown
 from metajax.rollout import rollout, undiscounted_returns
@@ -139,7 +139,7 @@ class Body(NamedTuple):
 
 
 _CHEETAH = Body(
-    model=lambda: gymnasium_model("half_cheetah"),
+    model=lambda: load_model("half_cheetah"),
     seconds=0.01 * locomotion.FRAME_SKIP,
     plane=(0, 2),
     window=(4.0, 1.7),
@@ -161,7 +161,7 @@ BODIES = {
         task=lambda task: f"run at {float(task['velocity']):.2f} m/s"
     ),
     "reacher-goal": Body(
-        model=lambda: gymnasium_model("reacher", without="target"),
+        model=lambda: load_model("reacher", without="target"),
         seconds=0.01 * reacher.FRAME_SKIP,
         plane=(0, 1),
         window=(0.52, 0.52),

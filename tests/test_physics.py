@@ -1,5 +1,6 @@
 """The engines: against plain MuJoCo, against each other, and under everything JAX does to them."""
 
+import copy
 import pathlib
 import re
 import subprocess
@@ -21,7 +22,7 @@ STEPS = 200
 
 @pytest.fixture(scope="module")
 def model():
-    return physics.gymnasium_model("half_cheetah")
+    return physics.load_model("half_cheetah")
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +54,11 @@ def plain_mujoco(model, qpos, qvel, control, *, frame_skip=FRAME_SKIP):
     return rows
 
 
-def play(bundle, qpos, qvel, control):
+def play(bundle, qpos, qvel, control, *, dynamics=None):
     """The same through a bundle: one world, `[time, nq + nv]`."""
 
     def step(state, now):
-        state = bundle.step(state, now)
+        state = bundle.step(state, now, dynamics)
         return state, jnp.concatenate([bundle.qpos(state), bundle.qvel(state)])
 
     return jax.lax.scan(step, bundle.init(qpos, qvel), control)[1]
@@ -85,7 +86,7 @@ def test_the_c_engine_gives_the_bits_of_a_loop_of_mj_step(model):
 def test_mjx_and_the_c_engine_agree_with_plain_mujoco(model):
     # Small controls: the cheetah stands and leans, in contact but never tumbling. As shipped, C
     # MuJoCo stops solving at 1e-8, which one world in ten shows; here all solve to the end.
-    exact = physics.gymnasium_model("half_cheetah")
+    exact = physics.load_model("half_cheetah")
     exact.opt.tolerance = 0
     start, control = starts(model, 4), controls(model, 4, STEPS, size=0.1)
     plain = plain_mujoco(exact, *start, control)
@@ -97,23 +98,204 @@ def test_mjx_and_the_c_engine_agree_with_plain_mujoco(model):
     np.testing.assert_allclose(plain_mujoco(model, *start, control), plain, rtol=0, atol=1e-5)
 
 
-def test_a_geom_is_where_mujoco_puts_it(model, engine):
-    qpos, qvel = starts(model, 1, seed=3)
+def test_places_and_motions_are_where_mujoco_puts_them():
+    model = physics.load_model("humanoid")
     data = mujoco.MjData(model)
-    data.qpos[:] = qpos[0]
+    qpos, qvel = starts(model, 1, seed=3)
+    data.qpos[:], data.qvel[:] = qpos[0], qvel[0]
+    mujoco.mj_normalizeQuat(model, data.qpos)
     mujoco.mj_forward(model, data)
-    state = engine.init(jnp.asarray(qpos[0], jnp.float32), jnp.asarray(qvel[0], jnp.float32))
-    for name in ("head", "ffoot"):
-        expected = data.geom(name).xpos
-        position = jax.jit(lambda name=name: engine.geom_position(state, name))()
-        np.testing.assert_allclose(position, expected, atol=1e-6)
+    with jax.enable_x64(True):
+        engine = physics.mujoco_c(model, frame_skip=5)
+        state = engine.init(jnp.asarray(data.qpos), jnp.asarray(data.qvel))
+        found = jax.jit(engine.kinematics)(state)
+    expected = {
+        "geom_position": data.geom_xpos,
+        "body_position": data.xpos,
+        "body_rotation": data.xmat.reshape(-1, 3, 3),
+        "center_of_mass": model.body_mass @ data.xipos / np.sum(model.body_mass),
+        "inertia": data.cinert,
+        "velocity": data.cvel,
+    }
+    assert found._fields == tuple(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(found, name), value, rtol=0, atol=1e-12, err_msg=name)
 
 
 def test_facts_of_the_model(engine):
     assert engine.dt == pytest.approx(0.05)
     assert engine.default_qpos.shape == (9,)
-    np.testing.assert_array_equal(engine.control_low, -np.ones(6))
-    np.testing.assert_array_equal(engine.control_high, np.ones(6))
+    np.testing.assert_array_equal(engine.control_range, [[-1, 1]] * 6)
+
+
+@pytest.mark.parametrize("name", ["ant", "hopper", "walker2d", "swimmer", "humanoid"])
+def test_runge_kutta_in_jax_is_that_of_the_c_engine(name):
+    """Solved to the end, with as many iterations as it takes: the same method, to rounding."""
+    exact = physics.load_model(name)
+    exact.opt.tolerance = 0
+    start, control = starts(exact, 2), controls(exact, 2, 20, size=0.3)
+    for qpos in start[0]:
+        mujoco.mj_normalizeQuat(exact, qpos)
+    plain = plain_mujoco(exact, *start, control)
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(physics, "SOLVER_ITERATIONS", 50)
+        patch.setattr(physics, "LINE_SEARCH", 50)
+        played = in_double(physics.mjx(exact, frame_skip=FRAME_SKIP), *start, control)
+    print(name, np.abs(played - plain).max(axis=(0, 2)))
+    np.testing.assert_allclose(played, plain, rtol=0, atol=1e-9)
+
+
+def test_small_and_large_turns_agree_with_mujoco():
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        for size in (1e-9, 1e-3, 0.09, 0.11, 1.0, 3.0):
+            quaternion, by = rng.standard_normal(4), rng.standard_normal(3)
+            quaternion, by = quaternion / np.linalg.norm(quaternion), size * by / np.linalg.norm(by)
+            turned = quaternion.copy()
+            mujoco.mju_quatIntegrate(turned, by, 1.0)
+            found = physics._turn(jnp.asarray(quaternion), jnp.asarray(by))
+            np.testing.assert_allclose(found, turned, atol=1e-12)
+
+            # Definition: exp(by + dt·rate) is exp(by) turned on by dt·velocity.
+            velocity, dt = rng.standard_normal(3), 1e-6
+            rate = physics._rate_of_turn(jnp.asarray(by), jnp.asarray(velocity))
+            one, other = np.array([1.0, 0, 0, 0]), np.array([1.0, 0, 0, 0])
+            mujoco.mju_quatIntegrate(one, np.asarray(by + dt * rate), 1.0)
+            mujoco.mju_quatIntegrate(other, by, 1.0)
+            mujoco.mju_quatIntegrate(other, velocity, dt)
+            np.testing.assert_allclose(one, other, atol=1e-11)
+        gradient = jax.jacobian(physics._turn, argnums=1)(jnp.asarray(one), jnp.zeros(3))
+        assert np.isfinite(gradient).all()
+
+
+# ---------------------------------------------------------------------------------------------
+# Contact forces and other dynamics
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maker", [physics.mjx, physics.mujoco_c])
+@pytest.mark.parametrize("name", ["half_cheetah", "ant"])  # Euler's method and Runge-Kutta's
+def test_contact_forces_are_those_at_the_start_of_the_last_substep(name, maker):
+    exact = physics.load_model(name, contact_sensor=True)
+    exact.opt.tolerance = 0
+    start, control = starts(exact, 2), controls(exact, 2, 20, size=0.2)
+    expected = np.zeros((2, 20, exact.nbody, 6))
+    for world in range(2):
+        data = mujoco.MjData(exact)
+        data.qpos[:], data.qvel[:] = start[0][world], start[1][world]
+        for time, now in enumerate(control[world]):
+            data.ctrl[:] = now
+            mujoco.mj_step(exact, data, nstep=FRAME_SKIP - 1)
+            mujoco.mj_forward(exact, data)
+            mujoco.mj_rnePostConstraint(exact, data)
+            expected[world, time] = data.cfrc_ext
+            mujoco.mj_step(exact, data)
+    assert np.abs(expected).max() > 10
+
+    with jax.enable_x64(True):
+        bundle = maker(exact, frame_skip=FRAME_SKIP, contact_forces=True)
+        assert (
+            bundle.contact_force(bundle.init(jnp.zeros(exact.nq), jnp.zeros(exact.nv))).max() == 0
+        )
+
+        def step(state, now):
+            state = bundle.step(state, now)
+            return state, bundle.contact_force(state)
+
+        run = lambda qpos, qvel, control: jax.lax.scan(step, bundle.init(qpos, qvel), control)[1]
+        found = jax.jit(jax.vmap(run))(*start, control)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def shapes_of(model):
+    return {name: physics.field_shape(model, name) for name in physics.DYNAMICS}
+
+
+@pytest.mark.parametrize("maker", [physics.mjx, physics.mujoco_c])
+def test_multiplied_dynamics_are_a_model_edited_by_hand(maker):
+    exact = physics.load_model("hopper")
+    exact.opt.tolerance = 0
+    start, control = starts(exact, 3), controls(exact, 3, 30, size=0.3)
+    rng = np.random.default_rng(2)
+    multipliers = {n: 1.5 ** rng.uniform(-1, 1, (3, *s)) for n, s in shapes_of(exact).items()}
+    plain = []
+    for world in range(3):
+        edited = copy.copy(exact)
+        edited.body_mass[:] *= multipliers["mass"][world]
+        edited.body_inertia[:] *= multipliers["inertia"][world]
+        edited.geom_friction[:] *= multipliers["friction"][world]
+        edited.dof_damping[:] *= multipliers["damping"][world]
+        edited.opt.gravity[:] *= multipliers["gravity"][world]
+        edited.actuator_gear[:] *= multipliers["gear"][world]
+        one = [x[world : world + 1] for x in (*start, control)]
+        plain.append(plain_mujoco(edited, *one)[0])
+    with jax.enable_x64(True):
+        bundle = maker(exact, frame_skip=FRAME_SKIP)
+        run = jax.jit(jax.vmap(lambda d, *x: play(bundle, *x, dynamics=d)))
+        played = run(jax.tree.map(jnp.asarray, multipliers), *start, control)
+        np.testing.assert_allclose(played, plain, rtol=0, atol=1e-9)
+        assert np.ptp(played[:, -1], axis=0).max() > 0.1
+
+        nothing = jax.tree.map(jnp.ones_like, multipliers)  # also restores what was changed before
+        np.testing.assert_allclose(
+            run(nothing, *start, control), plain_mujoco(exact, *start, control), rtol=0, atol=1e-9
+        )
+        assert run._cache_size() == 1
+
+
+@pytest.fixture(scope="module")
+def brax_hopper():
+    bundle = physics.make_physics("hopper", backend="generalized", frame_skip=4, brax_substeps=8)
+    run = lambda dynamics, *x: play(bundle, *x, dynamics=dynamics)
+    return bundle, jax.jit(jax.vmap(run, in_axes=(0, None, None, None)))
+
+
+@pytest.mark.parametrize("name", physics.DYNAMICS)
+def test_every_multiplier_does_something_on_brax(name, brax_hopper):
+    bundle, run = brax_hopper
+    ones = {n: jnp.ones((2, *s)) for n, s in shapes_of(bundle.model).items()}
+    doubled = ones | {name: ones[name].at[1].set(2.0)}
+    start = jnp.asarray(bundle.default_qpos, jnp.float32), 0.1 * jnp.ones(bundle.model.nv)
+    played = np.asarray(run(doubled, *start, 0.3 * jnp.ones((40, bundle.model.nu))))
+    assert np.isfinite(played).all()
+    assert abs(played[0, 0, 1] - 1.25) < 0.05  # where the hopper of the model's file stands
+    assert np.abs(played[0] - played[1]).max() > 1e-3
+
+
+def test_impossible_dynamics_are_refused(engine, model):
+    state = engine.init(jnp.zeros(9), jnp.zeros(9))
+    with pytest.raises(MetajaxError, match="unknown dynamics 'mas'; did you mean 'mass'"):
+        engine.step(state, jnp.zeros(6), {"mas": jnp.ones(8)})
+    with pytest.raises(MetajaxError, match=r"mass have shape \(7,\); they must be \(8,\)"):
+        engine.step(state, jnp.zeros(6), {"mass": jnp.ones(7)})
+    spring = physics.make_physics("hopper", backend="spring", frame_skip=4, brax_substeps=8)
+    state = jax.eval_shape(spring.init, jnp.zeros(6), jnp.zeros(6))
+    with pytest.raises(MetajaxError, match="backend 'spring' cannot change mass"):
+        jax.eval_shape(spring.step, state, jnp.zeros(3), {"mass": jnp.ones(5)})
+
+
+@pytest.mark.parametrize(
+    ("world", "message"),
+    [
+        ("<body><joint/></body>", "MuJoCo cannot compile .*mass"),
+        ("<body>", "MuJoCo cannot read"),
+        (
+            "<geom type='ellipsoid' size='.1 .1 .1'/>"
+            "<body><joint/><geom type='box' size='.1 .1 .1'/></body>",
+            "'mjx' cannot load .*: ",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_one_sentence(world, message, tmp_path):
+    path = tmp_path / "body.xml"
+    path.write_text(f"<mujoco><worldbody>{world}</worldbody></mujoco>")
+    with pytest.raises(MetajaxError, match=message):
+        physics.make_physics(str(path), backend="mjx", frame_skip=1, brax_substeps=1)
+
+
+def test_a_model_that_is_not_there():
+    with pytest.raises(MetajaxError, match=r"cannot read .*nowhere\.xml"):
+        physics.make_physics("nowhere.xml", backend="mujoco", frame_skip=1, brax_substeps=1)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_a_brax_step_continues_exactly_and_has_a_gradient(pipeline):
     def brax_alone(controls):
         with physics._foreign_code():
             engine = __import__(f"brax.{pipeline}.pipeline", fromlist=["pipeline"])
-            model = physics.gymnasium_model("reacher", without="target", for_brax=True)
+            model = physics.load_model("reacher", without="target", for_brax=True)
             system = mjcf.load_model(model).tree_replace({"opt.timestep": 0.02 / substeps})
             step = lambda state, control: (engine.step(system, state, control), None)
             repeated = jnp.repeat(controls, substeps, axis=0)

@@ -131,7 +131,7 @@ def _halfcheetah(
     )
     size = len(physics.default_qpos)
     limit = 1.0 / chosen.action_scale
-    actions = Continuous(len(physics.control_low), -limit, limit, chosen.action_scale)
+    actions = Continuous(physics.model.nu, -limit, limit, chosen.action_scale)
 
     def observe(simulator) -> Float[Array, "17"]:
         return jnp.concatenate([physics.qpos(simulator)[1:], physics.qvel(simulator)])

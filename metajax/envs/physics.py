@@ -22,7 +22,7 @@ import pathlib
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -44,39 +44,85 @@ BACKENDS = ("mjx", "mujoco", "spring", "positional", "generalized")
 
 PhysicsState = Any
 
+# What a task may change: a name, and the field of MuJoCo's model that it multiplies.
+DYNAMICS = {
+    "mass": "body_mass",  # [nbody] kg
+    "inertia": "body_inertia",  # [nbody, 3] kg·m²
+    "friction": "geom_friction",  # [ngeom, 3] sliding, spinning, rolling
+    "damping": "dof_damping",  # [nv] N·m·s/rad
+    "gravity": "opt.gravity",  # [3] m/s²
+    "gear": "actuator_gear",  # [nu, 6]
+}
+
+# Names of `DYNAMICS` and multipliers: of a field's shape, or of its leading axes. The constants
+# that MuJoCo derives from the fields when it compiles a model (how soft contacts and limits are)
+# stay those of the model as it is, as in the code of the papers that multiply them.
+Dynamics = Mapping[str, Float[Array, "..."]]
+
+
+class Kinematics(NamedTuple):
+    """What follows from positions and velocities alone, the same for every engine.
+
+    (MuJoCo's own lag by a substep after a step.)
+
+    Attributes:
+        geom_position: centres of the geoms (m).
+        body_position: origins of the bodies (m).
+        body_rotation: their axes, as columns.
+        center_of_mass: of the robot (m).
+        inertia: of the bodies about it: MuJoCo's `cinert`.
+        velocity: of the bodies (rad/s, m/s): MuJoCo's `cvel`.
+    """
+
+    geom_position: Float[Array, "ngeom 3"]
+    body_position: Float[Array, "nbody 3"]
+    body_rotation: Float[Array, "nbody 3 3"]
+    center_of_mass: Float[Array, "3"]
+    inertia: Float[Array, "nbody 10"]
+    velocity: Float[Array, "nbody 6"]
+
 
 class Physics(NamedTuple):
     """A simulated body: pure functions of one world, and facts about the model.
 
     - `init(qpos, qvel) -> state`: from generalized positions [nq] and velocities [nv];
-    - `step(state, control) -> state`: one environment step under a constant `control` [nu];
+    - `step(state, control, dynamics={}) -> state`: one environment step under a constant `control`
+      [nu], with fields of the model multiplied by `dynamics`;
     - `qpos(state)`, `qvel(state)`: read them back;
-    - `geom_position(state, name)`: the centre of a geom [xyz] in metres, by forward kinematics of
-      `qpos` (MuJoCo's own `geom_xpos` lags by a substep after a step).
+    - `kinematics(state)`: what follows from them;
+    - `contact_force(state)`: the external force on every body [nbody, 6], a torque and a force
+      about the robot's centre of mass (N·m, N; MuJoCo's `cfrc_ext`), where the last substep began;
+      0 after `init`. None if it was not asked for, or on Brax, which has no such forces.
 
     Attributes:
         init: see above.
         step: see above.
         qpos: see above.
         qvel: see above.
-        geom_position: see above.
+        kinematics: see above.
+        contact_force: see above.
+        model: the compiled MuJoCo model; on Brax, bodies without joints are merged.
         default_qpos: the model's own initial positions [nq].
-        control_low: lower limits [nu].
-        control_high: upper limits [nu].
         dt: seconds per environment step.
         backend: the engine's name.
     """
 
     init: Callable[[Float[Array, "nq"], Float[Array, "nv"]], PhysicsState]
-    step: Callable[[PhysicsState, Float[Array, "nu"]], PhysicsState]
+    step: Callable[..., PhysicsState]
     qpos: Callable[[PhysicsState], Float[Array, "nq"]]
     qvel: Callable[[PhysicsState], Float[Array, "nv"]]
-    geom_position: Callable[[PhysicsState, str], Float[Array, "3"]]
+    kinematics: Callable[[PhysicsState], Kinematics]
+    contact_force: Callable[[PhysicsState], Float[Array, "nbody 6"]] | None
+    model: mujoco.MjModel
     default_qpos: np.ndarray
-    control_low: np.ndarray
-    control_high: np.ndarray
     dt: float
     backend: str
+
+    @property
+    def control_range(self) -> np.ndarray:
+        """Lower and upper limits of the control `[nu, 2]`, infinite where there are none."""
+        limited = np.array(self.model.actuator_ctrllimited, bool)[:, None]
+        return np.where(limited, self.model.actuator_ctrlrange, [-np.inf, np.inf])
 
 
 def make_physics(
@@ -86,30 +132,37 @@ def make_physics(
     frame_skip: int,
     brax_substeps: int,
     without: str | None = None,
+    contact_forces: bool = False,
 ) -> Physics:
-    """Return the physics of a Gymnasium model on an engine.
+    """Return the physics of a MuJoCo model on an engine.
 
     Args:
-        name: of the model's XML file, for example "half_cheetah".
+        name: of an XML file of Gymnasium's, for example "half_cheetah", or the path of one's own.
         backend: "auto" or one of `BACKENDS`, see `resolve_backend`.
         frame_skip: substeps of the model's own length per environment step.
         brax_substeps: substeps into which `spring` and `positional`, which need shorter ones,
             divide the same time.
         without: a body to leave out.
+        contact_forces: whether `Physics.contact_force` is wanted, where the engine has it.
 
     Raises:
-        MetajaxError: if the backend is unknown or cannot run on this machine.
+        MetajaxError: the backend is unknown or cannot run on this machine, or the model cannot be
+            read, or not by this engine.
     """
     engine = resolve_backend(backend)
-    model = gymnasium_model(name, without=without)
-    if engine == "mjx":
-        return mjx(model, frame_skip=frame_skip)
-    if engine == "mujoco":
-        return mujoco_c(model, frame_skip=frame_skip)
+    if engine in ("mjx", "mujoco"):
+        # Only C MuJoCo needs a sensor to compute contact forces; in MJX it would cost a pass more.
+        sensor = contact_forces and engine == "mujoco"
+        model = load_model(name, without=without, contact_sensor=sensor)
+        maker = {"mjx": mjx, "mujoco": mujoco_c}[engine]
+        return maker(model, frame_skip=frame_skip, contact_forces=contact_forces)
+    original = load_model(name, without=without)
+    model = load_model(name, without=without, for_brax=True)
     return brax(
-        gymnasium_model(name, without=without, for_brax=True),
+        model,
         pipeline=engine,
-        dt=float(model.opt.timestep * frame_skip),
+        offset=original.qpos0 - model.qpos0,
+        dt=float(original.opt.timestep * frame_skip),
         substeps=frame_skip if engine == "generalized" else brax_substeps,
     )
 
@@ -132,34 +185,78 @@ def resolve_backend(backend: str) -> str:
     return backend
 
 
-def gymnasium_model(
-    name: str, *, without: str | None = None, for_brax: bool = False
+def load_model(
+    name: str,
+    *,
+    without: str | None = None,
+    for_brax: bool = False,
+    contact_sensor: bool = False,
 ) -> mujoco.MjModel:
-    """Return a model of the installed Gymnasium package, edited in memory.
+    """Return a model of the installed Gymnasium package, or of one's own, edited in memory.
+
+    Where the file asks for the PGS solver, which MJX does not have, Newton's takes its place, on
+    every engine: both solve the same problem, Newton's to the end.
 
     Args:
-        name: of the XML file, for example "half_cheetah".
+        name: of the XML file, for example "half_cheetah", or its path.
         without: a body to leave out.
-        for_brax: add the engine parameters of Brax's own version of the model, and merge bodies
-            without joints into their parents, which Brax's pipelines ask for.
+        for_brax: add the engine parameters of Brax's own version of the model, and do as Brax's
+            pipelines ask: merge bodies without joints into their parents, and let hinges and
+            slides be 0 where the model stands.
+        contact_sensor: add a sensor that makes C MuJoCo compute `cfrc_ext`.
+
+    Raises:
+        MetajaxError: there is no such model, or MuJoCo cannot read it.
     """
-    spec = _spec("gymnasium", f"envs/mujoco/assets/{name}.xml")
+    own = name.endswith(".xml")
+    spec = _own_spec(name) if own else _spec("gymnasium", f"envs/mujoco/assets/{name}.xml")
     if without is not None:
         spec.delete(spec.body(without))
+    if spec.option.solver == mujoco.mjtSolver.mjSOL_PGS:
+        spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
+    if contact_sensor:
+        spec.bodies[1].add_site(name="metajax")
+        spec.add_sensor(
+            name="metajax",
+            type=mujoco.mjtSensor.mjSENS_FORCE,
+            objtype=mujoco.mjtObj.mjOBJ_SITE,
+            objname="metajax",
+        )
     if for_brax:
-        tuned = _spec("brax", f"envs/assets/{name}.xml")
         spec.compiler.fusestatic = True
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_EULER
-        spec.option.iterations = tuned.option.iterations
-        links = len({joint.parent.name for joint in spec.joints})
-        for numeric in tuned.numerics:
-            if numeric.name != "init_qpos":
-                data = list(numeric.data)[:links]  # one per link, or one for all
-                spec.add_numeric(name=numeric.name, data=data, size=len(data))
+        hinges = {j.parent.name: j.pos for j in spec.joints if j.type != _SLIDE}
+        for joint in spec.joints:
+            joint.ref = 0
+            joint.pos = hinges.get(joint.parent.name, joint.pos)  # no matter for a slide
+        if not own:
+            _tune_for_brax(spec, _spec("brax", f"envs/assets/{name}.xml"))
     with warnings.catch_warnings():
         # Deprecated, but it is what Gymnasium's cheetah says.
         warnings.filterwarnings("ignore", message=".*settotalmass")
-        return spec.compile()
+        try:
+            return spec.compile()
+        except ValueError as error:
+            raise MetajaxError(f"MuJoCo cannot compile {name}: {error}") from None
+
+
+def _own_spec(path: str) -> mujoco.MjSpec:
+    try:
+        return mujoco.MjSpec.from_file(path)
+    except ValueError as error:
+        raise MetajaxError(f"MuJoCo cannot read {path}: {error}") from None
+
+
+_SLIDE = mujoco.mjtJoint.mjJNT_SLIDE
+
+
+def _tune_for_brax(spec: mujoco.MjSpec, tuned: mujoco.MjSpec) -> None:
+    spec.option.iterations = tuned.option.iterations
+    links = len({joint.parent.name for joint in spec.joints})
+    for numeric in tuned.numerics:
+        if numeric.name != "init_qpos":
+            data = list(numeric.data)[:links]  # one per link, or one for all
+            spec.add_numeric(name=numeric.name, data=data, size=len(data))
 
 
 def _spec(package: str, path: str) -> mujoco.MjSpec:
@@ -185,35 +282,59 @@ class MujocoState:
         qpos: generalized positions (m, rad).
         qvel: generalized velocities (m/s, rad/s).
         warmstart: the last acceleration, where the constraint solver starts.
+        contact_force: see `Physics`; None if it was not asked for.
     """
 
     qpos: Float[Array, "*batch nq"]
     qvel: Float[Array, "*batch nv"]
     warmstart: Float[Array, "*batch nv"]
+    contact_force: Float[Array, "*batch nbody 6"] | None = None
 
 
-def _mujoco_bundle(model: mujoco.MjModel, step, *, frame_skip: int, backend: str) -> Physics:
+def _mujoco_bundle(
+    model: mujoco.MjModel, step, *, frame_skip: int, backend: str, contact_forces: bool
+) -> Physics:
     kinematics = _kinematics(model)
+
+    def init(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> MujocoState:
+        force = jnp.zeros((model.nbody, 6), qvel.dtype) if contact_forces else None
+        return MujocoState(qpos, qvel, jnp.zeros_like(qvel), force)
+
+    step_once = jax.jit(step)
     return Physics(
-        init=lambda qpos, qvel: MujocoState(qpos, qvel, jnp.zeros_like(qvel)),
-        step=jax.jit(step),
+        init=init,
+        step=lambda state, control, dynamics=None: step_once(state, control, dynamics or {}),
         qpos=lambda state: state.qpos,
         qvel=lambda state: state.qvel,
-        geom_position=lambda state, name: kinematics(state.qpos, name),
+        kinematics=lambda state: kinematics(state.qpos, state.qvel),
+        contact_force=(lambda state: state.contact_force) if contact_forces else None,
+        model=model,
+        default_qpos=np.array(model.qpos0),
         dt=float(model.opt.timestep * frame_skip),
         backend=backend,
-        **_facts(model),
     )
 
 
-def _facts(model: mujoco.MjModel) -> dict[str, np.ndarray]:
-    limited = np.array(model.actuator_ctrllimited, bool)[:, None]
-    low_high = np.where(limited, model.actuator_ctrlrange, [-np.inf, np.inf])
-    return {
-        "default_qpos": np.array(model.qpos0),
-        "control_low": low_high[:, 0],
-        "control_high": low_high[:, 1],
-    }
+def _multipliers(axes: int, multiplier: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return multipliers of the leading axes of a field with `axes` axes, ready to multiply it."""
+    return multiplier.reshape(multiplier.shape + (1,) * (axes - multiplier.ndim))
+
+
+def _check_dynamics(dynamics: Dynamics, model: mujoco.MjModel) -> None:
+    for name, multiplier in dynamics.items():
+        if name not in DYNAMICS:
+            raise unknown("dynamics", name, DYNAMICS)
+        shape = field_shape(model, name)
+        if multiplier.shape != shape[: multiplier.ndim]:
+            raise MetajaxError(
+                f"multipliers of {name} have shape {multiplier.shape}; they must be {shape}, or "
+                "its first axes."
+            )
+
+
+def field_shape(model: mujoco.MjModel, name: str) -> tuple[int, ...]:
+    """Return the shape of the field that a name of `DYNAMICS` multiplies."""
+    return np.shape(functools.reduce(getattr, DYNAMICS[name].split("."), model))
 
 
 _engine_lock = threading.Lock()  # one batch at a time: each already uses every core
@@ -227,7 +348,7 @@ _DIVERGED = [
 ]
 
 
-def mujoco_c(model: mujoco.MjModel, *, frame_skip: int) -> Physics:
+def mujoco_c(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False) -> Physics:
     """Return the physics of `model` on MuJoCo's C engine, on all CPU threads.
 
     Under `vmap`, however nested, the engine is called once per step with all worlds, and gives
@@ -239,60 +360,95 @@ def mujoco_c(model: mujoco.MjModel, *, frame_skip: int) -> Physics:
     Args:
         model: a compiled MuJoCo model.
         frame_skip: substeps per environment step.
+        contact_forces: whether they are wanted; the model then needs `contact_sensor`.
     """
     ends = np.cumsum([model.nq, model.nv, model.nv, model.nu])
+    results = ["qpos", "qvel", "qacc_warmstart"] + ["cfrc_ext"] * contact_forces
+    size = int(ends[2]) + 6 * model.nbody * contact_forces
 
     @functools.lru_cache(maxsize=8)
-    def worlds(count: int):
+    def worlds(count: int, names: tuple[str, ...]):
         batch = mujoco.batch.Batch(model, count)
-        return batch, [batch.bind(n) for n in ("qpos", "qvel", "qacc_warmstart", "ctrl")]
+        given = [batch.bind(n) for n in ("qpos", "qvel", "qacc_warmstart", "ctrl")]
+        changed = [batch.expand(DYNAMICS[name]) for name in names]
+        nominal = [np.array(field[:1]) for field in changed]
+        return (
+            batch,
+            given,
+            list(zip(changed, nominal, strict=True)),
+            [batch.bind(n) for n in results],
+        )
 
-    def host_step(context, out, rows) -> None:
+    def host_step(names, context, out, rows) -> None:
         # Only NumPy in here: a JAX call could wait for the very thread that runs this.
         del context
-        rows = np.asarray(rows).reshape(-1, ends[3])
-        out = np.asarray(out).reshape(-1, ends[2])
+        rows = np.asarray(rows)
+        rows = rows.reshape(-1, rows.shape[-1])
+        out = np.asarray(out).reshape(-1, size)
         sane = (np.abs(rows) < mujoco.mjMAXVAL).all(axis=1)
         if not sane.all():
-            rows = np.where(sane[:, None], rows, 0)
+            rows = np.where(sane[:, None], rows, np.arange(rows.shape[1]) >= ends[3])
         with _engine_lock:
-            batch, fields = worlds(len(rows))
-            for field, values in zip(fields, np.split(rows, ends[:3], axis=1), strict=True):
+            batch, given, changed, fields = worlds(len(rows), names)
+            state_and_control, multipliers = rows[:, : ends[3]], rows[:, ends[3] :]
+            for field, values in zip(
+                given, np.split(state_and_control, ends[:3], axis=1), strict=True
+            ):
                 field[...] = values
+            first = 0
+            for field, nominal in changed:
+                columns = multipliers[:, first : first + nominal.size]
+                np.multiply(nominal, columns.reshape(field.shape), out=field)
+                first += nominal.size
             batch.warning[...] = 0
             batch.step(nstep=frame_skip)
-            for field, values in zip(fields, np.split(out, ends[:2], axis=1), strict=False):
-                values[...] = field
+            for field, values in zip(fields, np.split(out, ends[:3], axis=1), strict=False):
+                values[...] = field.reshape(values.shape)
             sane &= (batch.warning[:, _DIVERGED, 1] == 0).all(axis=1)
         out[~sane] = np.nan
 
-    # Not `jax.pure_callback`: that hands over JAX arrays, made on the thread it runs on, which
-    # costs a third of a step at 20 worlds and is what such callbacks are known to hang on.
-    @jax.custom_jvp
-    def engine(row: Float[Array, "row"]) -> Float[Array, "state"]:
-        shape = jax.ShapeDtypeStruct((int(ends[2]),), row.dtype)
-        return buffer_callback(host_step, shape, vmap_method="broadcast_all")(row)
+    @functools.cache
+    def engine(names: tuple[str, ...]) -> Callable[[Float[Array, "row"]], Float[Array, "state"]]:
+        # Not `jax.pure_callback`: that hands over JAX arrays, made on the thread it runs on, which
+        # costs a third of a step at 20 worlds and is what such callbacks are known to hang on.
+        @jax.custom_jvp
+        def step_row(row: Float[Array, "row"]) -> Float[Array, "state"]:
+            shape = jax.ShapeDtypeStruct((size,), row.dtype)
+            host = functools.partial(host_step, names)
+            return buffer_callback(host, shape, vmap_method="broadcast_all")(row)
 
-    @engine.defjvp
-    def no_gradient(primals, tangents):
-        raise MetajaxError(
-            "backend 'mujoco' is MuJoCo's C engine, which has no gradient: to differentiate "
-            "through the physics take backend 'spring', 'positional' or 'generalized', or 'mjx' "
-            "in forward mode."
-        )
+        @step_row.defjvp
+        def no_gradient(primals, tangents):
+            raise MetajaxError(
+                "backend 'mujoco' is MuJoCo's C engine, which has no gradient: to differentiate "
+                "through the physics take backend 'spring', 'positional' or 'generalized', or "
+                "'mjx' in forward mode."
+            )
 
-    def step(state: MujocoState, control: Float[Array, "nu"]) -> MujocoState:
-        row = jnp.concatenate([state.qpos, state.qvel, state.warmstart, control])
-        return MujocoState(*jnp.split(engine(row), ends[:2]))
+        return step_row
 
-    return _mujoco_bundle(model, step, frame_skip=frame_skip, backend="mujoco")
+    def step(state: MujocoState, control: Float[Array, "nu"], dynamics: Dynamics) -> MujocoState:
+        _check_dynamics(dynamics, model)
+        names = tuple(sorted(dynamics))
+        row = [state.qpos, state.qvel, state.warmstart, control]
+        for name in names:
+            shape = field_shape(model, name)
+            full = jnp.broadcast_to(_multipliers(len(shape), dynamics[name]), shape)
+            row.append(full.ravel().astype(state.qpos.dtype))
+        after = jnp.split(engine(names)(jnp.concatenate(row)), ends[:3])
+        force = after[3].reshape(model.nbody, 6) if contact_forces else None
+        return MujocoState(*after[:3], force)
+
+    return _mujoco_bundle(
+        model, step, frame_skip=frame_skip, backend="mujoco", contact_forces=contact_forces
+    )
 
 
 SOLVER_ITERATIONS = 8
 LINE_SEARCH = 8  # MJX computes all of them, needed or not
 
 
-def mjx(model: mujoco.MjModel, *, frame_skip: int) -> Physics:
+def mjx(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False) -> Physics:
     """Return the physics of `model` on MJX, MuJoCo's JAX port.
 
     Pure JAX, in JAX's precision. Differentiable in forward mode; in reverse mode only with
@@ -305,36 +461,198 @@ def mjx(model: mujoco.MjModel, *, frame_skip: int) -> Physics:
     Args:
         model: a compiled MuJoCo model.
         frame_skip: substeps per environment step.
+        contact_forces: whether they are wanted, at the cost of one more pass per step.
+
+    Raises:
+        MetajaxError: MJX does not have something that the model asks for.
     """
     engine = _import_mjx()
     model = copy.copy(model)
     model.opt.iterations = min(model.opt.iterations, SOLVER_ITERATIONS)
     model.opt.ls_iterations = min(model.opt.ls_iterations, LINE_SEARCH)
     arrays = _mjx_arrays(model)
-    arrays()  # made now: MJX cannot while a program is traced for several devices
+    try:
+        arrays()  # made now: MJX cannot while a program is traced for several devices
+    except NotImplementedError as error:
+        raise MetajaxError(f"backend 'mjx' cannot load the model: {error}") from None
+    runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
+    substep = _runge_kutta(model) if runge_kutta else _shipped_substep
 
-    def step(state: MujocoState, control: Float[Array, "nu"]) -> MujocoState:
+    def step(state: MujocoState, control: Float[Array, "nu"], dynamics: Dynamics) -> MujocoState:
+        _check_dynamics(dynamics, model)
         compiled, data = arrays()
+        for name, multiplier in dynamics.items():
+            field = functools.reduce(getattr, DYNAMICS[name].split("."), compiled)
+            changed = field * _multipliers(field.ndim, multiplier)
+            compiled = compiled.tree_replace({DYNAMICS[name]: changed})
+        data = data.replace(ctrl=control)
 
-        def substep(state: MujocoState, _):
-            # Only the state is carried: the rest of the data is recomputed from it anyway.
-            with _foreign_code():
-                after = engine.step(
-                    compiled,
-                    data.replace(
-                        qpos=state.qpos,
-                        qvel=state.qvel,
-                        qacc_warmstart=state.warmstart,
-                        ctrl=control,
-                    ),
+        def one(state: MujocoState, last):
+            def force_of(data, wanted):
+                if not contact_forces:
+                    return None
+                return jax.lax.cond(
+                    last & wanted,
+                    lambda: engine.rne_postconstraint(compiled, data)._impl.cfrc_ext,
+                    lambda: jnp.zeros((model.nbody, 6), state.qvel.dtype),
                 )
-            return MujocoState(after.qpos, after.qvel, after.qacc_warmstart), None
 
-        return jax.lax.scan(substep, state, None, length=frame_skip)[0]
+            # Only the state is carried: the rest of the data is recomputed from it anyway.
+            return substep(engine, compiled, data, state, force_of), None
 
-    if _on_cpu() and model.opt.iterations > 1:
-        step = _in_chunks(step, CHUNK)
-    return _mujoco_bundle(model, step, frame_skip=frame_skip, backend="mjx")
+        with _foreign_code():
+            return jax.lax.scan(one, state, jnp.arange(frame_skip) == frame_skip - 1)[0]
+
+    chunked = _in_chunks(step, CHUNK) if _on_cpu() and model.opt.iterations > 1 else step
+    return _mujoco_bundle(
+        model, chunked, frame_skip=frame_skip, backend="mjx", contact_forces=contact_forces
+    )
+
+
+def _data_at(data, state: MujocoState):
+    return data.replace(qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.warmstart)
+
+
+def _forward(engine, compiled, data):
+    """Return MJX's forward dynamics, with the contact frames of C MuJoCo.
+
+    A friction pyramid is not round: it matters where its edges point. Both engines let them follow
+    a capsule that lies on a plane, but MJX no longer where the capsule is steeper than 60°.
+    """
+    for stage in (
+        engine.kinematics,
+        engine.com_pos,
+        engine.tendon,
+        engine.crb,
+        engine.tendon_armature,
+        engine.factor_m,
+        engine.collision,
+        _align_with_capsules,
+        engine.make_constraint,
+        engine.transmission,
+        engine.fwd_velocity,
+        engine.fwd_actuation,
+        engine.fwd_acceleration,
+    ):
+        data = stage(compiled, data)
+    if data._impl.efc_J.size == 0:
+        return data.replace(qacc=data.qacc_smooth)
+    return engine.solve(compiled, data)
+
+
+_PLANE, _CAPSULE = int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_CAPSULE)
+
+
+def _align_with_capsules(compiled, data):
+    contact = data._impl.contact
+    kinds = jnp.asarray(compiled.geom_type)
+    plane, other = kinds[contact.geom[:, 0]], kinds[contact.geom[:, 1]]
+    normal = contact.frame[:, 0]
+    axis = data.geom_xmat[contact.geom[:, 1]][:, :, 2]
+    along = axis - normal * jnp.sum(normal * axis, axis=1, keepdims=True)
+    length = jnp.linalg.norm(along, axis=1, keepdims=True)
+    along = along / jnp.where(length > 0, length, 1)
+    aligned = jnp.stack([normal, along, jnp.cross(normal, along)], axis=1)
+    lying = (plane == _PLANE) & (other == _CAPSULE) & (length[:, 0] > 0)
+    frame = jnp.where(lying[:, None, None], aligned, contact.frame)
+    return data.tree_replace({"_impl.contact.frame": frame})
+
+
+def _shipped_substep(engine, compiled, data, state: MujocoState, force_of) -> MujocoState:
+    euler = compiled.opt.integrator == engine.IntegratorType.EULER
+    integrate = engine.euler if euler else engine.implicit
+    after = integrate(compiled, _forward(engine, compiled, _data_at(data, state)))
+    return MujocoState(after.qpos, after.qvel, after.qacc_warmstart, force_of(after, True))
+
+
+def _runge_kutta(model: mujoco.MjModel):
+    """Return a substep of MuJoCo's fourth-order Runge-Kutta method.
+
+    MJX's own is another method where the model has quaternions: it adds up the velocities of the
+    stages, whereas MuJoCo (since version 4) adds them up in the Lie algebra of the rotations, after
+    Munthe-Kaas (1998). This one also compiles the dynamics once instead of four times.
+    """
+    h = float(model.opt.timestep)
+    kinds = mujoco.mjtJoint
+    free = [int(j) for j in np.flatnonzero(model.jnt_type == kinds.mjJNT_FREE)]
+    ball = [int(j) for j in np.flatnonzero(model.jnt_type == kinds.mjJNT_BALL)]
+    rest = [int(j) for j in range(model.njnt) if j not in free + ball]
+    q_at, v_at = np.array(model.jnt_qposadr), np.array(model.jnt_dofadr)
+    lines = [(q_at[j], v_at[j]) for j in rest]
+    lines += [(q_at[j] + axis, v_at[j] + axis) for j in free for axis in range(3)]
+    line_q, line_v = np.array(lines, int).reshape(-1, 2).T
+    turns = [(q_at[j] + 3, v_at[j] + 3) for j in free] + [(q_at[j], v_at[j]) for j in ball]
+
+    def move(qpos, by):
+        moved = qpos.at[line_q].add(by[line_v])
+        for q, v in turns:
+            quaternion = _turn(qpos[q : q + 4], by[v : v + 3])
+            moved = moved.at[q : q + 4].set(quaternion)
+        return moved
+
+    def rate_of(by, velocity):
+        rate = velocity
+        for _, v in turns:
+            turned = _rate_of_turn(by[v : v + 3], velocity[v : v + 3])
+            rate = rate.at[v : v + 3].set(turned)
+        return rate
+
+    def substep(engine, compiled, data, state: MujocoState, force_of) -> MujocoState:
+        def stage(carry, tableau):
+            rate, acceleration, rates, accelerations, warmstart, force = carry
+            before, weight, first = tableau
+            by = h * before * rate
+            velocity = state.qvel + h * before * acceleration
+            here = MujocoState(move(state.qpos, by), velocity, warmstart)
+            after = _forward(engine, compiled, _data_at(data, here))
+            if force is not None:
+                force += force_of(after, first)
+            rate = rate_of(by, velocity)
+            rates, accelerations = rates + weight * rate, accelerations + weight * after.qacc
+            return (rate, after.qacc, rates, accelerations, after.qacc, force), None
+
+        nothing = jnp.zeros_like(state.qvel)
+        force = None if state.contact_force is None else jnp.zeros_like(state.contact_force)
+        tableau = (
+            jnp.array([0, 1 / 2, 1 / 2, 1], nothing.dtype),
+            jnp.array([1 / 6, 1 / 3, 1 / 3, 1 / 6], nothing.dtype),
+            jnp.arange(4) == 0,
+        )
+        carry = (nothing, nothing, nothing, nothing, state.warmstart, force)
+        (_, _, rates, accelerations, warmstart, force), _ = jax.lax.scan(stage, carry, tableau)
+        qpos, qvel = move(state.qpos, h * rates), state.qvel + h * accelerations
+        return MujocoState(qpos, qvel, warmstart, force)
+
+    return substep
+
+
+def _turn(quaternion: Float[Array, "4"], by: Float[Array, "3"]) -> Float[Array, "4"]:
+    """Return the unit quaternion turned by a rotation vector (rad) in its own frame."""
+    angle = _length(by)
+    scalar, vector = jnp.cos(angle / 2), jnp.sinc(angle / (2 * jnp.pi)) / 2 * by
+    s, v = quaternion[0], quaternion[1:]
+    turned = jnp.append(s * scalar - v @ vector, s * vector + scalar * v + jnp.cross(v, vector))
+    return turned / _length(turned)
+
+
+def _rate_of_turn(by: Float[Array, "3"], velocity: Float[Array, "3"]) -> Float[Array, "3"]:
+    """Return the rate of the rotation vector `by` at an angular velocity, in the moving frame.
+
+    The inverse of the right-trivialized differential of the exponential map.
+    """
+    angle = _length(by)
+    small = angle < 0.1
+    safe = jnp.where(small, 1.0, angle)
+    exact = 1 / safe**2 - (1 + jnp.cos(safe)) / (2 * safe * jnp.sin(safe))
+    factor = jnp.where(small, 1 / 12 + angle**2 / 720 + angle**4 / 30240, exact)
+    across = jnp.cross(by, velocity)
+    return velocity + across / 2 + factor * jnp.cross(by, across)
+
+
+def _length(vector: Float[Array, "n"]) -> Float[Array, ""]:
+    """Return the Euclidean norm, with gradient 0 at 0."""
+    squared = jnp.sum(vector**2)
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
 
 
 CHUNK = 16  # beyond one vector register of single precision, XLA's code for MJX is half as fast
@@ -349,8 +667,8 @@ def _in_chunks(step, most: int):
     step_chunk = jax.jit(jax.vmap(step))
 
     @custom_vmap
-    def step_worlds(state, control):
-        worlds = control.shape[0]
+    def step_worlds(*arguments):
+        worlds = len(jax.tree.leaves(arguments)[0])
         chunks = -(-worlds // most)
         size = -(-worlds // chunks)
 
@@ -358,8 +676,7 @@ def _in_chunks(step, most: int):
             fill = [(0, chunks * size - worlds)] + [(0, 0)] * (x.ndim - 1)
             return jnp.pad(x, fill, mode="edge").reshape(chunks, size, *x.shape[1:])
 
-        cut_arguments = jax.tree.map(cut, (state, control))
-        after = jax.lax.map(lambda chunk: step_chunk(*chunk), cut_arguments)
+        after = jax.lax.map(lambda chunk: step_chunk(*chunk), jax.tree.map(cut, arguments))
         return jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2)[:worlds], after)
 
     @step_worlds.def_vmap
@@ -372,8 +689,8 @@ def _in_chunks(step, most: int):
         after = jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]), after)
         return after, jax.tree.map(lambda _: True, after)
 
-    def step_one(state, control):
-        after = step_worlds(*jax.tree.map(lambda x: x[None], (state, control)))
+    def step_one(*arguments):
+        after = step_worlds(*jax.tree.map(lambda x: x[None], arguments))
         return jax.tree.map(lambda x: x[0], after)
 
     return step_one
@@ -405,16 +722,25 @@ def _mjx_arrays(model: mujoco.MjModel):
 
 
 def _kinematics(model: mujoco.MjModel):
-    """Return `(qpos, geom name) -> position`, the same for every engine."""
+    """Return `(qpos, qvel) -> Kinematics`, the same for every engine."""
     arrays = _mjx_arrays(model)
 
-    def position(qpos: Float[Array, "nq"], name: str) -> Float[Array, "3"]:
+    def kinematics(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> Kinematics:
+        engine = _import_mjx()
         compiled, data = arrays()
         with _foreign_code():
-            after = _import_mjx().kinematics(compiled, data.replace(qpos=qpos))
-        return after.geom_xpos[model.geom(name).id]
+            data = engine.kinematics(compiled, data.replace(qpos=qpos, qvel=qvel))
+            data = engine.com_vel(compiled, engine.com_pos(compiled, data))
+        return Kinematics(
+            data.geom_xpos,
+            data.xpos,
+            data.xmat.reshape(-1, 3, 3),
+            data.subtree_com[0],
+            data._impl.cinert,
+            data.cvel,
+        )
 
-    return position
+    return kinematics
 
 
 # ---------------------------------------------------------------------------------------------
@@ -427,7 +753,7 @@ class BraxState:
     """What a Brax pipeline needs to continue exactly.
 
     Attributes:
-        qpos: generalized positions (m, rad).
+        qpos: generalized positions (m, rad), as Brax counts them.
         qvel: generalized velocities (m/s, rad/s).
         links: `spring` and `positional`, which work on free bodies: the place and motion of every
             link. `generalized`: the inverse of the mass matrix, which it refines step by step.
@@ -438,14 +764,32 @@ class BraxState:
     links: Any
 
 
-def brax(model: mujoco.MjModel, *, pipeline: str, dt: float, substeps: int) -> Physics:
+_BRAX_FIELDS = {
+    "mass": "link.inertia.mass",
+    "inertia": "link.inertia.i",  # diagonal, so that [link, 3] multiplies its rows
+    "friction": "geom_friction",
+    "damping": "dof.damping",
+    "gravity": "gravity",
+    "gear": "actuator.gear",
+}
+
+
+def brax(
+    model: mujoco.MjModel,
+    *,
+    pipeline: str,
+    offset: Float[np.ndarray, "nq"],
+    dt: float,
+    substeps: int,
+) -> Physics:
     """Return the physics of `model` on a Brax pipeline: not MuJoCo's, see the module.
 
     Pure JAX and differentiable in both modes.
 
     Args:
-        model: from `gymnasium_model(..., for_brax=True)`.
+        model: from `load_model(..., for_brax=True)`.
         pipeline: "spring", "positional" or "generalized".
+        offset: what `Physics` adds to this model's positions.
         dt: seconds per environment step.
         substeps: into how many that is divided.
     """
@@ -458,13 +802,30 @@ def brax(model: mujoco.MjModel, *, pipeline: str, dt: float, substeps: int) -> P
         engine = importlib.import_module(f"brax.{pipeline}.pipeline")
         system = mjcf.load_model(copy.copy(model))  # which writes into its argument
     kinematics = _kinematics(model)
-    system: Any = system.tree_replace({"opt.timestep": jnp.asarray(dt / substeps)})
+    nominal: Any = system.tree_replace({"opt.timestep": jnp.asarray(dt / substeps)})
 
     def compact(full) -> BraxState:
         links = full.mass_mx_inv if pipeline == "generalized" else (full.x_i, full.xd_i)
         return BraxState(full.q, full.qd, links)
 
-    def restore(state: BraxState):
+    def with_dynamics(dynamics: Dynamics):
+        _check_dynamics(dynamics, model)
+        if dynamics and pipeline != "generalized":
+            raise MetajaxError(
+                f"backend {pipeline!r} cannot change {', '.join(dynamics)}: it gives bodies masses "
+                "of its own. Take backend 'mjx', 'mujoco' or 'generalized'."
+            )
+        changed = {}
+        for name, multiplier in dynamics.items():
+            if name in ("mass", "inertia"):
+                multiplier = multiplier[1:]  # the world is no link
+            if name == "gear":
+                multiplier = multiplier.reshape(len(multiplier), -1)[:, 0]  # of joints only
+            field = functools.reduce(getattr, _BRAX_FIELDS[name].split("."), nominal)
+            changed[_BRAX_FIELDS[name]] = field * _multipliers(field.ndim, multiplier)
+        return nominal.tree_replace(changed)
+
+    def restore(system, state: BraxState):
         # What is replaced right after `init` is never computed.
         full = engine.init(system, state.qpos, state.qvel)
         if pipeline == "generalized":
@@ -476,24 +837,31 @@ def brax(model: mujoco.MjModel, *, pipeline: str, dt: float, substeps: int) -> P
 
     def init(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> BraxState:
         with _foreign_code():
-            return compact(engine.init(system, qpos, qvel))
+            return compact(engine.init(nominal, qpos - jnp.asarray(offset, qpos.dtype), qvel))
 
-    def step(state: BraxState, control: Float[Array, "nu"]) -> BraxState:
+    def step(state: BraxState, control: Float[Array, "nu"], dynamics: Dynamics) -> BraxState:
+        system = with_dynamics(dynamics)
+
         def substep(full, _):
             return engine.step(system, full, control), None
 
         with _foreign_code():
-            return compact(jax.lax.scan(substep, restore(state), None, length=substeps)[0])
+            full = restore(system, state)
+            return compact(jax.lax.scan(substep, full, None, length=substeps)[0])
+
+    step_once = jax.jit(step)
 
     return Physics(
         init=jax.jit(init),
-        step=jax.jit(step),
-        qpos=lambda state: state.qpos,
+        step=lambda state, control, dynamics=None: step_once(state, control, dynamics or {}),
+        qpos=lambda state: state.qpos + jnp.asarray(offset, state.qpos.dtype),
         qvel=lambda state: state.qvel,
-        geom_position=lambda state, name: kinematics(state.qpos, name),
+        kinematics=lambda state: kinematics(state.qpos, state.qvel),
+        contact_force=None,
+        model=model,
+        default_qpos=np.array(model.qpos0) + offset,
         dt=dt,
         backend=pipeline,
-        **_facts(model),
     )
 
 

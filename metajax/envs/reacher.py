@@ -48,9 +48,10 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
     )
 
     actions = Continuous(2)
+    tip = physics.model.geom("fingertip").id
 
     def fingertip(simulator) -> Float[Array, "2"]:
-        return physics.geom_position(simulator, "fingertip")[:2]
+        return physics.kinematics(simulator).geom_position[tip, :2]
 
     def observe(simulator) -> Float[Array, "8"]:
         angles = physics.qpos(simulator)
