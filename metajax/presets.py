@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from metajax.algorithms import ALGORITHMS
-from metajax.envs import FAMILIES, make
+from metajax.envs import FAMILIES, VARIANTS, make
 from metajax.envs.physics import BACKENDS
 from metajax.errors import MetajaxError, unknown
 from metajax.policies import mlp
@@ -59,8 +59,9 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "algorithm": {
             "outer": "adam",
             "inner_learning_rate": 0.04,
-            "inner_learning_rate_decay": 0.15,
+            "inner_learning_rate_decay": 0.25,
             "outer_learning_rate": 5e-4,
+            "trace": 0.95,
         },
         "training": {"iterations": 500, "tasks": 40},
         "evaluation": {"every": 100, "tasks": 40, "episodes": 20, "final_tasks": 400},
@@ -128,8 +129,7 @@ def choices(family: str) -> dict[str, tuple[str, ...]]:
     """
     if family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
-    module = inspect.getmodule(FAMILIES[family])
-    accepted = {"backend": ("auto", *BACKENDS), "variant": tuple(getattr(module, "VARIANTS", ()))}
+    accepted = {"backend": ("auto", *BACKENDS), "variant": VARIANTS.get(family, ())}
     parameters = inspect.signature(FAMILIES[family]).parameters
     return {name: names for name, names in accepted.items() if name in parameters}
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from metajax.envs import locomotion, reacher
+from metajax.envs import halfcheetah, reacher
 from metajax.envs.physics import load_model
 from metajax.envs.splits import sample_batch
 from metajax.errors import MetajaxError, unknown
@@ -140,7 +140,7 @@ class Body(NamedTuple):
 
 _CHEETAH = Body(
     model=lambda: load_model("half_cheetah"),
-    seconds=0.01 * locomotion.FRAME_SKIP,
+    seconds=0.01 * halfcheetah.FRAME_SKIP,
     plane=(0, 2),
     window=(4.0, 1.7),
     lowest=-0.25,

@@ -183,14 +183,15 @@ class TaskDistribution(NamedTuple):
 
 
 class TaskFamily(NamedTuple):
-    """What `metajax.make` returns: an environment and two distributions over its tasks.
+    """What `metajax.make` returns: an environment and distributions over its tasks.
 
     Attributes:
         env: shared by all tasks.
         train: the tasks that meta-training sees.
-        test: the held-out tasks.
+        test: the held-out tasks, from the same range.
         name: versioned; the numbers behind a name never change.
         backend: the physics engine, or "jax" for families that need none.
+        extrapolate: tasks from beyond the range; None where there is nothing beyond.
     """
 
     env: Env
@@ -198,6 +199,7 @@ class TaskFamily(NamedTuple):
     test: TaskDistribution
     name: str
     backend: str = "jax"
+    extrapolate: TaskDistribution | None = None
 
 
 class Policy(NamedTuple):

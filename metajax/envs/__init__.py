@@ -3,19 +3,54 @@
 from collections.abc import Callable
 from typing import Any
 
-from metajax.envs.locomotion import halfcheetah_dir, halfcheetah_vel
-from metajax.envs.point import point_goal
+from metajax.envs import ant, dynamics, grid, halfcheetah, humanoid, point
+from metajax.envs.bandit import bernoulli_bandit, gaussian_bandit
+from metajax.envs.classic import cartpole_params, pendulum_params
 from metajax.envs.reacher import reacher_goal
+from metajax.envs.swimmer import swimmer_vel
 from metajax.envs.tabular import tabular
+from metajax.envs.walker import walker2d_dir, walker2d_vel
 from metajax.errors import unknown
 from metajax.types import TaskFamily
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
-    "halfcheetah-dir": halfcheetah_dir,
-    "halfcheetah-vel": halfcheetah_vel,
-    "point-goal": point_goal,
+    "ant-dir": ant.ant_dir,
+    "ant-goal": ant.ant_goal,
+    "ant-params": dynamics.ant_params,
+    "ant-vel": ant.ant_vel,
+    "bernoulli-bandit": bernoulli_bandit,
+    "cartpole-params": cartpole_params,
+    "dark-key-door": grid.dark_key_door,
+    "gaussian-bandit": gaussian_bandit,
+    "gridnav": grid.gridnav,
+    "halfcheetah-dir": halfcheetah.halfcheetah_dir,
+    "halfcheetah-vel": halfcheetah.halfcheetah_vel,
+    "hopper-params": dynamics.hopper_params,
+    "humanoid-dir": humanoid.humanoid_dir,
+    "pendulum-params": pendulum_params,
+    "point-goal": point.point_goal,
+    "point-sparse": point.point_sparse,
     "reacher-goal": reacher_goal,
+    "swimmer-vel": swimmer_vel,
     "tabular": tabular,
+    "walker2d-dir": walker2d_dir,
+    "walker2d-params": dynamics.walker2d_params,
+    "walker2d-vel": walker2d_vel,
+}
+
+# What the option `variant` of a family accepts; the others have none.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "ant-dir": tuple(ant.DIR_VARIANTS),
+    "ant-goal": tuple(ant.GOAL_VARIANTS),
+    "ant-params": tuple(dynamics.VARIANTS),
+    "ant-vel": tuple(ant.VEL_VARIANTS),
+    "gridnav": grid.VARIANTS,
+    "halfcheetah-dir": tuple(halfcheetah.VARIANTS),
+    "halfcheetah-vel": tuple(halfcheetah.VARIANTS),
+    "hopper-params": tuple(dynamics.VARIANTS),
+    "humanoid-dir": tuple(humanoid.VARIANTS),
+    "point-sparse": tuple(point.SPARSE_VARIANTS),
+    "walker2d-params": tuple(dynamics.VARIANTS),
 }
 
 

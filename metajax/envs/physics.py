@@ -408,7 +408,7 @@ def mujoco_c(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = F
         out[~sane] = np.nan
 
     @functools.cache
-    def engine(names: tuple[str, ...]) -> Callable[[Float[Array, "row"]], Float[Array, "state"]]:
+    def engine(names: tuple[str, ...]) -> Any:
         # Not `jax.pure_callback`: that hands over JAX arrays, made on the thread it runs on, which
         # costs a third of a step at 20 worlds and is what such callbacks are known to hang on.
         @jax.custom_jvp
@@ -435,9 +435,9 @@ def mujoco_c(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = F
             shape = field_shape(model, name)
             full = jnp.broadcast_to(_multipliers(len(shape), dynamics[name]), shape)
             row.append(full.ravel().astype(state.qpos.dtype))
-        after = jnp.split(engine(names)(jnp.concatenate(row)), ends[:3])
-        force = after[3].reshape(model.nbody, 6) if contact_forces else None
-        return MujocoState(*after[:3], force)
+        qpos, qvel, warmstart, force = jnp.split(engine(names)(jnp.concatenate(row)), ends[:3])
+        force = force.reshape(model.nbody, 6) if contact_forces else None
+        return MujocoState(qpos, qvel, warmstart, force)
 
     return _mujoco_bundle(
         model, step, frame_skip=frame_skip, backend="mujoco", contact_forces=contact_forces

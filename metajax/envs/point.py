@@ -1,15 +1,21 @@
 """2-D navigation: walk to a goal that the agent is never shown."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
-from metajax.envs.splits import Split, two_splits, uniform
-from metajax.types import Continuous, Env, EnvState, TaskFamily
+from metajax.envs.episodes import Moved, make_env
+from metajax.envs.splits import Split, finite_splits, three_splits, uniform
+from metajax.errors import unknown
+from metajax.types import Continuous, Env, TaskFamily
 
 GOAL_RANGE = 0.5
 MAX_STEP = 0.1
 ARRIVED = 0.01
+GOAL_RADIUS = 0.2  # of the sparse reward
 
 
 def point_goal(*, episode_length: int = 100) -> TaskFamily:
@@ -27,45 +33,98 @@ def point_goal(*, episode_length: int = 100) -> TaskFamily:
         episode_length: steps per episode.
     """
 
-    actions = Continuous(2, -MAX_STEP, MAX_STEP)
-
-    def reset(key: Key[Array, ""], task) -> EnvState:
-        del key  # every episode starts at the origin
-        return EnvState(
-            observation=jnp.zeros(2),
-            reward=jnp.zeros(()),
-            terminated=jnp.zeros((), bool),
-            truncated=jnp.zeros((), bool),
-            time=jnp.zeros((), jnp.int32),
-            task=task,
-            simulator=(),
-        )
-
-    def step(state: EnvState, action: Float[Array, "2"]) -> EnvState:
-        position = state.observation + actions.to_control(action)
-        offset = position - state.task["goal"]
-        time = state.time + 1
-        terminated = jnp.all(jnp.abs(offset) < ARRIVED)
-        return EnvState(
-            observation=position,
-            reward=-jnp.sqrt(jnp.sum(offset**2)),
-            terminated=terminated,
-            truncated=(time == episode_length) & ~terminated,
-            time=time,
-            task=state.task,
-            simulator=(),
-        )
+    def move(position, action: Float[Array, "2"], task) -> Moved:
+        position = position + actions.to_control(action)
+        offset = position - task["goal"]
+        reward = -jnp.sqrt(jnp.sum(offset**2))
+        return Moved(position, reward, jnp.all(jnp.abs(offset) < ARRIVED))
 
     def sample(key: Key[Array, ""], *, split: Split):
         x_key, y_key = jax.random.split(key)
-        x = uniform(x_key, -GOAL_RANGE, GOAL_RANGE, split=split)
+        x = uniform(x_key, -GOAL_RANGE, GOAL_RANGE, split=split, below=True)
         y = jax.random.uniform(y_key, minval=-GOAL_RANGE, maxval=GOAL_RANGE)
         return {"goal": jnp.stack([x, y])}
 
-    train, test = two_splits(sample)
-    return TaskFamily(
-        env=Env(reset, step, 2, actions, episode_length),
-        train=train,
-        test=test,
-        name="point-goal-v1",
+    actions = Continuous(2, -MAX_STEP, MAX_STEP)
+    env = _point(move, actions, episode_length)
+    return TaskFamily(env, name="point-goal-v1", **three_splits(sample))
+
+
+def _point(move, actions: Continuous, episode_length: int) -> Env:
+    return make_env(
+        lambda key, task: jnp.zeros(2),  # every episode starts at the origin
+        move,
+        lambda position: position,
+        observation_size=2,
+        action_space=actions,
+        episode_length=episode_length,
     )
+
+
+class Variant(NamedTuple):
+    """The numbers in which the papers' sparse points differ.
+
+    Attributes:
+        episode_length: steps per episode.
+        tasks: number of goals on the half-circle, a fifth of them held out; None for all of it.
+    """
+
+    episode_length: int
+    tasks: int | None
+
+
+SPARSE_VARIANTS = {
+    # Rakelly et al. 2019: oyster, rlkit/envs/point_robot.py and configs/sparse-point-robot.json
+    "pearl": Variant(20, 100),
+    # Zintgraf et al. 2020: varibad, environments/navigation/point_robot.py
+    "varibad": Variant(100, None),
+}
+
+
+def point_sparse(
+    *, variant: str = "varibad", dense: bool = False, episode_length: int | None = None
+) -> TaskFamily:
+    """Return `point-sparse-v1`, the half-circle of goals of Rakelly et al. (2019, section 6.3).
+
+    A point starts at the origin and moves by a tenth of the action, clipped to ±1 per axis. The
+    goal lies on the upper half of the unit circle. Reward of a step: 1 - ‖position - goal‖ within
+    0.2 of the goal, else 0, after the move; nothing terminates.
+
+    The task is {"goal": [xy]}. Variant "pearl" has the paper's 100 goals in the paper's order, the
+    first 80 for training. In variant "varibad" held-out goals have their angle in the held-out
+    strips of the half-circle, and goals to extrapolate to lie up to 45° below it on both sides.
+    (VariBAD's later code draws from quarter circles.)
+
+    Args:
+        variant: whose goals and horizon, a key of `SPARSE_VARIANTS`.
+        dense: reward -‖position - goal‖ everywhere, on which the first paper trains.
+        episode_length: steps per episode, instead of the variant's.
+
+    Raises:
+        MetajaxError: the variant is unknown.
+    """
+    if variant not in SPARSE_VARIANTS:
+        raise unknown("variant", variant, SPARSE_VARIANTS)
+    chosen = SPARSE_VARIANTS[variant]
+
+    def move(position, action: Float[Array, "2"], task) -> Moved:
+        position = position + actions.to_control(action)
+        distance = jnp.sqrt(jnp.sum((position - task["goal"]) ** 2))
+        near = distance <= GOAL_RADIUS
+        return Moved(position, -distance if dense else jnp.where(near, 1 - distance, 0.0))
+
+    def sample(key: Key[Array, ""], *, split: Split):
+        angle = uniform(key, 0.0, jnp.pi, split=split, below=True)
+        return {"goal": jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
+
+    if chosen.tasks is None:
+        splits = three_splits(sample)
+    else:
+        angles = np.linspace(0, np.pi, chosen.tasks)
+        goals = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        np.random.RandomState(1337).shuffle(goals)
+        held_out = np.arange(chosen.tasks) >= 0.8 * chosen.tasks
+        splits = finite_splits({"goal": jnp.asarray(goals, float)}, held_out)
+    actions = Continuous(2, scale=MAX_STEP)
+    env = _point(move, actions, chosen.episode_length if episode_length is None else episode_length)
+    return TaskFamily(env, name="point-sparse-v1", **splits)

@@ -1,31 +1,38 @@
-"""Train and held-out tasks from one range, disjoint by construction."""
+"""Train and held-out tasks from one range, disjoint by construction, and tasks beyond it."""
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from metajax.types import Task, TaskDistribution
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "extrapolate"]
 
 BLOCKS = 9
 STRIPS = 11  # per block; the middle one is held out, which leaves every mean where it was
 MARGIN = 1e-3  # of a strip, kept free at its ends: more than rounding can cross
+BEYOND = 0.25  # of the range
 
 
-def uniform(key: Key[Array, ""], low: float, high: float, *, split: Split) -> Float[Array, ""]:
+def uniform(
+    key: Key[Array, ""], low: float, high: float, *, split: Split, below: bool = False
+) -> Float[Array, ""]:
     """Draw from U[low, high] restricted to the training or to the held-out strips of the range.
 
     The range is cut into 9 blocks of 11 strips. The middle strip of every block is held out: 1/11
-    of the range, spread evenly over it, with the same mean as the training strips.
+    of the range, spread evenly over it, with the same mean as the training strips. Beyond the
+    range is the quarter of its width that follows.
 
     Args:
         key: consumed.
         low: lower end of the range.
         high: upper end of the range.
-        split: "train" or "test".
+        split: "train", "test" or "extrapolate".
+        below: extrapolate on both sides of the range, not only above it.
     """
     block_key, strip_key, within_key = jax.random.split(key, 3)
     block = jax.random.randint(block_key, (), 0, BLOCKS)
@@ -36,6 +43,10 @@ def uniform(key: Key[Array, ""], low: float, high: float, *, split: Split) -> Fl
         strip = jax.random.randint(strip_key, (), 0, STRIPS - 1)
         strip = strip + (strip >= middle)
     within = jax.random.uniform(within_key, minval=MARGIN, maxval=1 - MARGIN)
+    if split == "extrapolate":
+        beyond = BEYOND * within
+        under = below & jax.random.bernoulli(strip_key)
+        return jnp.where(under, low - (high - low) * beyond, high + (high - low) * beyond)
     fraction = (block * STRIPS + strip + within) / (BLOCKS * STRIPS)
     return low + (high - low) * fraction
 
@@ -54,15 +65,39 @@ def two_splits(sample) -> tuple[TaskDistribution, TaskDistribution]:
     )
 
 
-def finite(tasks: Task) -> TaskDistribution:
-    """Return the uniform distribution over `tasks[index]`."""
+def three_splits(sample) -> dict[str, Any]:
+    """Return the distributions of a `TaskFamily` from `sample(key, split=...)`, by field."""
+    return {
+        name: TaskDistribution(functools.partial(sample, split=name))
+        for name in ("train", "test", "extrapolate")
+    }
+
+
+def finite(tasks: dict[str, Array]) -> TaskDistribution:
+    """Return the uniform distribution over `tasks[index]`; "index" is counted, if not given."""
     count = jax.tree.leaves(tasks)[0].shape[0]
+    tasks = {"index": jnp.arange(count)} | tasks
 
     def sample(key: Key[Array, ""]) -> Task:
         index = jax.random.randint(key, (), 0, count)
         return jax.tree.map(lambda x: x[index], tasks)
 
     return TaskDistribution(sample, tasks)
+
+
+def finite_splits(tasks: dict[str, Array], held_out: Bool[np.ndarray, "task"]) -> dict[str, Any]:
+    """Return training and held-out distributions of a `TaskFamily`, by field.
+
+    Args:
+        tasks: with a leading axis; they are numbered through by "index".
+        held_out: which of them.
+    """
+    tasks = {"index": jnp.arange(len(held_out))} | tasks
+    parts = {"train": ~held_out, "test": held_out}
+    return {
+        name: finite(jax.tree.map(lambda x, where=where: x[where], tasks))
+        for name, where in parts.items()
+    }
 
 
 def sample_batch(distribution: TaskDistribution, key: Key[Array, ""], count: int) -> Task:

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Int, Key
 
+from metajax.envs.episodes import Moved, make_env
 from metajax.envs.splits import Split, two_splits, uniform
 from metajax.errors import check_at_least
-from metajax.types import Discrete, Env, EnvState, TaskFamily
+from metajax.types import Discrete, TaskFamily
 
 
 def tabular(
@@ -34,37 +35,19 @@ def tabular(
     check_at_least(1, states=states, actions=actions)
     check_at_least(0, reward_std=reward_std)
 
-    def observe(state: Int[Array, ""]):
-        return jax.nn.one_hot(state, states)
+    def start(key: Key[Array, ""], task):
+        del task
+        return {"state": jnp.zeros((), jnp.int32), "key": key, "time": jnp.zeros((), jnp.int32)}
 
-    def reset(key: Key[Array, ""], task) -> EnvState:
-        return EnvState(
-            observation=observe(jnp.zeros((), jnp.int32)),
-            reward=jnp.zeros(()),
-            terminated=jnp.zeros((), bool),
-            truncated=jnp.zeros((), bool),
-            time=jnp.zeros((), jnp.int32),
-            task=task,
-            simulator={"state": jnp.zeros((), jnp.int32), "key": key},
-        )
-
-    def step(state: EnvState, action: Int[Array, ""]) -> EnvState:
-        step_key = jax.random.fold_in(state.simulator["key"], state.time)
+    def move(process, action: Int[Array, ""], task) -> Moved:
+        step_key = jax.random.fold_in(process["key"], process["time"])
         transition_key, reward_key = jax.random.split(step_key)
-        here = state.simulator["state"]
-        probabilities = state.task["transition"][here, action]
+        here = process["state"]
+        probabilities = task["transition"][here, action]
         next_state = jax.random.categorical(transition_key, jnp.log(probabilities))
-        noise = reward_std * jax.random.normal(reward_key)
-        time = state.time + 1
-        return EnvState(
-            observation=observe(next_state),
-            reward=state.task["reward"][here, action] + noise,
-            terminated=jnp.zeros((), bool),
-            truncated=time == episode_length,
-            time=time,
-            task=state.task,
-            simulator={"state": next_state.astype(jnp.int32), "key": state.simulator["key"]},
-        )
+        reward = task["reward"][here, action] + reward_std * jax.random.normal(reward_key)
+        process = process | {"state": next_state.astype(jnp.int32), "time": process["time"] + 1}
+        return Moved(process, reward)
 
     def sample(key: Key[Array, ""], *, split: Split):
         transition_key, reward_key, quantile_key = jax.random.split(key, 3)
@@ -74,9 +57,12 @@ def tabular(
         return {"transition": transition, "reward": reward.at[0, 0].set(1 + ndtri(quantile))}
 
     train, test = two_splits(sample)
-    return TaskFamily(
-        env=Env(reset, step, states, Discrete(actions), episode_length),
-        train=train,
-        test=test,
-        name="tabular-v1",
+    env = make_env(
+        start,
+        move,
+        lambda process: jax.nn.one_hot(process["state"], states),
+        observation_size=states,
+        action_space=Discrete(actions),
+        episode_length=episode_length,
     )
+    return TaskFamily(env, train, test, "tabular-v1")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.envs.locomotion import VARIANTS, halfcheetah_dir, halfcheetah_vel
+from metajax.envs.halfcheetah import VARIANTS, halfcheetah_dir, halfcheetah_vel
 from metajax.envs.splits import is_held_out
 from metajax.errors import MetajaxError
 

@@ -1,0 +1,223 @@
+"""Robots whose masses, inertias, friction and damping are the task."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from metajax.envs.locomotion import (
+    gymnasium_noise,
+    robot_env,
+    scaled_actions,
+    uniform_noise,
+    velocity,
+)
+from metajax.envs.physics import Physics, field_shape, make_physics
+from metajax.envs.splits import Split, finite_splits, three_splits, uniform
+from metajax.errors import unknown
+from metajax.types import TaskFamily
+
+# rand_param_envs/base.py: multipliers base^U(-3, 3), for every number of a field by itself
+BASES = {"mass": 1.5, "inertia": 1.5, "friction": 1.5, "damping": 1.3}
+LIMIT = 3.0
+VARIANTS = {"pearl": 50, "varibad": None}  # the number of tasks, a fifth of them held out
+
+
+def walker2d_params(
+    *,
+    backend: str = "auto",
+    variant: str = "varibad",
+    consistent: bool = False,
+    episode_length: int = 200,
+) -> TaskFamily:
+    """Return `walker2d-params-v1`: walk forward with a body of unknown dynamics.
+
+    Reward of a step: Δx/dt + 1 - 0.001·‖control‖². The episode terminates when the torso is not
+    between 0.8 and 2 m high, or leans by more than 1 rad. Gymnasium's walker2d.xml, 4 substeps of
+    0.002 s per step (the papers' class asks for 5 and its base ignores that); a reset adds
+    U(-0.005, 0.005) to positions and velocities. The observation [17] is qpos[1:] and qvel, the
+    latter clipped to ±10.
+
+    The task is {"mass": [nbody], "inertia": [nbody, 3], "friction": [ngeom, 3], "damping": [nv]},
+    multipliers 1.5^U(-3, 3), for damping 1.3^U(-3, 3), all drawn independently, as in Rakelly et
+    al. (2019) and Zintgraf et al. (2020): a heavy body may have a small inertia. Held-out tasks
+    have the exponent of the torso's mass in the held-out strips of the range; variant "pearl" has
+    50 tasks, the last 10 held out (its own were drawn without a seed). To extrapolate to are
+    exponents from ±3 to ±4.5.
+
+    Args:
+        backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU. `spring`
+            and `positional` cannot change dynamics.
+        variant: a key of `VARIANTS`.
+        consistent: the inertia of a body is multiplied by what its mass is multiplied by, as if
+            its density changed.
+        episode_length: steps per episode.
+
+    Raises:
+        MetajaxError: if the backend or the variant is unknown, or the backend cannot do it.
+    """
+
+    def healthy(qpos, qvel):
+        del qvel
+        return (qpos[1] > 0.8) & (qpos[1] < 2.0) & (jnp.abs(qpos[2]) < 1.0)
+
+    return _planar("walker2d", healthy, backend, variant, consistent, episode_length)
+
+
+def hopper_params(
+    *,
+    backend: str = "auto",
+    variant: str = "varibad",
+    consistent: bool = False,
+    episode_length: int = 200,
+) -> TaskFamily:
+    """Return `hopper-params-v1`: hop forward with a body of unknown dynamics.
+
+    As `walker2d-params-v1` with Gymnasium's hopper.xml and observation [11]. The episode
+    terminates when the torso is not higher than 0.7 m, leans by 0.2 rad or more, or anything else
+    in qpos or qvel reaches 100.
+
+    Args:
+        backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU. `spring`
+            and `positional` cannot change dynamics.
+        variant: a key of `VARIANTS`.
+        consistent: inertias follow masses.
+        episode_length: steps per episode.
+
+    Raises:
+        MetajaxError: if the backend or the variant is unknown, or the backend cannot do it.
+    """
+
+    def healthy(qpos, qvel):
+        sane = jnp.all(jnp.abs(jnp.concatenate([qpos[2:], qvel])) < 100)
+        return sane & (qpos[1] > 0.7) & (jnp.abs(qpos[2]) < 0.2)
+
+    return _planar("hopper", healthy, backend, variant, consistent, episode_length)
+
+
+def ant_params(
+    *,
+    backend: str = "auto",
+    variant: str = "varibad",
+    consistent: bool = False,
+    episode_length: int = 200,
+) -> TaskFamily:
+    """Return `ant-params-v1`: run forward with a body of unknown dynamics.
+
+    In no paper: tasks as in `walker2d-params-v1`, on the ant of `ant-dir-v1` (PEARL's: reward Δx/dt
+    + 1 - 0.5·‖control‖², without contact costs; observation [27] is qpos[2:] and qvel; the episode
+    terminates when the torso is not between 0.2 and 1 m high).
+
+    Args:
+        backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU. `spring`
+            and `positional` cannot change dynamics.
+        variant: a key of `VARIANTS`.
+        consistent: inertias follow masses.
+        episode_length: steps per episode.
+
+    Raises:
+        MetajaxError: if the backend or the variant is unknown, or the backend cannot do it.
+    """
+    physics = make_physics("ant", backend=backend, frame_skip=5, brax_substeps=10)
+
+    def healthy(state):
+        height = physics.qpos(state)[2]
+        return (height >= 0.2) & (height <= 1.0)
+
+    env = robot_env(
+        physics,
+        noise=gymnasium_noise(0.1),
+        observe=lambda state: jnp.concatenate([physics.qpos(state)[2:], physics.qvel(state)]),
+        reward=_forward(physics, 0.5),
+        healthy=healthy,
+        actions=scaled_actions(physics, 1.0),
+        episode_length=episode_length,
+        dynamics=_dynamics,
+    )
+    splits = dynamics_splits(physics, variant, consistent=consistent)
+    return TaskFamily(env, name="ant-params-v1", backend=physics.backend, **splits)
+
+
+def _planar(name: str, healthy, backend, variant, consistent, episode_length) -> TaskFamily:
+    physics = make_physics(name, backend=backend, frame_skip=4, brax_substeps=8)
+
+    def observe(state) -> Float[Array, "observation"]:
+        qvel = jnp.clip(physics.qvel(state), -10, 10)
+        return jnp.concatenate([physics.qpos(state)[1:], qvel])
+
+    env = robot_env(
+        physics,
+        noise=uniform_noise(0.005),
+        observe=observe,
+        reward=_forward(physics, 1e-3),
+        healthy=lambda state: healthy(physics.qpos(state), physics.qvel(state)),
+        actions=scaled_actions(physics, 1.0),
+        episode_length=episode_length,
+        dynamics=_dynamics,
+    )
+    splits = dynamics_splits(physics, variant, consistent=consistent)
+    return TaskFamily(env, name=f"{name}-params-v1", backend=physics.backend, **splits)
+
+
+def _forward(physics: Physics, control_cost: float):
+    def reward(task, before, after, control) -> Float[Array, ""]:
+        return velocity(physics, before, after) + 1 - control_cost * jnp.sum(control**2)
+
+    return reward
+
+
+def _dynamics(task):
+    return {name: task[name] for name in BASES}
+
+
+def dynamics_splits(physics: Physics, variant: str, *, consistent: bool) -> dict[str, Any]:
+    """Return distributions of a `TaskFamily` over multipliers of a robot's dynamics, by field.
+
+    Args:
+        physics: the robot.
+        variant: a key of `VARIANTS`.
+        consistent: inertias follow masses.
+
+    Raises:
+        MetajaxError: the variant is unknown, or the engine cannot change dynamics.
+    """
+    if variant not in VARIANTS:
+        raise unknown("variant", variant, VARIANTS)
+    shapes = {name: field_shape(physics.model, name) for name in BASES}
+    ones = {name: jax.ShapeDtypeStruct(shape, float) for name, shape in shapes.items()}
+    state = jax.eval_shape(
+        physics.init, *(jnp.zeros(n) for n in (physics.model.nq, physics.model.nv))
+    )
+    jax.eval_shape(physics.step, state, jnp.zeros(physics.model.nu), ones)
+
+    def sample(key: Key[Array, ""], *, split: Split):
+        first_key, *keys = jax.random.split(key, 1 + len(BASES))
+        task = {}
+        for (name, base), key in zip(BASES.items(), keys, strict=True):
+            exponent = _exponents(key, shapes[name], split)
+            if name == "mass":
+                first = uniform(first_key, -LIMIT, LIMIT, split=split, below=True)
+                exponent = exponent.at[1].set(first)
+            task[name] = base**exponent
+        if consistent:
+            task["inertia"] = jnp.broadcast_to(task["mass"][:, None], shapes["inertia"])
+        return task
+
+    splits = three_splits(sample)
+    if VARIANTS[variant] is None:
+        return splits
+    count = VARIANTS[variant]
+    tasks = jax.vmap(splits["train"].sample)(jax.random.split(jax.random.key(1337), count))
+    return splits | finite_splits(tasks, np.arange(count) >= 0.8 * count)
+
+
+def _exponents(key: Key[Array, ""], shape: tuple[int, ...], split: Split) -> Float[Array, "..."]:
+    if split != "extrapolate":
+        return jax.random.uniform(key, shape, minval=-LIMIT, maxval=LIMIT)
+    keys = jax.random.split(key, shape)
+    draw = lambda key: uniform(key, -LIMIT, LIMIT, split=split, below=True)
+    for _ in shape:
+        draw = jax.vmap(draw)
+    return draw(keys)

@@ -1,0 +1,125 @@
+"""Grid worlds that hide where things are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from metajax.envs.episodes import Moved, make_env
+from metajax.envs.splits import finite, finite_splits
+from metajax.errors import check_at_least, unknown
+from metajax.types import Discrete, TaskDistribution, TaskFamily
+
+SIZE = 5
+VARIANTS = ("split", "varibad")
+HELD_OUT_EVERY = 5  # of the goals; coprime with the 21 there are, so that they lie scattered
+
+
+def gridnav(*, variant: str = "split", episode_length: int = 15) -> TaskFamily:
+    """Return `gridnav-v1`, the grid of Zintgraf et al. (2020, section 5.1).
+
+    5 x 5 cells, start in the corner (0, 0); actions: stay, up (y + 1), right (x + 1), down, left;
+    at a wall nothing moves. A step that ends on the goal earns 1, any other -0.1; nothing
+    terminates. The observation is the cell [xy], from 0 to 4. Goals are the 21 cells that are
+    neither the start nor one of its three neighbours.
+
+    The task is {"goal": [xy], "index": []}.
+
+    Args:
+        variant: "split" holds out every fifth goal; "varibad" is the paper's: all goals are both
+            training and test tasks.
+        episode_length: steps per episode; the paper's trials have 4 episodes.
+
+    Raises:
+        MetajaxError: the variant is unknown.
+    """
+    if variant not in VARIANTS:
+        raise unknown("variant", variant, VARIANTS)
+    cells = [(x, y) for x in range(SIZE) for y in range(SIZE) if x > 1 or y > 1]
+    goals = {"goal": jnp.array(cells)}
+    held_out = np.arange(len(cells)) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
+    splits = finite_splits(goals, held_out)
+    if variant == "varibad":
+        splits |= dict.fromkeys(splits, finite(goals))
+
+    def move(cell: Int[Array, "2"], action: Int[Array, ""], task) -> Moved:
+        cell = _walk(cell, action, SIZE)
+        return Moved(cell, jnp.where(jnp.all(cell == task["goal"]), 1.0, -0.1))
+
+    env = make_env(
+        lambda key, task: jnp.zeros(2, jnp.int32),
+        move,
+        lambda cell: cell.astype(float),
+        observation_size=2,
+        action_space=Discrete(len(_STEPS)),
+        episode_length=episode_length,
+    )
+    return TaskFamily(env, **splits, name="gridnav-v1")
+
+
+_STEPS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
+
+
+def _walk(cell: Int[Array, "2"], action: Int[Array, ""], size: int) -> Int[Array, "2"]:
+    return jnp.clip(cell + jnp.array(_STEPS)[action], 0, size - 1)
+
+
+def dark_key_door(*, size: int = 9, episode_length: int = 50) -> TaskFamily:
+    """Return `dark-key-door-v1`, a dark room with an invisible key and an invisible door.
+
+    After Laskin et al. (2022) and AMAGO's `room_key_door.py`: `size` x `size` cells; actions as in
+    `gridnav-v1`. Entering the key's cell for the first time earns 1, and so does the door's cell
+    once the key is there, which terminates the episode. The observation [4] is the cell divided
+    by `size`, whether the key was found, and the time divided by `episode_length`. (AMAGO's time
+    limit lets one step more pass.)
+
+    The task is {"start": [xy], "key": [xy], "door": [xy]}, cells drawn uniformly, the same in all
+    episodes of a trial. Held-out tasks have key and door such that the sum of their four
+    coordinates is a multiple of 5; training tasks do not.
+
+    Args:
+        size: cells per side.
+        episode_length: steps per episode.
+
+    Raises:
+        MetajaxError: an option is out of range.
+    """
+    check_at_least(2, size=size)
+
+    def start(key: Key[Array, ""], task):
+        del key
+        found = jnp.zeros((), bool)
+        return {"cell": task["start"], "found": found, "time": jnp.zeros((), jnp.int32)}
+
+    def move(room, action: Int[Array, ""], task) -> Moved:
+        cell = _walk(room["cell"], action, size)
+        opened = room["found"] & jnp.all(cell == task["door"])
+        takes = ~room["found"] & jnp.all(cell == task["key"])
+        room = {"cell": cell, "found": room["found"] | takes, "time": room["time"] + 1}
+        return Moved(room, (opened | takes).astype(float), opened)
+
+    def observe(room):
+        rest = jnp.stack([room["found"].astype(float), room["time"] / episode_length])
+        return jnp.concatenate([room["cell"] / size, rest])
+
+    def sampler(held_out: bool) -> TaskDistribution:
+        places = jnp.stack(jnp.meshgrid(*[jnp.arange(size)] * 4, indexing="ij"), -1).reshape(-1, 4)
+        places = places[(jnp.sum(places, axis=1) % 5 == 0) == held_out]
+
+        def sample(key: Key[Array, ""]):
+            start_key, place_key = jax.random.split(key)
+            place = places[jax.random.randint(place_key, (), 0, len(places))]
+            start = jax.random.randint(start_key, (2,), 0, size)
+            return {"start": start, "key": place[:2], "door": place[2:]}
+
+        return TaskDistribution(sample)
+
+    env = make_env(
+        start,
+        move,
+        observe,
+        observation_size=4,
+        action_space=Discrete(len(_STEPS)),
+        episode_length=episode_length,
+    )
+    return TaskFamily(env, sampler(False), sampler(True), "dark-key-door-v1")

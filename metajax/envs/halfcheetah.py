@@ -1,0 +1,155 @@
+"""Half-cheetahs that must run in a hidden direction or at a hidden speed."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from metajax.envs.locomotion import gymnasium_noise, robot_env, scaled_actions, velocity
+from metajax.envs.physics import make_physics
+from metajax.envs.splits import Split, finite, finite_splits, three_splits, uniform
+from metajax.errors import unknown
+from metajax.types import TaskFamily
+
+FRAME_SKIP = 5
+BRAX_SUBSTEPS = 16  # of 3.125 ms, as in brax/envs/half_cheetah.py
+CONTROL_COST = 0.05
+
+
+class Variant(NamedTuple):
+    """The numbers in which the papers' half-cheetah tasks differ.
+
+    Attributes:
+        max_velocity: target velocities are U[0, max_velocity] m/s.
+        episode_length: steps per episode.
+        action_scale: the control is this times the action, clipped to [-1, 1].
+        seed: of the 130 target velocities there are, the last 30 held out; None for all of the
+            range.
+    """
+
+    max_velocity: float
+    episode_length: int
+    action_scale: float
+    seed: int | None = None
+
+
+VARIANTS = {
+    # Finn et al. 2017: cbfinn/maml_rl, half_cheetah_env_rand.py and half_cheetah_env_rand_direc.py
+    "maml": Variant(2.0, 200, 1.0),
+    # Rothfuss et al. 2019: ProMP, half_cheetah_rand_vel.py; normalized_env.py, scale 10
+    "promp": Variant(3.0, 100, 0.1),
+    # Rakelly et al. 2019: oyster, rlkit/envs/half_cheetah_vel.py
+    "pearl": Variant(3.0, 200, 1.0, seed=1337),
+    # Zintgraf et al. 2020: varibad, environments/mujoco/half_cheetah_vel.py
+    "varibad": Variant(3.0, 200, 1.0),
+}
+
+
+def halfcheetah_dir(
+    *, backend: str = "auto", variant: str = "maml", episode_length: int | None = None
+) -> TaskFamily:
+    """Return `halfcheetah-dir-v1`: run forward or backward, and find out which.
+
+    Reward of a step: d·Δx/dt - 0.05·||control||², with d = ±1 the task {"direction": d}. There
+    are only these two tasks, so the held-out tasks are the training tasks.
+
+    See `halfcheetah_vel` for the body and the observation.
+
+    Args:
+        backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU.
+        variant: whose horizon and action scale, a key of `VARIANTS`.
+        episode_length: steps per episode, instead of the variant's.
+
+    Raises:
+        MetajaxError: if the backend or the variant is unknown.
+    """
+
+    both = finite({"direction": jnp.array([1.0, -1.0])})
+    return _halfcheetah(
+        "halfcheetah-dir-v1",
+        lambda task, velocity: task["direction"] * velocity,
+        lambda chosen: {"train": both, "test": both},
+        backend=backend,
+        variant=variant,
+        episode_length=episode_length,
+    )
+
+
+def halfcheetah_vel(
+    *, backend: str = "auto", variant: str = "maml", episode_length: int | None = None
+) -> TaskFamily:
+    """Return `halfcheetah-vel-v1`: run at a target velocity, and find out which.
+
+    Reward of a step: -|Δx/dt - v| - 0.05·||control||², with v the task {"velocity": v} in m/s.
+    Held-out tasks have velocities in the held-out strips of the range (`metajax.envs.splits`);
+    variant "pearl" has the paper's own 100 and 30 velocities. Beyond is the quarter that follows.
+
+    The body is Gymnasium's half_cheetah.xml, 5 substeps of 0.01 s per step. A reset adds
+    U(-0.1, 0.1) to the positions and 0.1·N(0, 1) to the velocities; episodes never terminate. The
+    observation [17] is that of HalfCheetah-v5, qpos[1:] and qvel; the centre of mass that some
+    papers append is left out. The control is the action times the variant's action scale,
+    clipped to [-1, 1]; its cost counts the control that was applied.
+
+    Args:
+        backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU.
+        variant: whose ranges, horizon and action scale, a key of `VARIANTS`.
+        episode_length: steps per episode, instead of the variant's.
+
+    Raises:
+        MetajaxError: if the backend or the variant is unknown.
+    """
+
+    def splits(chosen: Variant) -> dict[str, Any]:
+        def sample(key: Key[Array, ""], *, split: Split):
+            return {"velocity": uniform(key, 0.0, chosen.max_velocity, split=split)}
+
+        if chosen.seed is None:
+            return three_splits(sample)
+        velocities = np.random.RandomState(chosen.seed).uniform(0, chosen.max_velocity, 130)
+        held_out = finite_splits({"velocity": jnp.asarray(velocities, float)}, np.arange(130) > 99)
+        return three_splits(sample) | held_out
+
+    return _halfcheetah(
+        "halfcheetah-vel-v1",
+        lambda task, velocity: -jnp.abs(velocity - task["velocity"]),
+        splits,
+        backend=backend,
+        variant=variant,
+        episode_length=episode_length,
+    )
+
+
+def _halfcheetah(
+    name: str,
+    progress: Callable,
+    splits: Callable[[Variant], dict[str, Any]],
+    *,
+    backend: str,
+    variant: str,
+    episode_length: int | None,
+) -> TaskFamily:
+    if variant not in VARIANTS:
+        raise unknown("variant", variant, VARIANTS)
+    chosen = VARIANTS[variant]
+    physics = make_physics(
+        "half_cheetah", backend=backend, frame_skip=FRAME_SKIP, brax_substeps=BRAX_SUBSTEPS
+    )
+
+    def observe(state) -> Float[Array, "17"]:
+        return jnp.concatenate([physics.qpos(state)[1:], physics.qvel(state)])
+
+    def reward(task, before, after, control) -> Float[Array, ""]:
+        cost = CONTROL_COST * jnp.sum(control**2)
+        return progress(task, velocity(physics, before, after)) - cost
+
+    env = robot_env(
+        physics,
+        noise=gymnasium_noise(0.1),
+        observe=observe,
+        reward=reward,
+        actions=scaled_actions(physics, chosen.action_scale),
+        episode_length=chosen.episode_length if episode_length is None else episode_length,
+    )
+    return TaskFamily(env, name=name, backend=physics.backend, **splits(chosen))
