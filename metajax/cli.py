@@ -35,6 +35,7 @@ from metajax.algorithms import ALGORITHMS
 from metajax.checkpoint import saved_steps
 from metajax.deployment import load_run
 from metajax.envs import FAMILIES, make
+from metajax.envs.splits import Split, on_split
 from metajax.errors import MetajaxError, unknown
 from metajax.evaluation import adaptation_curve, evaluate
 from metajax.recorder import Progress as TrainingProgress
@@ -87,7 +88,8 @@ class EvaluateOptions:
 
     Attributes:
         run: the run directory.
-        tasks: held-out tasks per seed.
+        tasks: tasks per seed.
+        split: held-out tasks ("test"), tasks beyond the range of both, or training tasks.
         rounds: adaptation steps + 1; the run's own number by default.
         episodes: per task and round; the run's own number by default.
         step: of the checkpoint; the newest by default.
@@ -96,6 +98,7 @@ class EvaluateOptions:
 
     run: Run
     tasks: int = 40
+    split: Split = "test"
     rounds: OptionalNumber = None
     episodes: OptionalNumber = None
     step: OptionalNumber = None
@@ -421,14 +424,16 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
         _say(f"stopped by {name} after {_plural(done, 'iteration')}, saved. To go on:")
         _say(f"  {_command(*again)}")
         return status
-    _conclude(result, result.returns, directory, done, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    _conclude(result, result.returns, directory, done, seconds, config["family_name"])
     return status
 
 
 def _conclude(
-    result: Result, returns: np.ndarray, directory: Path, done: int, seconds: float
+    result: Result, returns: np.ndarray, directory: Path, done: int, seconds: float, family: str
 ) -> None:
     from metajax.plotting import plot_run  # Matplotlib takes long to import
+    from metajax.rendering import BODIES, POINTS
 
     _say()
     _show_curve(returns, "sampled")
@@ -437,7 +442,8 @@ def _conclude(
     plot_run(directory, picture)
     _say(f"picture:   {picture}")
     _say(f"evaluate:  {_command('evaluate', directory)}")
-    _say(f"render:    {_command('render', directory)}")
+    if family in (*BODIES, *POINTS):
+        _say(f"render:    {_command('render', directory)}")
     _say(f"resume:    {_command('resume', directory, '--iterations', 2 * done)}")
     compiling = _duration(result.compile_seconds)
     _say(f"wall time: {_duration(seconds)}, {compiling} of it compiling")
@@ -469,6 +475,7 @@ def _evaluate(options: EvaluateOptions) -> int:
     for name, value in sizes.items():
         _check_positive(name, value)
     algorithm, family = experiment.algorithm, experiment.family
+    family = on_split(family, options.split)
     iteration = int(state.iteration)
     _say(f"evaluating {options.run}, iteration {iteration} (physics: {family.backend}) ...")
 
@@ -494,6 +501,7 @@ def _evaluate(options: EvaluateOptions) -> int:
     record = {
         "iteration": iteration,
         "backend": family.backend,
+        "split": options.split,
         **sizes,
         "sampled": _curve_record(sampled),
         "mean": _curve_record(mode),
@@ -579,7 +587,8 @@ def _list(options: ListOptions) -> int:
     for name in sorted(FAMILIES):
         env = make(name).env
         space = env.action_space
-        acts = f"1 of {space.size}" if isinstance(space, Discrete) else f"{space.size} numbers"
+        discrete = isinstance(space, Discrete)
+        acts = f"1 of {space.size}" if discrete else _plural(space.size, "number")
         _say(
             f"  {name:<17}observation: {_plural(env.observation_size, 'number')}, "
             f"action: {acts}, episode: {_plural(env.episode_length, 'step')}"

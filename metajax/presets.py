@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from metajax.algorithms import ALGORITHMS
-from metajax.envs import FAMILIES, VARIANTS, make
+from metajax.envs import ENGINES, FAMILIES, VARIANTS, make
 from metajax.envs.physics import BACKENDS
 from metajax.errors import MetajaxError, unknown
 from metajax.policies import mlp
@@ -129,7 +129,10 @@ def choices(family: str) -> dict[str, tuple[str, ...]]:
     """
     if family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
-    accepted = {"backend": ("auto", *BACKENDS), "variant": VARIANTS.get(family, ())}
+    accepted = {
+        "backend": ("auto", *ENGINES.get(family, BACKENDS)),
+        "variant": VARIANTS.get(family, ()),
+    }
     parameters = inspect.signature(FAMILIES[family]).parameters
     return {name: names for name, names in accepted.items() if name in parameters}
 

@@ -171,7 +171,7 @@ BODIES = {
         task=lambda task: "reach the goal",
     ),
 }
-POINTS = ("point-goal",)
+POINTS = ("gridnav", "point-goal", "point-sparse")
 
 _GOAL = "#d55e00"
 _INK = "#333333"
@@ -437,7 +437,8 @@ def _draw_points(tasks, recordings, titles) -> bytes:
     count = len(recordings[0].returns)
     columns = min(4, count)
     rows = math.ceil(count / columns)
-    limit = 1.05 * max(0.6, *(np.abs(r.positions).max() for r in recordings))
+    reach = [np.abs(r.positions).max() for r in recordings]
+    limit = 1.1 * max(0.55, np.abs(tasks["goal"]).max(), *reach)
     figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
     with matplotlib.rc_context({"font.size": 9}):
         for row, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from metajax.algorithms import maml
+from metajax.envs import make
 from metajax.envs.splits import finite as finite_tasks
-from metajax.envs.splits import is_held_out, two_splits, uniform
+from metajax.envs.splits import is_held_out, on_split, two_splits, uniform
 from metajax.envs.tabular import tabular
+from metajax.errors import MetajaxError
 from metajax.evaluation import adaptation_curve, evaluate, interquartile_mean
 from metajax.policies import mlp
 from metajax.types import Agent, Continuous, Env, EnvState, PolicyOutput, TaskFamily
@@ -25,13 +27,12 @@ def scoreboard() -> TaskFamily:
 
     def step(state, action):
         time, no = state.time + 1, jnp.zeros((), bool)
-        reward = state.task + action[0]
+        reward = state.task["score"] + action[0]
         return EnvState(state.observation, reward, no, time == LENGTH, time, state.task, ())
 
     env = Env(reset, step, 1, Continuous(1, -np.inf, np.inf), LENGTH)
-    return TaskFamily(
-        env, *two_splits(lambda key, split: uniform(key, 0.0, 1.0, split=split)), "board"
-    )
+    draw = lambda key, split: {"score": uniform(key, 0.0, 1.0, split=split)}
+    return TaskFamily(env, *two_splits(draw), "board")
 
 
 def counting_agent(memory=()) -> Agent:
@@ -103,7 +104,7 @@ def test_memory_lives_through_the_episodes_of_a_round():
 
 
 def test_of_finitely_many_tasks_each_is_played_as_often():
-    both = finite_tasks(jnp.array([3.0, 5.0]))
+    both = finite_tasks({"score": jnp.array([3.0, 5.0])})
     family = scoreboard()._replace(test=both)
     tasks = curve(counting_agent(), family)[:, 0, 0] / LENGTH
     assert sorted(tasks) == [3, 3, 3, 5, 5, 5]
@@ -160,3 +161,16 @@ def test_adaptation_curve_is_per_round_over_means_of_episodes():
     returns += 10 * np.arange(3)[:, None] + np.array([-3.0, -1, 1, 3])
     found = adaptation_curve(returns)
     assert [s.mean for s in found] == [0, 10, 20]
+
+
+def test_another_split_takes_the_place_of_the_held_out_tasks():
+    family = make("halfcheetah-vel", backend="mujoco")
+    keys = jax.random.split(jax.random.key(0), 50)
+    beyond = jax.vmap(on_split(family, "extrapolate").test.sample)(keys)["velocity"]
+    assert beyond.min() > 2 and beyond.max() <= 2.5
+    assert on_split(family, "train").test is family.train
+    assert on_split(family, "test") == family
+    with pytest.raises(MetajaxError, match="halfcheetah-dir-v1 has no tasks to extrapolate to"):
+        on_split(make("halfcheetah-dir", backend="mujoco"), "extrapolate")
+    with pytest.raises(MetajaxError, match="unknown split 'tests'; did you mean 'test'"):
+        on_split(family, "tests")

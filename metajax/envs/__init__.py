@@ -38,6 +38,12 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "walker2d-vel": walker2d_vel,
 }
 
+# The engines of families that do not run on all of them.
+ENGINES: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("ant-params", "hopper-params", "swimmer-vel", "walker2d-params"),
+    ("mjx", "mujoco", "generalized"),
+)
+
 # What the option `variant` of a family accepts; the others have none.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "ant-dir": tuple(ant.DIR_VARIANTS),

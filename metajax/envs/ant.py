@@ -253,7 +253,7 @@ def _ant(
     def healthy(state):
         height = physics.qpos(state)[2]
         finite = jnp.all(jnp.isfinite(physics.qvel(state)))
-        return finite & (height >= chosen.lowest) & (height <= 1.0)
+        return finite & (height >= (chosen.lowest or 0.0)) & (height <= 1.0)
 
     env = robot_env(
         physics,

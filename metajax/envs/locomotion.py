@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from metajax.envs.episodes import Moved, make_env
 from metajax.envs.physics import Dynamics, Physics, PhysicsState
-from metajax.types import ActionSpace, Continuous, Env, Task
+from metajax.types import Continuous, Env, Task
 
 Noise = Callable[[Key[Array, ""], Physics], tuple[Float[Array, "nq"], Float[Array, "nv"]]]
 
@@ -46,7 +46,7 @@ def robot_env(
     noise: Noise,
     observe: Callable[[PhysicsState], Float[Array, "observation"]],
     reward: Callable[[Task, PhysicsState, PhysicsState, Float[Array, "nu"]], Float[Array, ""]],
-    actions: ActionSpace,
+    actions: Continuous,
     episode_length: int,
     healthy: Callable[[PhysicsState], Bool[Array, ""]] | None = None,
     dynamics: Callable[[Task], Dynamics] = lambda task: {},

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from metajax.types import Task, TaskDistribution
+from metajax.errors import MetajaxError, unknown
+from metajax.types import Task, TaskDistribution, TaskFamily
 
 Split = Literal["train", "test", "extrapolate"]
 
@@ -55,6 +56,24 @@ def is_held_out(value: Float[Array, "*shape"], low: float, high: float) -> Bool[
     """Return whether `value` lies in a held-out strip of [low, high]."""
     strip = jnp.floor((value - low) / (high - low) * BLOCKS * STRIPS).astype(int)
     return strip % STRIPS == STRIPS // 2
+
+
+def on_split(family: TaskFamily, split: str) -> TaskFamily:
+    """Return the family with another of its distributions in the place of the held-out tasks.
+
+    Args:
+        family: the family.
+        split: "train", "test" or "extrapolate".
+
+    Raises:
+        MetajaxError: the split is unknown, or the family has nothing beyond its range.
+    """
+    if split not in Split.__args__:
+        raise unknown("split", split, Split.__args__)
+    chosen = getattr(family, split)
+    if chosen is None:
+        raise MetajaxError(f"{family.name} has no tasks to extrapolate to: nothing lies beyond.")
+    return family._replace(test=chosen)
 
 
 def two_splits(sample) -> tuple[TaskDistribution, TaskDistribution]:
