@@ -128,7 +128,14 @@ def test_facts_of_the_model(engine):
     np.testing.assert_array_equal(engine.control_range, [[-1, 1]] * 6)
 
 
-@pytest.mark.parametrize("name", ["ant", "hopper", "walker2d", "swimmer", "humanoid"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ant",
+        "humanoid",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("hopper", "walker2d", "swimmer")),
+    ],
+)
 def test_runge_kutta_in_jax_is_that_of_the_c_engine(name):
     """Solved to the end, with as many iterations as it takes: the same method, to rounding."""
     exact = physics.load_model(name)
@@ -141,7 +148,6 @@ def test_runge_kutta_in_jax_is_that_of_the_c_engine(name):
         patch.setattr(physics, "SOLVER_ITERATIONS", 50)
         patch.setattr(physics, "LINE_SEARCH", 50)
         played = in_double(physics.mjx(exact, frame_skip=FRAME_SKIP), *start, control)
-    print(name, np.abs(played - plain).max(axis=(0, 2)))
     np.testing.assert_allclose(played, plain, rtol=0, atol=1e-9)
 
 
@@ -250,6 +256,7 @@ def brax_hopper():
     return bundle, jax.jit(jax.vmap(run, in_axes=(0, None, None, None)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", physics.DYNAMICS)
 def test_every_multiplier_does_something_on_brax(name, brax_hopper):
     bundle, run = brax_hopper

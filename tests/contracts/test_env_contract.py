@@ -103,7 +103,7 @@ def cases():
             yield pytest.param(
                 (name, engine | chosen),
                 id="-".join([name, *chosen.values()]),
-                marks=[pytest.mark.slow] if engine and index else [],
+                marks=[pytest.mark.slow] if engine and (index or name not in BODIES) else [],
             )
         for backend in ENGINES.get(name, BACKENDS) if name in BODIES else ():
             if backend != "mujoco":
