@@ -148,7 +148,7 @@ def test_runge_kutta_in_jax_is_that_of_the_c_engine(name):
         patch.setattr(physics, "SOLVER_ITERATIONS", 50)
         patch.setattr(physics, "LINE_SEARCH", 50)
         played = in_double(physics.mjx(exact, frame_skip=FRAME_SKIP), *start, control)
-    np.testing.assert_allclose(played, plain, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(played, plain, rtol=0, atol=1e-11)
 
 
 def test_small_and_large_turns_agree_with_mujoco():

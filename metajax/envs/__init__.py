@@ -39,10 +39,12 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
 }
 
 # The engines of families that do not run on all of them.
-ENGINES: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("ant-params", "hopper-params", "swimmer-vel", "walker2d-params"),
-    ("mjx", "mujoco", "generalized"),
-)
+ENGINES: dict[str, tuple[str, ...]] = {
+    "ant-params": ("mjx", "mujoco", "generalized"),
+    "hopper-params": ("mjx", "mujoco", "generalized"),
+    "swimmer-vel": ("mjx", "mujoco"),
+    "walker2d-params": ("mjx", "mujoco", "generalized"),
+}
 
 # What the option `variant` of a family accepts; the others have none.
 VARIANTS: dict[str, tuple[str, ...]] = {

@@ -307,8 +307,9 @@ def assert_structure(one, other):
         assert a.shape[1:] == b.shape[1:] and a.dtype == b.dtype
 
 
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("backend", ["spring", "positional"])
+@pytest.mark.parametrize(
+    ("name", "backend"), [(n, b) for n in ENGINES for b in BACKENDS if b not in ENGINES[n]]
+)
 def test_an_engine_that_a_family_lacks_is_one_sentence(name, backend):
     with pytest.raises(MetajaxError, match=f"backend '{backend}' (cannot change|has no water)"):
         make(name, backend=backend)
