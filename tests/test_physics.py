@@ -132,8 +132,10 @@ def test_facts_of_the_model(engine):
     "name",
     [
         "ant",
-        "humanoid",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("hopper", "walker2d", "swimmer")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("hopper", "humanoid", "swimmer", "walker2d")
+        ),
     ],
 )
 def test_runge_kutta_in_jax_is_that_of_the_c_engine(name):
@@ -180,7 +182,9 @@ def test_small_and_large_turns_agree_with_mujoco():
 
 
 @pytest.mark.parametrize("maker", [physics.mjx, physics.mujoco_c])
-@pytest.mark.parametrize("name", ["half_cheetah", "ant"])  # Euler's method and Runge-Kutta's
+@pytest.mark.parametrize(  # Euler's method and Runge-Kutta's
+    "name", ["half_cheetah", pytest.param("ant", marks=pytest.mark.slow)]
+)
 def test_contact_forces_are_those_at_the_start_of_the_last_substep(name, maker):
     exact = physics.load_model(name, contact_sensor=True)
     exact.opt.tolerance = 0
@@ -217,7 +221,9 @@ def shapes_of(model):
     return {name: physics.field_shape(model, name) for name in physics.DYNAMICS}
 
 
-@pytest.mark.parametrize("maker", [physics.mjx, physics.mujoco_c])
+@pytest.mark.parametrize(
+    "maker", [pytest.param(physics.mjx, marks=pytest.mark.slow), physics.mujoco_c]
+)
 def test_multiplied_dynamics_are_a_model_edited_by_hand(maker):
     exact = physics.load_model("hopper")
     exact.opt.tolerance = 0

@@ -127,14 +127,8 @@ def test_mjx_in_single_precision_follows_the_c_engine(actions):
     np.testing.assert_allclose(ours.reward, reference.reward, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "pipeline",
-    [
-        "spring",
-        pytest.param("positional", marks=pytest.mark.slow),
-        pytest.param("generalized", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", ["spring", "positional", "generalized"])
 def test_a_brax_step_continues_exactly_and_has_a_gradient(pipeline):
     """Three steps from what is carried, and Brax's own loop that carries everything."""
     from brax.io import mjcf

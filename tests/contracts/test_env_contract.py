@@ -100,10 +100,11 @@ def cases():
         engine = {"backend": "mujoco"} if "backend" in options else {}
         for index, variant in enumerate(VARIANTS.get(name, (None,))):
             chosen = {"variant": variant} if variant else {}
+            quick = not engine or (name in BODIES and name != "humanoid-dir" and not index)
             yield pytest.param(
                 (name, engine | chosen),
                 id="-".join([name, *chosen.values()]),
-                marks=[pytest.mark.slow] if engine and (index or name not in BODIES) else [],
+                marks=[] if quick else [pytest.mark.slow],
             )
         for backend in ENGINES.get(name, BACKENDS) if name in BODIES else ():
             if backend != "mujoco":

@@ -187,7 +187,7 @@ def on_devices(count, **options):
     "options",
     [
         {"outer": "adam", "baseline": "linear"},
-        {"outer": "ppo", "baseline": "value_network"},
+        pytest.param({"outer": "ppo", "baseline": "value_network"}, marks=pytest.mark.slow),
         {"outer": "trpo", "baseline": "none"},
     ],
     ids=lambda options: options["outer"],
