@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import mujoco
+import mujoco.rollout
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 # As the command line does: every core of a CPU is a device.
@@ -53,6 +56,23 @@ def timed(*programs: Callable[[], Any], repeats: int) -> list[list[float]]:
             jax.block_until_ready(program())
             seconds[index].append(time.perf_counter() - began)
     return seconds
+
+
+def bare_mujoco(model, control) -> Callable[[], Any]:
+    """Return a call of `mujoco.rollout` on all threads, from where the model stands.
+
+    Args:
+        model: a compiled MuJoCo model.
+        control: of every world and substep `[world, substep, nu]`.
+    """
+    threads = len(os.sched_getaffinity(0))
+    data = [mujoco.MjData(model) for _ in range(threads)]
+    pool = mujoco.rollout.Rollout(nthread=threads)
+    kind = mujoco.mjtState.mjSTATE_FULLPHYSICS
+    state = np.zeros((len(control), mujoco.mj_stateSize(model, kind)))
+    mujoco.mj_getState(model, data[0], state[0], kind)
+    state[:] = state[0]
+    return lambda: pool.rollout(model, data, state, control)[0]
 
 
 def ratio(a: list[float], b: list[float]) -> float:

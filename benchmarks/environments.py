@@ -11,7 +11,6 @@ MuJoCo `mujoco.rollout` on all threads), and one environment of Gymnasium's step
 
 import argparse
 import inspect
-import os
 import statistics
 import time
 from typing import NamedTuple
@@ -24,8 +23,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import mujoco
-import mujoco.rollout
 import numpy as np
 
 import metajax
@@ -115,15 +112,8 @@ def bare_engine(mesh, body, backend, controls):
 
 def bare_mujoco(body, controls):
     model = load_model(body.model, without=body.without)
-    threads = len(os.sched_getaffinity(0))
-    pool = mujoco.rollout.Rollout(nthread=threads)
-    data = [mujoco.MjData(model) for _ in range(threads)]
-    kind = mujoco.mjtState.mjSTATE_FULLPHYSICS
-    state = np.zeros((len(controls), mujoco.mj_stateSize(model, kind)))
-    mujoco.mj_getState(model, data[0], state[0], kind)
-    state[:] = state[0]
     control = np.repeat(np.asarray(controls, np.float64), body.frame_skip, axis=1)
-    return lambda: pool.rollout(model, data, state, control)[0]
+    return common.bare_mujoco(model, control)
 
 
 def gymnasium_steps_per_second(body, steps=2000):

@@ -11,7 +11,6 @@ Tasks are shared out over devices as in training; `--devices` sets another numbe
 """
 
 import argparse
-import os
 import resource
 import statistics
 import time
@@ -23,8 +22,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import mujoco
-import mujoco.rollout
 import numpy as np
 
 import metajax
@@ -110,15 +107,9 @@ def mesh_of(backend, tasks, arguments):
 def bare_engine(worlds, steps):
     """Return a call of `mujoco.rollout` with as many worlds and steps, on all threads."""
     model = load_model("half_cheetah")
-    threads = len(os.sched_getaffinity(0))
-    data = [mujoco.MjData(model) for _ in range(threads)]
-    pool = mujoco.rollout.Rollout(nthread=threads)
     random = np.random.default_rng(0)
-    state = np.zeros((worlds, mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)))
-    mujoco.mj_getState(model, data[0], state[0], mujoco.mjtState.mjSTATE_FULLPHYSICS)
-    state[:] = state[0]
     control = np.repeat(random.uniform(-1, 1, (worlds, steps, model.nu)), 5, axis=1)
-    return lambda: pool.rollout(model, data, state, control)[0]
+    return common.bare_mujoco(model, control)
 
 
 def measure(backend, arguments):

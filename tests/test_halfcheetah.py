@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from episodes import play
 
 from metajax.envs.halfcheetah import VARIANTS, halfcheetah_dir, halfcheetah_vel
 from metajax.envs.splits import is_held_out
@@ -15,22 +16,6 @@ STEPS = 50
 
 def actions_of(limit, seed=0):
     return limit * np.random.default_rng(seed).uniform(-1.5, 1.5, (STEPS, 6))  # some are clipped
-
-
-def play(env, task, actions, *, seed=0):
-    """The states of one episode, the reset first: `[1 + time]`."""
-
-    def step(state, action):
-        state = env.step(state, action)
-        return state, state
-
-    @jax.jit
-    def run(key, task, actions):
-        first = env.reset(key, task)
-        _, rest = jax.lax.scan(step, first, actions)
-        return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, rest)
-
-    return jax.tree.map(np.asarray, run(jax.random.key(seed), task, actions))
 
 
 def gymnasium_steps(qpos, qvel, controls):

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from metajax.envs.physics import make_physics
+from metajax.envs.locomotion import robot_env
+from metajax.envs.physics import Physics, make_physics
 from metajax.envs.splits import Split, two_splits, uniform
-from metajax.types import Continuous, Env, EnvState, TaskFamily
+from metajax.types import Continuous, TaskFamily
 
 FRAME_SKIP = 2
 BRAX_SUBSTEPS = 4  # of 5 ms, as in brax/envs/reacher.py
@@ -59,35 +60,14 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
             [jnp.cos(angles), jnp.sin(angles), physics.qvel(simulator), fingertip(simulator)]
         )
 
-    def reset(key: Key[Array, ""], task) -> EnvState:
+    def noise(key: Key[Array, ""], physics: Physics):
         position_key, velocity_key = jax.random.split(key)
         qpos = POSITION_NOISE * jax.random.uniform(position_key, (2,), minval=-1.0)
-        qvel = VELOCITY_NOISE * jax.random.uniform(velocity_key, (2,), minval=-1.0)
-        simulator = physics.init(jnp.asarray(physics.default_qpos, qpos.dtype) + qpos, qvel)
-        return EnvState(
-            observation=observe(simulator),
-            reward=jnp.zeros((), qpos.dtype),
-            terminated=jnp.zeros((), bool),
-            truncated=jnp.zeros((), bool),
-            time=jnp.zeros((), jnp.int32),
-            task=task,
-            simulator=simulator,
-        )
+        return qpos, VELOCITY_NOISE * jax.random.uniform(velocity_key, (2,), minval=-1.0)
 
-    def step(state: EnvState, action: Float[Array, "2"]) -> EnvState:
-        control = actions.to_control(action)
-        simulator = physics.step(state.simulator, control)
-        offset = fingertip(simulator) - state.task["goal"]
-        time = state.time + 1
-        return EnvState(
-            observation=observe(simulator),
-            reward=-jnp.linalg.norm(offset) - jnp.sum(control**2),
-            terminated=jnp.zeros((), bool),
-            truncated=time == episode_length,
-            time=time,
-            task=state.task,
-            simulator=simulator,
-        )
+    def reward(task, before, after, control) -> Float[Array, ""]:
+        del before
+        return -jnp.linalg.norm(fingertip(after) - task["goal"]) - jnp.sum(control**2)
 
     def sample(key: Key[Array, ""], *, split: Split):
         radius_key, angle_key = jax.random.split(key)
@@ -96,10 +76,12 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
         return {"goal": radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
 
     train, test = two_splits(sample)
-    return TaskFamily(
-        env=Env(reset, step, 8, actions, episode_length),
-        train=train,
-        test=test,
-        name="reacher-goal-v1",
-        backend=physics.backend,
+    env = robot_env(
+        physics,
+        noise=noise,
+        observe=observe,
+        reward=reward,
+        actions=actions,
+        episode_length=episode_length,
     )
+    return TaskFamily(env, train, test, "reacher-goal-v1", backend=physics.backend)
