@@ -6,6 +6,7 @@ its message goes to stderr and the exit status is 2.
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -34,7 +35,7 @@ from metajax._version import __version__
 from metajax.algorithms import ALGORITHMS
 from metajax.checkpoint import saved_steps
 from metajax.deployment import load_run
-from metajax.envs import FAMILIES, make
+from metajax.envs import EXTRAS, FAMILIES, SOURCES, make
 from metajax.envs.splits import Split, on_split
 from metajax.errors import MetajaxError, unknown
 from metajax.evaluation import adaptation_curve, evaluate
@@ -45,6 +46,8 @@ from metajax.types import Discrete
 
 DEFAULT_ALGORITHM, DEFAULT_FAMILY = "maml", "halfcheetah-dir"
 SECONDS_BETWEEN_LINES = 5.0  # of progress, where stdout is no terminal
+
+_SPEEDS = Path(__file__).parent / "envs" / "speeds.json"  # by benchmarks/environments.py
 
 _ENGINES = {
     "jax": "pure JAX",
@@ -109,7 +112,7 @@ class EvaluateOptions:
 class RenderOptions:
     """Draw the agent before and after adaptation on held-out tasks.
 
-    Bodies become a page that plays by itself (or a GIF), points in a plane a picture.
+    Bodies become a page that plays by itself (or a GIF), other families a plot.
 
     Attributes:
         run: the run directory.
@@ -425,15 +428,14 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
         _say(f"  {_command(*again)}")
         return status
     seconds = time.perf_counter() - began
-    _conclude(result, result.returns, directory, done, seconds, config["family_name"])
+    _conclude(result, result.returns, directory, done, seconds)
     return status
 
 
 def _conclude(
-    result: Result, returns: np.ndarray, directory: Path, done: int, seconds: float, family: str
+    result: Result, returns: np.ndarray, directory: Path, done: int, seconds: float
 ) -> None:
     from metajax.plotting import plot_run  # Matplotlib takes long to import
-    from metajax.rendering import BODIES, POINTS
 
     _say()
     _show_curve(returns, "sampled")
@@ -442,8 +444,7 @@ def _conclude(
     plot_run(directory, picture)
     _say(f"picture:   {picture}")
     _say(f"evaluate:  {_command('evaluate', directory)}")
-    if family in (*BODIES, *POINTS):
-        _say(f"render:    {_command('render', directory)}")
+    _say(f"render:    {_command('render', directory)}")
     _say(f"resume:    {_command('resume', directory, '--iterations', 2 * done)}")
     compiling = _duration(result.compile_seconds)
     _say(f"wall time: {_duration(seconds)}, {compiling} of it compiling")
@@ -583,18 +584,26 @@ def _list(options: ListOptions) -> int:
     _say("algorithms")
     for name, factory in sorted(ALGORITHMS.items()):
         _say(f"  {name:<17}{summary_of(factory)}")
+    speeds = json.loads(_SPEEDS.read_text())
     _say("\nfamilies")
     for name in sorted(FAMILIES):
+        _say(f"  {name:<17}{SOURCES[name]}")
+        if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
+            _say(f"{'':<19}needs the package {EXTRAS[name]}, which is not installed")
+            continue
         env = make(name).env
         space = env.action_space
         discrete = isinstance(space, Discrete)
         acts = f"1 of {space.size}" if discrete else _plural(space.size, "number")
         _say(
-            f"  {name:<17}observation: {_plural(env.observation_size, 'number')}, "
+            f"{'':<19}observation: {_plural(env.observation_size, 'number')}, "
             f"action: {acts}, episode: {_plural(env.episode_length, 'step')}"
         )
+        if name in speeds["steps_per_second"]:
+            _say(f"{'':<19}{_count(speeds['steps_per_second'][name])} steps per second")
         for option, names in presets.choices(name).items():
             _say(f"{'':<19}--{option} {', '.join(names)}")
+    _say(f"\nsteps per second: {speeds['measured']}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import inspect
 import io
 import itertools
@@ -25,7 +26,7 @@ from PIL import Image
 from metajax import _arguments, cli, presets
 from metajax._records import read_record, write_record
 from metajax.algorithms import ALGORITHMS
-from metajax.envs import FAMILIES
+from metajax.envs import FAMILIES, SOURCES
 from metajax.recorder import Progress
 from metajax.run_directory import create_run, open_run, read_metrics
 
@@ -238,11 +239,22 @@ def test_list_names_everything():
     printed = metajax("list")
     for name in (*ALGORITHMS, *FAMILIES):
         assert f"\n  {name} " in printed
-    cheetah = re.search(r"halfcheetah-vel +(.*)\n +--backend (.*)\n +--variant (.*)\n", printed)
-    assert cheetah
-    assert "17 numbers" in cheetah[1] and "6 numbers" in cheetah[1] and "200 steps" in cheetah[1]
-    assert "mujoco" in cheetah[2].split(", ")
-    assert set(cheetah[3].split(", ")) == {"maml", "promp", "pearl", "varibad"}
+    _, _, listed = printed.partition("\n  halfcheetah-vel ")
+    lines = [line.strip() for line in listed.split("\n  hopper")[0].splitlines()]
+    assert lines[0] == "Finn et al. 2017"
+    assert lines[1] == "observation: 17 numbers, action: 6 numbers, episode: 200 steps"
+    assert re.fullmatch(r"[\d.]+k steps per second", lines[2])
+    assert lines[3] == "--backend auto, mjx, mujoco, spring, positional, generalized"
+    assert lines[4] == "--variant maml, promp, pearl, varibad"
+    assert SOURCES.keys() == FAMILIES.keys()
+
+
+def test_list_says_which_package_a_family_needs(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "gymnax" else find(name)
+    )
+    assert "needs the package gymnax, which is not installed" in metajax("list")
 
 
 # --- help -----------------------------------------------------------------------------------------

@@ -11,11 +11,16 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
 import metajax
 from metajax import rendering
+from metajax.envs import EXTRAS, FAMILIES
 from metajax.errors import MetajaxError
+from metajax.rendering import bodies, plots
+from metajax.rendering.bodies import BODIES
+from metajax.rendering.recording import Recording
 
 # pyright: reportAttributeAccessIssue=false
 
@@ -34,7 +39,7 @@ def learner(name, **options):
 
 def recorded(name, task, *, adaptations=1, shown=2, **options):
     family, agent, meta_params = learner(name, **options)
-    position = rendering._qpos if name in rendering.BODIES else rendering._observation
+    position = rendering._qpos if name in BODIES else plots.PLOTS[name].position
 
     @jax.jit
     def record(meta_params, key):
@@ -124,20 +129,19 @@ def test_the_cheetah_is_paid_for_where_it_went(runs):
 
 def panel(name, qpos, task):
     """The picture of a body in a position, as an array `[row, column, color]`."""
-    body = rendering.BODIES[name]
+    body = BODIES[name]
     model = body.model()
     data = mujoco.MjData(model)
     data.qpos[:] = qpos
     mujoco.mj_kinematics(model, data)
-    width = round(rendering._HEIGHT * body.window[0] / body.window[1])
-    return np.asarray(rendering._panel(body, model, data, task, 0.0, width)).astype(int)
+    return np.asarray(bodies.panel(body, model, data, task, 0.0)).astype(int)
 
 
 def color_at(picture, name, x, y):
     """The color at a point of the world; with `follow`, x counts from the body."""
-    body = rendering.BODIES[name]
-    scale = rendering._HEIGHT / body.window[1]
-    row = picture.shape[0] - (y - body.lowest) * scale
+    body = BODIES[name]
+    scale = bodies.HEIGHT / body.window[1]
+    row = picture.shape[0] - (y + body.below) * scale
     return tuple(picture[int(row), int((x + body.window[0] / 2) * scale)])
 
 
@@ -147,7 +151,7 @@ def near(color, name):
 
 def test_the_arm_is_where_its_angles_put_it():
     goal = {"goal": np.array([-0.1, 0.05])}
-    colors = list(rendering.BODIES["reacher-goal"].colors)
+    colors = list(BODIES["reacher-goal"].colors)
     straight = panel("reacher-goal", [0.0, 0.0], goal)
     for x, color in ((0.05, colors[0]), (0.15, colors[1]), (0.21, colors[2])):
         assert near(color_at(straight, "reacher-goal", x, 0.0), color)
@@ -155,11 +159,11 @@ def test_the_arm_is_where_its_angles_put_it():
     up = panel("reacher-goal", [math.pi / 2, 0.0], goal)
     for y, color in ((0.05, colors[0]), (0.15, colors[1]), (0.21, colors[2])):
         assert near(color_at(up, "reacher-goal", 0.0, y), color)
-    assert near(color_at(straight, "reacher-goal", -0.1, 0.05), rendering._GOAL)
+    assert near(color_at(straight, "reacher-goal", -0.1, 0.05), bodies.GOAL)
 
 
 def test_the_cheetah_is_drawn_from_the_side():
-    color = next(c for c, names in rendering.BODIES["halfcheetah-dir"].colors.items()
+    color = next(c for c, names in BODIES["halfcheetah-dir"].colors.items()
                  if "torso" in names)  # fmt: skip
     stand = panel("halfcheetah-dir", np.zeros(9), {})
     # half_cheetah.xml: the torso is a capsule from x = -0.5 to 0.5 at a height of 0.7
@@ -203,33 +207,68 @@ def test_a_page_and_an_animation_hold_every_frame(tmp_path):
         assert animation.info["duration"] == 50 and animation.info["loop"] == 0
         assert animation.size == pictures[0].size
         # Two tasks, though three were asked for: there are no more.
-        assert animation.height == 2 * (rendering._HEIGHT + 2 * rendering._LINE + rendering._GAP)
+        assert animation.height == 2 * (bodies.HEIGHT + 2 * bodies.LINE + bodies.GAP)
     first, last = (np.asarray(pictures[i].convert("RGB")).astype(int) for i in (0, -1))
-    panels = slice(2 * rendering._LINE, 2 * rendering._LINE + rendering._HEIGHT)
+    panels = slice(2 * bodies.LINE, 2 * bodies.LINE + bodies.HEIGHT)
     half = first.shape[1] // 2
     assert np.abs(first - last)[panels].max() > 100  # it moves
     left, right = (first[panels, 10:455], first[panels, 467:912])
     assert half > 455 and np.abs(left - right).mean() < 2  # both start alike
 
 
-# --- points ---------------------------------------------------------------------------------------
+def test_the_slanted_view_is_a_rotation():
+    axes = np.array([*bodies.SLANTED, bodies.SLANTED.towards])
+    np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-12)
+    assert axes[0, 2] == 0 and axes[1, 2] > 0 and axes[2, 2] > 0  # upright, from above
 
 
-def test_the_picture_of_points_has_every_path(walks, monkeypatch):
+def test_an_ant_is_drawn_in_space_and_its_goal_on_the_floor():
+    stand = BODIES["ant-vel"].model().qpos0
+    for name in ("ant-vel", "ant-goal"):
+        body = BODIES[name]
+        goal = {"goal": np.array([-2.0, 1.0])} if name == "ant-goal" else {}
+        picture = panel(name, stand, goal)
+        right, up = np.array(body.view[:2]) @ stand[:3]  # the torso is a ball of 0.25 m
+        assert near(color_at(picture, name, right, up + 0.2), bodies._MIDDLE)
+        assert not near(color_at(picture, name, right, up + 0.3), bodies._MIDDLE)
+        if goal:
+            assert near(color_at(picture, name, -2.0, 1.0), bodies.GOAL)
+            away = stand.copy()
+            away[:2] = 2.0, -1.5
+            moved = panel(name, away, goal)
+            assert near(color_at(moved, name, 2.0, -1.5), bodies._MIDDLE)
+            assert near(color_at(moved, name, -2.0, 1.0), bodies.GOAL)
+    fallen = stand.copy()
+    fallen[2] = 0.3
+    assert not np.array_equal(panel("ant-vel", fallen, {}), panel("ant-vel", stand, {}))
+
+
+def test_what_is_nearer_hides_what_is_farther():
+    body = BODIES["ant-goal"]  # from above
+    model = body.model()
+    data = mujoco.MjData(model)
+    data.qpos[:] = model.qpos0
+    data.qpos[3:7] = 0, 1, 0, 0  # on its back
+    data.qpos[8::2] = 1.5  # feet in the air
+    mujoco.mj_kinematics(model, data)
+    drawn = sorted(bodies._drawn(body, model, data), key=lambda x: x[0])
+    heights = [data.geom_xpos[geom][2] for _, _, geom in drawn]
+    np.testing.assert_allclose(heights, sorted(heights), atol=2e-3)
+    assert len(drawn) == model.ngeom - 1  # all but the floor
+
+
+# --- plots ----------------------------------------------------------------------------------------
+
+
+def drawn(name, task, recordings):
+    axes = Figure().subplots()
+    plots.PLOTS.get(name, plots.REWARDS).draw(axes, task, recordings, ("before", "after"))
+    return axes
+
+
+def test_the_picture_of_points_has_every_path(walks):
     goal, recordings = walks
-    drawn = []
-    plot = rendering.Figure.savefig
-
-    def savefig(figure, *arguments, **options):
-        drawn.append(figure)
-        return plot(figure, *arguments, **options)
-
-    monkeypatch.setattr(rendering.Figure, "savefig", savefig)
-    batch = jax.tree.map(lambda x: x[None], recordings)
-    content = rendering._draw_points({"goal": goal[None]}, batch, ("before", "after"))
-    with Image.open(io.BytesIO(content)) as picture:
-        assert picture.format == "PNG"
-    (axes,) = drawn[0].axes
+    axes = drawn("point-goal", {"goal": goal}, recordings)
     paths = [line.get_xydata() for line in axes.get_lines()]
     expected = [
         states[: int(valid.sum()) + 1]
@@ -240,9 +279,66 @@ def test_the_picture_of_points_has_every_path(walks, monkeypatch):
     for path, states in zip(paths, expected, strict=False):
         np.testing.assert_allclose(path, states, atol=1e-6)
     np.testing.assert_allclose(paths[-1][0], goal)
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = [text.get_text() for text in axes.legend().get_texts()]
     means = [recording.returns.mean() for recording in recordings]
     assert labels == [f"before: {means[0]:.1f}", f"after: {means[1]:.1f}"]
+    for axis, (low, high) in enumerate((axes.get_xlim(), axes.get_ylim())):
+        places = np.concatenate(paths)[:, axis]
+        assert low < places.min() and high > places.max()
+
+
+def test_any_family_can_be_drawn_by_its_rewards(walks):
+    axes = drawn("a family of one's own", {}, walks[1])
+    lines = [line.get_ydata() for line in axes.get_lines()]
+    rewards = [
+        reward[valid]
+        for recording in walks[1]
+        for reward, valid in zip(recording.reward, recording.valid, strict=True)
+    ]
+    for line, reward in zip(lines, rewards, strict=True):
+        np.testing.assert_allclose(line, np.append(0, np.cumsum(reward)), rtol=1e-5)
+
+
+def test_a_bandit_is_drawn_by_its_arms():
+    task = {"probability": np.array([0.1, 0.7])}
+    pulls = [np.array([[0], [0], [0], [1]]), np.array([[1], [1], [1], [1]])]
+    recordings = [
+        Recording(None, action, np.ones((4, 1)), np.ones((4, 1), bool)) for action in pulls
+    ]
+    axes = drawn("bernoulli-bandit", task, recordings)
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    np.testing.assert_allclose(heights, [[0.1, 0.7], [0.75, 0.25], [0, 1]])
+
+
+def test_a_pole_is_drawn_by_its_angle():
+    task = {"length": jnp.array(0.5), "mass": jnp.array(0.1), "force": jnp.array(10.0)}
+    recordings = recorded("cartpole-params", task, shown=2, episode_length=30)
+    for angles in (r.positions[..., 0] for r in recordings):
+        assert np.all(np.abs(angles[:, 0]) < 3)  # it starts within 0.05 rad
+        assert np.any(np.abs(angles) > 6)
+    axes = drawn("cartpole-params", jax.tree.map(np.asarray, task), recordings)
+    assert axes.get_ylabel() == "angle of the pole (°)"
+    np.testing.assert_array_equal(
+        axes.get_lines()[0].get_ydata(),
+        recordings[0].positions[0, : int(recordings[0].valid[0].sum()) + 1, 0],
+    )
+
+
+ROBOTS = [name for name in FAMILIES if name in BODIES and not name.startswith("halfcheetah")]
+OTHERS = [name for name in FAMILIES if name not in [*BODIES, *EXTRAS]]
+
+
+@pytest.mark.parametrize(
+    "name", [*OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in ROBOTS)]
+)
+def test_every_family_is_drawn(name, tmp_path):
+    options = {"backend": "mujoco"} if name in BODIES else {}
+    family, agent, meta_params = learner(name, **options, episode_length=4)
+    output = tmp_path / f"picture{'.gif' if name in BODIES else '.png'}"
+    sizes = {"tasks": 2, "adaptations": 1, "episodes": 2}
+    rendering.render(name, agent, family, meta_params, jax.random.key(0), [output], **sizes)
+    with Image.open(output) as picture:
+        assert len(set(np.asarray(picture.convert("L")).ravel())) > 10
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -251,8 +347,7 @@ def test_the_picture_of_points_has_every_path(walks, monkeypatch):
 def test_mistakes(tmp_path):
     assert rendering.formats("halfcheetah-vel") == (".html", ".gif")
     assert rendering.formats("point-goal") == (".png",)
-    with pytest.raises(MetajaxError, match="there is no picture of tabular"):
-        rendering.formats("tabular")
+    assert rendering.formats("tabular") == (".png",)
     family, agent, meta_params = learner("point-goal", episode_length=5)
     sizes = {"tasks": 1, "adaptations": 1, "episodes": 2}
     arguments = ("point-goal", agent, family, meta_params, jax.random.key(0))
@@ -263,14 +358,10 @@ def test_mistakes(tmp_path):
 
 
 def test_every_family_says_what_its_task_is():
-    for name, body in rendering.BODIES.items():
+    for name, body in BODIES.items():
         family = metajax.make(name)
         task = jax.tree.map(np.asarray, family.test.sample(jax.random.key(0)))
         assert body.task(task)
-    assert rendering.BODIES["halfcheetah-vel"].task({"velocity": np.array(1.234)}) == (
-        "run at 1.23 m/s"
-    )
-    directions = [
-        rendering.BODIES["halfcheetah-dir"].task({"direction": np.array(d)}) for d in (1.0, -1.0)
-    ]
+    assert BODIES["halfcheetah-vel"].task({"velocity": np.array(1.234)}) == ("run at 1.23 m/s")
+    directions = [BODIES["halfcheetah-dir"].task({"direction": np.array(d)}) for d in (1.0, -1.0)]
     assert directions == ["run forward", "run backward"]

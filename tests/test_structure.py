@@ -19,7 +19,7 @@ LAYERS = [
     {"evaluation"},
     {"train"},
     {"presets"},
-    {"deployment", "plotting", "rendering"},
+    {"deployment", "export", "plotting", "rendering"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from metajax.envs import ant, dynamics, grid, halfcheetah, humanoid, point
+from metajax.envs import ant, dynamics, foreign, grid, halfcheetah, humanoid, point
 from metajax.envs.bandit import bernoulli_bandit, gaussian_bandit
 from metajax.envs.classic import cartpole_params, pendulum_params
 from metajax.envs.reacher import reacher_goal
@@ -23,6 +23,7 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "dark-key-door": grid.dark_key_door,
     "gaussian-bandit": gaussian_bandit,
     "gridnav": grid.gridnav,
+    "gymnax": foreign.gymnax,
     "halfcheetah-dir": halfcheetah.halfcheetah_dir,
     "halfcheetah-vel": halfcheetah.halfcheetah_vel,
     "hopper-params": dynamics.hopper_params,
@@ -36,6 +37,38 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "walker2d-dir": walker2d_dir,
     "walker2d-params": dynamics.walker2d_params,
     "walker2d-vel": walker2d_vel,
+    "xland-minigrid": foreign.xland_minigrid,
+}
+
+# The packages that families are made of, where they are no requirement of this one.
+EXTRAS: dict[str, str] = {"gymnax": "gymnax", "xland-minigrid": "xminigrid"}
+
+# Where a family comes from; its docstring says more.
+SOURCES: dict[str, str] = {
+    "ant-dir": "Finn et al. 2017",
+    "ant-goal": "Finn et al. 2017",
+    "ant-params": "the dynamics of walker2d-params on an ant",
+    "ant-vel": "Finn et al. 2017",
+    "bernoulli-bandit": "Duan et al. 2016",
+    "cartpole-params": "Packer et al. 2018",
+    "dark-key-door": "Laskin et al. 2022",
+    "gaussian-bandit": "the Gaussian twin of bernoulli-bandit",
+    "gridnav": "Zintgraf et al. 2020",
+    "gymnax": "Lange 2022",
+    "halfcheetah-dir": "Finn et al. 2017",
+    "halfcheetah-vel": "Finn et al. 2017",
+    "hopper-params": "Rakelly et al. 2019",
+    "humanoid-dir": "Rothfuss et al. 2019",
+    "pendulum-params": "Packer et al. 2018",
+    "point-goal": "Finn et al. 2017",
+    "point-sparse": "Rakelly et al. 2019",
+    "reacher-goal": "Gymnasium's Reacher with a hidden goal",
+    "swimmer-vel": "Rothfuss et al. 2019",
+    "tabular": "Duan et al. 2016",
+    "walker2d-dir": "Rothfuss et al. 2019",
+    "walker2d-params": "Rakelly et al. 2019",
+    "walker2d-vel": "Rothfuss et al. 2019",
+    "xland-minigrid": "Nikulin et al. 2024",
 }
 
 # The engines of families that do not run on all of them.

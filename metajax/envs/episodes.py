@@ -58,7 +58,7 @@ def make_env(
 
     def step(state: EnvState, action: Array) -> EnvState:
         moved = move(state.simulator, action, state.task)
-        terminated = jnp.asarray(moved.terminated)
+        terminated = jnp.asarray(moved.terminated, bool)
         time = state.time + 1
         observation = observe(moved.simulator)
         return EnvState(

@@ -804,9 +804,12 @@ def brax(
     kinematics = _kinematics(model)
     nominal: Any = system.tree_replace({"opt.timestep": jnp.asarray(dt / substeps)})
 
+    def own(qpos: Float[Array, "nq"]) -> Float[Array, "nq"]:
+        return qpos - jnp.asarray(offset, qpos.dtype)
+
     def compact(full) -> BraxState:
         links = full.mass_mx_inv if pipeline == "generalized" else (full.x_i, full.xd_i)
-        return BraxState(full.q, full.qd, links)
+        return BraxState(full.q + jnp.asarray(offset, full.q.dtype), full.qd, links)
 
     def with_dynamics(dynamics: Dynamics):
         _check_dynamics(dynamics, model)
@@ -827,7 +830,7 @@ def brax(
 
     def restore(system, state: BraxState):
         # What is replaced right after `init` is never computed.
-        full = engine.init(system, state.qpos, state.qvel)
+        full = engine.init(system, own(state.qpos), state.qvel)
         if pipeline == "generalized":
             return full.replace(mass_mx_inv=state.links)
         x_i, xd_i = state.links
@@ -837,7 +840,7 @@ def brax(
 
     def init(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> BraxState:
         with _foreign_code():
-            return compact(engine.init(nominal, qpos - jnp.asarray(offset, qpos.dtype), qvel))
+            return compact(engine.init(nominal, own(qpos), qvel))
 
     def step(state: BraxState, control: Float[Array, "nu"], dynamics: Dynamics) -> BraxState:
         system = with_dynamics(dynamics)
@@ -854,9 +857,9 @@ def brax(
     return Physics(
         init=jax.jit(init),
         step=lambda state, control, dynamics=None: step_once(state, control, dynamics or {}),
-        qpos=lambda state: state.qpos + jnp.asarray(offset, state.qpos.dtype),
+        qpos=lambda state: state.qpos,
         qvel=lambda state: state.qvel,
-        kinematics=lambda state: kinematics(state.qpos, state.qvel),
+        kinematics=lambda state: kinematics(own(state.qpos), state.qvel),
         contact_force=None,
         model=model,
         default_qpos=np.array(model.qpos0) + offset,

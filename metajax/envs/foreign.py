@@ -1,0 +1,291 @@
+"""Environments of other packages as task families, imported only when asked for."""
+
+import importlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from metajax.envs.episodes import Moved, make_env
+from metajax.envs.splits import Split, finite_splits, three_splits, two_splits, uniform
+from metajax.errors import MetajaxError, check_at_least, unknown
+from metajax.types import Continuous, Discrete, TaskFamily
+
+HELD_OUT_EVERY = 11  # of seeds, of objects and of given rule sets
+
+
+def gymnax(
+    *,
+    environment: str = "MetaMaze-misc",
+    vary: dict[str, tuple[float, float]] | None = None,
+    episode_length: int | None = None,
+) -> TaskFamily:
+    """Return an environment of gymnax (Lange 2022) as the family `gymnax-ENVIRONMENT-v1`.
+
+    A task is either what a reset draws or what the environment's parameters are.
+
+    - Without `vary` the task is {"seed": []}: all episodes of a trial start with the same reset,
+      and with it the maze's goal or the bandit's arms, which gymnax draws there. Every eleventh
+      seed is held out.
+    - With `vary` the task is {parameter: value}, uniform in the ranges given, and every episode
+      has a reset of its own. Held-out tasks have their first parameter in the held-out strips;
+      beyond are those with all parameters beyond their ranges.
+
+    Observations are flattened, states that are numbers made one-hot; the time limit is the
+    family's. What gymnax draws in a step comes from a key of the episode's own.
+
+    Args:
+        environment: its name in gymnax.
+        vary: parameters that differ between tasks, each with its lowest and highest value.
+        episode_length: steps per episode; gymnax's own by default.
+
+    Raises:
+        MetajaxError: gymnax is not installed, or has no such environment, or that no such
+            parameter; a range is empty; an action or observation is no array.
+    """
+    package = _import("gymnax", "gymnax")
+    if environment not in package.registered_envs:
+        raise unknown("environment of gymnax", environment, package.registered_envs)
+    game, params = package.make(environment)
+    ranges = _checked_ranges(environment, params, vary or {})
+    actions, space = _action_space(environment, game.action_space(params))
+    seen = game.observation_space(params)
+    _check_supported(environment, "observations", seen)
+
+    def observe(observation):
+        if type(seen).__name__ == "Discrete":
+            return jax.nn.one_hot(observation, seen.n)
+        return jnp.ravel(observation).astype(float)
+
+    def params_of(task):
+        return params.replace(**{name: task[name] for name in ranges})
+
+    def start(key: Key[Array, ""], task):
+        step_key, reset_key = jax.random.split(key)
+        if not ranges:
+            reset_key = jax.random.key(task["seed"])
+        observation, state = game.reset_env(reset_key, params_of(task))
+        state = jax.tree.map(_like, state, after(state, task))
+        return {"key": step_key, "state": state, "observation": observe(observation)}
+
+    def advance(key, state, action, task):
+        if isinstance(actions, Continuous):
+            action = actions.to_control(action)
+        return game.step_env(key, state, action.reshape(space.shape), params_of(task))
+
+    def after(state, task):
+        action = jnp.zeros(space.shape, space.dtype)
+        return jax.eval_shape(lambda: advance(jax.random.key(0), state, action, task)[1])
+
+    def move(simulator, action: Array, task) -> Moved:
+        key, next_key = jax.random.split(simulator["key"])
+        observation, state, reward, terminated, _ = advance(key, simulator["state"], action, task)
+        state = jax.tree.map(_like, state, state)
+        moved = {"key": next_key, "state": state, "observation": observe(observation)}
+        return Moved(moved, reward, terminated)
+
+    def sample(key: Key[Array, ""], *, split: Split):
+        if not ranges:
+            seed = HELD_OUT_EVERY * jax.random.randint(key, (), 0, 2**31 // HELD_OUT_EVERY - 1)
+            other = jax.random.randint(jax.random.fold_in(key, 0), (), 1, HELD_OUT_EVERY)
+            return {"seed": seed if split == "test" else seed + other}
+        task = {}
+        for index, (name, (low, high)) in enumerate(ranges.items()):
+            this_key = jax.random.fold_in(key, index)
+            if index == 0 or split == "extrapolate":
+                task[name] = uniform(this_key, low, high, split=split)
+            else:
+                task[name] = jax.random.uniform(this_key, minval=low, maxval=high)
+        return task
+
+    env = make_env(
+        start,
+        move,
+        lambda simulator: simulator["observation"],
+        observation_size=seen.n if type(seen).__name__ == "Discrete" else math.prod(seen.shape),
+        action_space=actions,
+        episode_length=episode_length or int(params.max_steps_in_episode),
+    )
+    if ranges:
+        return TaskFamily(env, name=f"gymnax-{environment}-v1", **three_splits(sample))
+    train, test = two_splits(sample)
+    return TaskFamily(env, train, test, f"gymnax-{environment}-v1")
+
+
+def _checked_ranges(environment: str, params: Any, vary: Mapping[str, Any]):
+    known = {name: value for name, value in vars(params).items() if isinstance(value, float)}
+    for name, range_ in vary.items():
+        if name not in known:
+            raise unknown(f"parameter of {environment}", name, known)
+        if len(range_) != 2 or not range_[0] < range_[1]:
+            raise MetajaxError(
+                f"vary[{name!r}] is {range_!r}; it must be (lowest, highest). The default is "
+                f"{known[name]}."
+            )
+    return {name: tuple(map(float, range_)) for name, range_ in vary.items()}
+
+
+def _action_space(environment: str, space: Any):
+    _check_supported(environment, "actions", space)
+    if type(space).__name__ == "Discrete":
+        return Discrete(int(space.n)), space
+    low, high = np.unique(space.low), np.unique(space.high)
+    if len(low) != 1 or len(high) != 1:
+        raise MetajaxError(f"actions of {environment} have a range each; they must share one.")
+    size = math.prod(space.shape)
+    return Continuous(size, float(low[0]), float(high[0])), space
+
+
+def _check_supported(environment: str, what: str, space: Any) -> None:
+    if type(space).__name__ not in ("Box", "Discrete"):
+        raise MetajaxError(
+            f"{what} of {environment} are a {type(space).__name__}; they must be a Box or Discrete."
+        )
+
+
+def xland_minigrid(
+    *,
+    environment: str = "XLand-MiniGrid-R1-9x9",
+    rulesets: str | None = None,
+    objects: int = 4,
+    episode_length: int | None = None,
+) -> TaskFamily:
+    """Return a room of XLand-MiniGrid (Nikulin et al. 2024) as a task family.
+
+    A task is a rule set: {"goal", "rules", "init_tiles"} in the package's own encoding. Every
+    episode places agent and objects anew. Reaching the goal earns 1 - 0.9·time/episode_length and
+    terminates the episode. The observation is the egocentric view, tile and colour of every cell
+    one-hot.
+
+    Without `rulesets`, one object of 66 (6 shapes in 11 colours) must be found among others: be
+    near it, or pick it up. Held-out objects are six, one of each shape, all in different colours.
+    With `rulesets`, every eleventh one is held out. (The benchmarks that come with the package
+    are pickled, which is why they are not read here: `numpy.savez(path, goals=..., rules=...,
+    init_tiles=...)` makes data of one.)
+
+    Args:
+        environment: its name in XLand-MiniGrid, which says rooms and size.
+        rulesets: path of a .npz file with `goals` [rule set, 5], `rules` [rule set, rule, 7] and
+            `init_tiles` [rule set, object, 2].
+        objects: in a room, without `rulesets`.
+        episode_length: steps per episode; three times the cells by default.
+
+    Raises:
+        MetajaxError: xminigrid is not installed or has no such environment, or the file does not
+            hold rule sets.
+    """
+    package = _import("xminigrid", "xland")
+    known = [n for n in package.registered_environments() if n.startswith("XLand-MiniGrid")]
+    if environment not in known:
+        raise unknown("environment of XLand-MiniGrid", environment, known)
+    check_at_least(1, objects=objects)
+    constants = _import("xminigrid.core.constants", "xland")
+    types = _import("xminigrid.types", "xland")
+    grid, params = package.make(environment)
+    params = params.replace(max_steps=episode_length or params.max_steps)
+
+    def params_of(task):
+        return params.replace(ruleset=types.RuleSet(**{name: task[name] for name in _RULES}))
+
+    def start(key: Key[Array, ""], task):
+        first = grid.reset(params_of(task), key)
+        action = jnp.zeros((), jnp.int32)
+        after = jax.eval_shape(lambda: grid.step(params_of(task), first, action))
+        return jax.tree.map(_like, first, after)
+
+    def move(timestep, action: Int[Array, ""], task) -> Moved:
+        after = grid.step(params_of(task), timestep, action)
+        return Moved(jax.tree.map(_like, after, after), after.reward, after.discount == 0)
+
+    def observe(timestep):
+        kinds, colors = timestep.observation[..., 0], timestep.observation[..., 1]
+        cells = [
+            jax.nn.one_hot(kinds, constants.NUM_TILES),
+            jax.nn.one_hot(colors, constants.NUM_COLORS),
+        ]
+        return jnp.concatenate(cells, axis=-1).ravel()
+
+    splits = _one_object(objects) if rulesets is None else _from_file(rulesets)
+    size = params.view_size**2 * (constants.NUM_TILES + constants.NUM_COLORS)
+    env = make_env(
+        start,
+        move,
+        observe,
+        observation_size=size,
+        action_space=Discrete(grid.num_actions(params)),
+        episode_length=params.max_steps,
+    )
+    return TaskFamily(env, name=f"{environment.lower()}-v1", **splits)
+
+
+_RULES = ("goal", "rules", "init_tiles")
+_SHAPES = (3, 4, 5, 7, 11, 12)  # ball, square, pyramid, key, hexagon, star
+_COLORS = tuple(range(1, 12))
+_HOLD, _NEAR = 1, 3  # goals of XLand-MiniGrid
+
+
+def _one_object(objects: int) -> dict[str, Any]:
+    kinds = [(shape, color) for shape in _SHAPES for color in _COLORS]
+    diagonal = [(_SHAPES.index(s) + _COLORS.index(c)) % HELD_OUT_EVERY == 5 for s, c in kinds]
+    tiles, held_out = np.array(kinds, np.uint8), np.array(diagonal)
+
+    def sample(key: Key[Array, ""], *, split: Split):
+        wanted_key, goal_key, other_key = jax.random.split(key, 3)
+        candidates = np.flatnonzero(held_out == (split == "test"))
+        wanted = jax.random.choice(wanted_key, candidates)
+        # Any of the others may stand beside it, held out or not.
+        others = jax.random.permutation(other_key, len(tiles) - 1)[: objects - 1]
+        present = jnp.append(others + (others >= wanted), wanted)
+        goal = jnp.where(jax.random.bernoulli(goal_key), _HOLD, _NEAR)
+        tile = jnp.asarray(tiles)[wanted]
+        return {
+            "goal": jnp.concatenate([goal[None], tile, jnp.zeros(2)]).astype(jnp.uint8),
+            "rules": jnp.zeros((1, 7), jnp.uint8),
+            "init_tiles": jnp.asarray(tiles)[present],
+        }
+
+    train, test = two_splits(sample)
+    return {"train": train, "test": test}
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    names = {"goals": "goal", "rules": "rules", "init_tiles": "init_tiles"}
+    try:
+        with np.load(Path(path)) as stored:
+            tasks = {name: np.asarray(stored[key]) for key, name in names.items()}
+    except (OSError, KeyError, ValueError) as error:
+        raise MetajaxError(
+            f"cannot read rule sets from {path}: {error} The file must be a .npz with "
+            f"{', '.join(names)}."
+        ) from None
+    counts = {len(x) for x in tasks.values()}
+    if len(counts) != 1 or min(counts) < HELD_OUT_EVERY:
+        raise MetajaxError(
+            f"{path} holds {sorted(counts)} rule sets; there must be as many goals, rules and "
+            f"init_tiles, and at least {HELD_OUT_EVERY}."
+        )
+    held_out = np.arange(counts.pop()) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
+    arrays = {name: jnp.asarray(x, jnp.uint8) for name, x in tasks.items()}
+    return finite_splits(arrays, held_out)
+
+
+def _like(x, like):
+    """Return an array of the dtype of `like`, never weakly typed: a state keeps its types."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return x
+    return jax.lax.convert_element_type(x, like.dtype)
+
+
+def _import(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MetajaxError(
+            f"this family needs the package {module.partition('.')[0]} ({error}): "
+            f"pip install 'metajax[{extra}]'."
+        ) from None

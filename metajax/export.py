@@ -1,0 +1,217 @@
+"""Task families as Gymnasium environments, for agents that are not written in JAX."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from jaxtyping import Array, Bool, Float, Key
+
+from metajax.envs.splits import Split, on_split, sample_batch
+from metajax.errors import MetajaxError, check_at_least, unknown
+from metajax.types import ActionSpace, Discrete, Env, EnvState, Task, TaskFamily
+
+
+class GymnasiumEnv(gymnasium.Env):
+    """A task family as a `gymnasium.Env`.
+
+    The action is as the agent chose it: the environment clips and scales. `info["task"]` of a reset
+    says what the task is, and `reset(options={"task": task})` changes it for good.
+
+    Attributes:
+        observation_space: a `Box` [observation] of float32.
+        action_space: a `Box` [action] of float32, or `Discrete`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(self, family: TaskFamily, task: Task | None = None, *, split: Split = "train"):
+        """Make it.
+
+        Args:
+            family: the family.
+            task: of every episode; None draws another one at every reset.
+            split: where it is drawn from.
+
+        Raises:
+            MetajaxError: the task is none of the family's, or there is no such split.
+        """
+        env, distribution = family.env, on_split(family, split).test
+        self._task = None if task is None else _checked(task, distribution.sample)
+        self._sample = distribution.sample
+        self._reset = jax.jit(env.reset)
+        self._draw = jax.jit(distribution.sample)
+        self._step = jax.jit(env.step)
+        self._state: EnvState | None = None
+        self.observation_space, self.action_space = _spaces(env)
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: of this episode's start and task, and of those that follow.
+            options: {"task": task} to play that one from now on.
+
+        Raises:
+            MetajaxError: there is no such option, or the task is none of the family's.
+        """
+        super().reset(seed=seed)
+        options = _checked_options(options)
+        if "task" in options:
+            self._task = _checked(options["task"], self._sample)
+        task_key, reset_key = _keys(self.np_random)
+        task = self._draw(task_key) if self._task is None else self._task
+        state = self._state = self._reset(reset_key, task)
+        return np.asarray(state.observation), {"task": jax.tree.map(np.asarray, task)}
+
+    def step(self, action) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Take one step; see `gymnasium.Env.step`.
+
+        Raises:
+            ResetNeeded: no episode has begun, or this one is over.
+        """
+        state = self._state
+        if state is None or state.terminated or state.truncated:
+            raise gymnasium.error.ResetNeeded("call reset before step: no episode is under way.")
+        state = self._state = self._step(state, _as_action(action, self.action_space))
+        ends = bool(state.terminated), bool(state.truncated)
+        return np.asarray(state.observation), float(state.reward), *ends, {}
+
+
+class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
+    """A task family as a `gymnasium.vector.VectorEnv`: many worlds in one compiled step.
+
+    Where an episode is over, the next step starts another one instead, without a reward
+    (`AutoresetMode.NEXT_STEP`). See `GymnasiumEnv` for spaces, actions and tasks.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": [],
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        family: TaskFamily,
+        num_envs: int,
+        tasks: Task | None = None,
+        *,
+        split: Split = "train",
+    ):
+        """Make it.
+
+        Args:
+            family: the family.
+            num_envs: worlds.
+            tasks: `[num_envs]`, one for every world; None draws another one for every episode.
+            split: where they are drawn from.
+
+        Raises:
+            MetajaxError: tasks are none of the family's or not as many, or a number is wrong.
+        """
+        check_at_least(1, num_envs=num_envs)
+        env, distribution = family.env, on_split(family, split).test
+        self.num_envs = num_envs
+        self._draw_batch = lambda key: sample_batch(distribution, key, num_envs)
+        self._tasks = None if tasks is None else _checked(tasks, self._draw_batch)
+        self._state: EnvState | None = None
+        self.single_observation_space, self.single_action_space = _spaces(env)
+        batch = gymnasium.vector.utils.batch_space
+        self.observation_space = batch(self.single_observation_space, num_envs)
+        self.action_space = batch(self.single_action_space, num_envs)
+
+        @jax.jit
+        def reset(keys, tasks):
+            task_key, reset_key = keys
+            tasks = self._draw_batch(task_key) if tasks is None else tasks
+            return jax.vmap(env.reset)(jax.random.split(reset_key, num_envs), tasks)
+
+        @jax.jit
+        def step(state: EnvState, actions: Array, key: Key[Array, ""], drawn: bool):
+            def one(state, action, key):
+                task_key, reset_key = jax.random.split(key)
+                task = distribution.sample(task_key)
+                task = jax.tree.map(lambda new, old: jnp.where(drawn, new, old), task, state.task)
+                start, after = env.reset(reset_key, task), env.step(state, action)
+                over: Bool[Array, ""] = state.terminated | state.truncated
+                return jax.tree.map(lambda a, b: jnp.where(over, a, b), start, after)
+
+            return jax.vmap(one)(state, actions, jax.random.split(key, num_envs))
+
+        self._reset, self._step = reset, step
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode in every world; see `GymnasiumEnv.reset`, with a leading axis.
+
+        Raises:
+            MetajaxError: there is no such option, or tasks are none of the family's.
+        """
+        super().reset(seed=seed)
+        options = _checked_options(options)
+        if "task" in options:
+            self._tasks = _checked(options["task"], self._draw_batch)
+        state = self._state = self._reset(_keys(self.np_random), self._tasks)
+        return np.asarray(state.observation), {"task": jax.tree.map(np.asarray, state.task)}
+
+    def step(
+        self, actions
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Take one step in every world; see `gymnasium.vector.VectorEnv.step`.
+
+        Raises:
+            ResetNeeded: no episode has begun.
+        """
+        if self._state is None:
+            raise gymnasium.error.ResetNeeded("call reset before step: no episode is under way.")
+        key, _ = _keys(self.np_random)
+        actions = _as_action(actions, self.action_space)
+        state = self._state = self._step(self._state, actions, key, self._tasks is None)
+        ends = np.asarray(state.terminated), np.asarray(state.truncated)
+        return np.asarray(state.observation), np.asarray(state.reward), *ends, {}
+
+
+def _spaces(env: Env) -> tuple[gymnasium.spaces.Box, gymnasium.Space]:
+    observed = gymnasium.spaces.Box(-np.inf, np.inf, (env.observation_size,), np.float32)
+    space: ActionSpace = env.action_space
+    if isinstance(space, Discrete):
+        return observed, gymnasium.spaces.Discrete(space.size)
+    return observed, gymnasium.spaces.Box(space.low, space.high, (space.size,), np.float32)
+
+
+def _keys(random: np.random.Generator) -> Key[Array, "2"]:
+    return jax.random.split(jax.random.key(int(random.integers(2**31))))
+
+
+def _as_action(action, space: gymnasium.Space) -> Float[Array, "..."] | Array:
+    array = np.asarray(action)
+    if array.shape != space.shape:
+        raise MetajaxError(f"the action has shape {array.shape}; it must be {space.shape}.")
+    whole = np.issubdtype(space.dtype, np.integer)
+    return jnp.asarray(array, jnp.int32 if whole else jnp.float32)
+
+
+def _checked_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    for name in options or ():
+        if name != "task":
+            raise unknown("option of reset", name, ("task",))
+    return options or {}
+
+
+def _checked(task: Task, sample) -> Task:
+    """Return the task as JAX arrays, if it looks like what `sample` draws."""
+    expected = jax.eval_shape(sample, jax.random.key(0))
+    try:
+        found = jax.tree.map(lambda like, x: jnp.asarray(x, like.dtype), expected, task)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or jax.tree.map(jnp.shape, found) != jax.tree.map(lambda x: x.shape, expected):
+        shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", expected)
+        raise MetajaxError(f"the task is {task!r}; it must be of the form {shapes}.")
+    return found

@@ -1,0 +1,107 @@
+"""Pictures of an agent before and after adaptation, on held-out tasks.
+
+Nothing here needs OpenGL or refers to the network: what is drawn plays on any machine.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from metajax.envs.splits import sample_batch
+from metajax.errors import MetajaxError, unknown
+from metajax.rendering import films, plots
+from metajax.rendering.bodies import BODIES, MOST_FRAMES_PER_SECOND, frames
+from metajax.rendering.recording import record
+from metajax.types import Agent, EnvState, TaskFamily
+
+
+def render(
+    name: str,
+    agent: Agent,
+    family: TaskFamily,
+    meta_params: PyTree[Array],
+    key: Key[Array, ""],
+    outputs: Sequence[str | Path],
+    *,
+    tasks: int,
+    adaptations: int,
+    episodes: int,
+) -> None:
+    """Draw an agent before and after adaptation on held-out tasks.
+
+    Args:
+        name: of the family, as `metajax.make` knows it; any other is drawn by its rewards.
+        agent: of the algorithm that trained `meta_params`.
+        family: the family.
+        meta_params: what was trained.
+        key: consumed.
+        outputs: the pictures: .html or .gif for a body in motion, .png for anything else.
+        tasks: how many; of finitely many, each at most once.
+        adaptations: adaptation steps between before and after.
+        episodes: per adaptation step.
+
+    Raises:
+        MetajaxError: there is no such picture of this family, or it cannot be written.
+    """
+    for output in outputs:
+        if Path(output).suffix.lower() not in formats(name):
+            raise unknown(f"picture format of {name}", Path(output).suffix, formats(name))
+    if family.test.finite is not None:
+        tasks = min(tasks, jax.tree.leaves(family.test.finite)[0].shape[0])
+    task_key, record_key = jax.random.split(key)
+    held_out = sample_batch(family.test, task_key, tasks)
+    plot = plots.PLOTS.get(name, plots.REWARDS)
+    position, shown = (_qpos, 1) if name in BODIES else (plot.position, plot.shown)
+
+    @jax.jit
+    def record_all(meta_params, held_out, keys):
+        def one(task, key):
+            return record(
+                agent,
+                family,
+                meta_params,
+                task,
+                key,
+                position,
+                adaptations=adaptations,
+                episodes=episodes,
+                shown=shown,
+            )
+
+        return jax.vmap(one)(held_out, keys)
+
+    recordings = record_all(meta_params, held_out, jax.random.split(record_key, tasks))
+    held_out, recordings = jax.tree.map(np.asarray, (held_out, recordings))
+    titles = ("before adaptation", f"after {adaptations} step{'s' * (adaptations != 1)}")
+    if name in BODIES:
+        body = BODIES[name]
+        stride = max(1, math.ceil(1 / (body.seconds * MOST_FRAMES_PER_SECOND)))
+        drawn = list(frames(body, held_out, recordings, titles, stride))
+        milliseconds = round(1000 * body.seconds * stride)
+        encoders = {".html": films.page, ".gif": films.gif}
+        for output in outputs:
+            _write(output, encoders[Path(output).suffix.lower()](drawn, milliseconds))
+    else:
+        picture = plots.draw_plots(plot, held_out, recordings, titles)
+        for output in outputs:
+            _write(output, picture)
+
+
+def formats(name: str) -> tuple[str, ...]:
+    """Return the picture formats there are for a family, the usual one first."""
+    return (".html", ".gif") if name in BODIES else (".png",)
+
+
+def _write(output: str | Path, content: bytes) -> None:
+    try:
+        Path(output).write_bytes(content)
+    except OSError as error:
+        raise MetajaxError(f"cannot write {output}: {error.strerror}.") from None
+
+
+def _qpos(state: EnvState) -> Float[Array, "nq"]:
+    return state.simulator.qpos

@@ -1,0 +1,172 @@
+"""Families without a body, and anyone's own, as plots."""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from metajax.rendering.bodies import GOAL, INK
+from metajax.rendering.recording import Recording
+from metajax.types import EnvState, Task
+
+COLORS = ("#9aa5ae", "#0072b2")  # before and after adaptation
+
+
+class Plot(NamedTuple):
+    """What is drawn of one task.
+
+    Attributes:
+        position: what to record of a state, an array with one axis.
+        draw: `(axes, task, recordings, titles)`, one recording `[episode, time]` per title.
+        caption: of the whole picture.
+        shown: episodes per task.
+    """
+
+    position: Callable[[EnvState], Float[Array, "position"]]
+    draw: Callable[[Axes, Task, Sequence[Recording], Sequence[str]], None]
+    caption: str
+    shown: int = 5
+
+
+def draw_plots(plot: Plot, tasks, recordings, titles) -> bytes:
+    """Return a PNG with one panel per task.
+
+    Args:
+        plot: what to draw.
+        tasks: `[task]`.
+        recordings: of the plot's positions, before and after adaptation, `[task, episode]`.
+        titles: of the two.
+    """
+    count = len(recordings[0].returns)
+    columns = min(4, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
+    with matplotlib.rc_context({"font.size": 9}):
+        for row, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+            if row >= count:
+                axes.set_axis_off()
+                continue
+            of_task = [
+                jax.tree.map(lambda x, row=row: x[row], part) for part in (tasks, *recordings)
+            ]
+            axes.grid(color="#e6e6e6")
+            plot.draw(axes, of_task[0], of_task[1:], titles)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
+        figure.suptitle(plot.caption, fontsize=9)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _paths(axes: Axes, task: Task, recordings, titles) -> None:
+    episodes = list(_episodes(recordings, titles))
+    on_grid = all(np.array_equal(path, np.round(path)) for path, _ in episodes)
+    for index, (path, style) in enumerate(episodes):
+        aside = 0.04 * (index - (len(episodes) - 1) / 2) if on_grid else 0.0  # not over each other
+        axes.plot(*(path + aside).T, **style)
+    axes.plot(*recordings[0].positions[0, 0], "o", color=INK, markersize=4)
+    places = {"goal": "*", "key": "P", "door": "s"}
+    marked = [(np.asarray(task[name]), sign) for name, sign in places.items() if name in task]
+    for place, sign in marked:
+        axes.plot(*place, sign, color=GOAL, markersize=13 if sign == "*" else 9, zorder=3)
+    axes.set_aspect("equal")
+    ends = np.concatenate(
+        [r.positions.reshape(-1, 2) for r in recordings] + [[p] for p, _ in marked]
+    )
+    low, high = ends.min(axis=0), ends.max(axis=0)
+    reach = 0.55 * max(*(high - low), 0.5)
+    middle = (low + high) / 2
+    axes.set(
+        xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach)
+    )
+
+
+def _over_time(label: str):
+    def draw(axes: Axes, task: Task, recordings, titles) -> None:
+        for path, style in _episodes(recordings, titles):
+            axes.plot(path[:, 0], **style)
+        axes.set(xlabel="step", ylabel=label, title=_numbers(task))
+        axes.title.set_fontsize(8)
+
+    return draw
+
+
+def _earned(axes: Axes, task: Task, recordings, titles) -> None:
+    for recording, (title, color) in zip(recordings, zip(titles, COLORS, strict=True), strict=True):
+        for index, (reward, valid) in enumerate(
+            zip(recording.reward, recording.valid, strict=True)
+        ):
+            total = np.append(0.0, np.cumsum(reward[valid]))
+            style = _style(recording, title, color, index)
+            axes.plot(total, **style)
+    axes.set(xlabel="step", ylabel="reward so far")
+
+
+def _arms(axes: Axes, task: Task, recordings, titles) -> None:
+    (payment,) = (task[name] for name in ("probability", "mean") if name in task)
+    arms = np.arange(len(payment))
+    axes.bar(arms, payment, width=0.9, color="#f6d7c3", label="mean payment")
+    for shift, recording, title, color in zip((-0.2, 0.2), recordings, titles, COLORS, strict=True):
+        pulled = np.bincount(recording.action[recording.valid].ravel(), minlength=len(arms))
+        label = f"{title}: {recording.returns.mean():.2f}"
+        axes.bar(arms + shift, pulled / pulled.sum(), width=0.35, color=color, label=label)
+    axes.set(xlabel="arm", ylabel="share of pulls", xticks=arms)
+
+
+def _episodes(recordings, titles):
+    """Yield (positions, style) of every episode; the first of each recording has the label."""
+    for recording, title, color in zip(recordings, titles, COLORS, strict=True):
+        for index, (path, valid) in enumerate(
+            zip(recording.positions, recording.valid, strict=True)
+        ):
+            yield path[: int(valid.sum()) + 1], _style(recording, title, color, index)
+
+
+def _style(recording: Recording, title: str, color: str, index: int) -> dict[str, Any]:
+    label = None if index else f"{title}: {recording.returns.mean():.1f}"
+    return {"color": color, "linewidth": 1, "alpha": 0.8, "label": label}
+
+
+def _numbers(task: Task) -> str:
+    return ", ".join(f"{name} {float(value):.2f}" for name, value in task.items())
+
+
+def _observation(state: EnvState) -> Float[Array, "observation"]:
+    return state.observation
+
+
+_GOALS = Plot(_observation, _paths, "paths and mean returns; the star is the hidden goal")
+_BANDIT = Plot(
+    _observation, _arms, "what the arms pay, how often they are pulled, mean return", shown=100
+)
+
+REWARDS = Plot(_observation, _earned, "rewards summed up over episodes, and mean returns")
+PLOTS = {
+    "bernoulli-bandit": _BANDIT,
+    "cartpole-params": Plot(
+        lambda state: 180 / np.pi * state.simulator[2:3],
+        _over_time("angle of the pole (°)"),
+        "the pole over time, and mean returns",
+    ),
+    "dark-key-door": Plot(
+        lambda state: state.simulator["cell"].astype(float),
+        _paths,
+        "paths and mean returns; the cross is the hidden key, the square the hidden door",
+    ),
+    "gaussian-bandit": _BANDIT,
+    "gridnav": _GOALS,
+    "pendulum-params": Plot(
+        lambda state: state.observation[:1],
+        _over_time("height of the tip ÷ length"),
+        "the pendulum over time, and mean returns",
+    ),
+    "point-goal": _GOALS,
+    "point-sparse": _GOALS,
+}

@@ -1,0 +1,99 @@
+"""Episodes before and after adaptation, with every position that they went through."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
+
+from metajax.rollout import rollout
+from metajax.types import Agent, EnvState, Task, TaskFamily, pytree_dataclass
+
+
+@pytree_dataclass
+class Recording:
+    """Episodes with every position they went through.
+
+    Attributes:
+        positions: from the reset on, one more than there are steps.
+        action: as the policy sampled it.
+        reward: of each step, 0 where none was played.
+        valid: the steps played.
+    """
+
+    positions: Float[Array, "*batch steps position"]
+    action: Shaped[Array, "..."]
+    reward: Float[Array, "*batch time"]
+    valid: Bool[Array, "*batch time"]
+
+    @property
+    def returns(self) -> Float[Array, "*batch"]:
+        """Undiscounted returns."""
+        return self.reward.sum(axis=-1)
+
+
+def record(
+    agent: Agent,
+    family: TaskFamily,
+    meta_params: PyTree[Array],
+    task: Task,
+    key: Key[Array, ""],
+    position: Callable[[EnvState], Float[Array, "position"]],
+    *,
+    adaptations: int,
+    episodes: int,
+    shown: int,
+) -> tuple[Recording, Recording]:
+    """Return episodes of one task before and after adaptation, `[episode, time]` each.
+
+    The i-th episode starts in the same state before and after. None of them is adapted on.
+
+    Args:
+        agent: of the algorithm that trained `meta_params`.
+        family: its environment is played.
+        meta_params: what was trained.
+        task: one task.
+        key: consumed.
+        position: what to record of a state.
+        adaptations: adaptation steps.
+        episodes: per adaptation step.
+        shown: how many episodes to return.
+    """
+    env = family.env
+    begin_key, adapt_key, before_key, after_key, reset_key = jax.random.split(key, 5)
+
+    def play(env, adapted, key, episodes):
+        def act(memory, step_input, key):
+            return agent.act(adapted, memory, step_input, key)
+
+        return rollout(key, env, task, act, agent.initial_memory(), episodes=episodes)
+
+    def adapt(adapted, key):
+        play_key, learn_key = jax.random.split(key)
+        trajectory = play(env, adapted, play_key, episodes)
+        return agent.adapt(meta_params, adapted, trajectory, learn_key), None
+
+    def film(adapted, reset_key, key) -> Recording:
+        # A rollout keeps no states: play from a known start, then repeat the actions from there.
+        start = env.reset(reset_key, task)
+        fixed = env._replace(reset=lambda key, task: start)
+        trajectory = jax.tree.map(lambda x: x[0], play(fixed, adapted, key, 1))
+
+        def step(state, action):
+            new_state = env.step(state, action)
+            return new_state, position(new_state)
+
+        _, positions = jax.lax.scan(step, start, trajectory.action)
+        positions = jnp.concatenate([position(start)[None], positions])
+        reward = jnp.where(trajectory.valid, trajectory.reward, 0.0)
+        return Recording(positions, trajectory.action, reward, trajectory.valid)
+
+    before = agent.begin(meta_params, begin_key)
+    after, _ = jax.lax.scan(adapt, before, jax.random.split(adapt_key, adaptations))
+    reset_keys = jax.random.split(reset_key, shown)
+
+    def film_all(adapted, key):
+        keys = jax.random.split(key, shown)
+        return jax.vmap(lambda r, k: film(adapted, r, k))(reset_keys, keys)
+
+    return film_all(before, before_key), film_all(after, after_key)

@@ -1,0 +1,218 @@
+"""Environments of gymnax and XLand-MiniGrid as task families."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metajax
+from metajax.envs import EXTRAS
+from metajax.envs.splits import is_held_out, sample_batch
+from metajax.errors import MetajaxError
+
+gymnax_only, xland_only = (
+    pytest.mark.skipif(importlib.util.find_spec(p) is None, reason=f"needs {p}")
+    for p in ("gymnax", "xminigrid")
+)
+
+
+def batch(distribution, count, seed=0):
+    return sample_batch(distribution, jax.random.key(seed), count)
+
+
+def play(family, task, key, actions):
+    """States of one episode, from the start on."""
+    state = family.env.reset(key, task)
+    _, after = jax.lax.scan(lambda s, a: (family.env.step(s, a),) * 2, state, actions)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), state, after)
+
+
+# --- gymnax ---------------------------------------------------------------------------------------
+
+
+@gymnax_only
+def test_a_varied_parameter_is_the_one_of_gymnax():
+    import gymnax
+
+    family = metajax.make("gymnax", environment="CartPole-v1", vary={"gravity": (5.0, 15.0)})
+    assert family.name == "gymnax-CartPole-v1-v1" and family.env.episode_length == 500
+    game, params = gymnax.make("CartPole-v1")
+    key, actions = jax.random.key(1), jnp.array([0, 1] * 10 + [1] * 20)
+    for gravity in (5.5, 14.5):
+        states = play(family, {"gravity": jnp.asarray(gravity)}, key, actions)
+        state = jax.tree.map(lambda x: x[0], states.simulator["state"])
+        for time, action in enumerate(actions):
+            observation, state, reward, terminated, _ = game.step_env(
+                key, state, action, params.replace(gravity=gravity)
+            )
+            np.testing.assert_allclose(states.observation[time + 1], observation, rtol=1e-5)
+            assert states.reward[time + 1] == reward
+            assert states.terminated[time + 1] == terminated
+            if terminated:
+                break
+        assert 3 < time < len(actions) - 1  # it has fallen
+
+
+@gymnax_only
+def test_varied_parameters_are_split():
+    ranges = {"gravity": (5.0, 15.0), "masspole": (0.05, 0.2)}
+    family = metajax.make("gymnax", environment="CartPole-v1", vary=ranges)
+    train, test, beyond = (batch(d, 500) for d in (family.train, family.test, family.extrapolate))
+    assert not np.any(is_held_out(train["gravity"], 5.0, 15.0))
+    assert np.all(is_held_out(test["gravity"], 5.0, 15.0))
+    assert np.all(beyond["gravity"] > 15.0) and np.all(beyond["masspole"] > 0.2)
+    for tasks in (train, test):
+        assert np.all((tasks["masspole"] >= 0.05) & (tasks["masspole"] <= 0.2))
+
+
+@gymnax_only
+def test_without_it_a_task_is_what_a_reset_draws():
+    family = metajax.make("gymnax")
+    train, test = (batch(d, 500)["seed"] for d in (family.train, family.test))
+    assert np.all(test % 11 == 0) and np.all(train % 11 != 0)
+
+    def goal(seed, key):
+        state = family.env.reset(jax.random.key(key), {"seed": seed})
+        return tuple(np.asarray(state.simulator["state"].goal))
+
+    goals = [[goal(seed, key) for key in range(3)] for seed in train[:10]]
+    assert all(len(set(of_task)) == 1 for of_task in goals)  # the same in every episode
+    assert len({of_task[0] for of_task in goals}) > 5
+
+
+@gymnax_only
+@pytest.mark.parametrize(
+    ("environment", "size", "actions"),
+    [
+        ("Pendulum-v1", 3, metajax.Continuous(1, -2.0, 2.0)),
+        ("MountainCarContinuous-v0", 2, metajax.Continuous(1, -1.0, 1.0)),
+        ("Catch-bsuite", 50, metajax.Discrete(3)),
+        ("FrozenLake-misc", 16, metajax.Discrete(4)),
+        ("BernoulliBandit-misc", 4, metajax.Discrete(2)),
+        ("Breakout-MinAtar", 400, metajax.Discrete(3)),
+    ],
+)
+def test_all_kinds_of_environments(environment, size, actions):
+    family = metajax.make("gymnax", environment=environment)
+    env = family.env
+    assert (env.observation_size, env.action_space) == (size, actions)
+    task = family.train.sample(jax.random.key(0))
+    metajax.check_env(env, task)
+    key, space = jax.random.key(1), env.action_space
+    chosen = (
+        jax.random.randint(key, (30,), 0, space.size)
+        if isinstance(space, metajax.Discrete)
+        else jax.random.uniform(key, (30, space.size), minval=-1)
+    )
+    states = play(family, task, key, chosen)
+    assert np.all(np.isfinite(states.observation)) and np.all(np.isfinite(states.reward))
+
+
+@gymnax_only
+def test_mistakes_about_gymnax():
+    with pytest.raises(
+        MetajaxError, match="unknown environment of gymnax 'CartPole'; did you mean"
+    ):
+        metajax.make("gymnax", environment="CartPole")
+    with pytest.raises(
+        MetajaxError, match="unknown parameter of CartPole-v1 'gravitation'; did you"
+    ):
+        metajax.make("gymnax", environment="CartPole-v1", vary={"gravitation": (1.0, 2.0)})
+    with pytest.raises(MetajaxError, match=r"must be \(lowest, highest\). The default is 9.8"):
+        metajax.make("gymnax", environment="CartPole-v1", vary={"gravity": (2.0, 1.0)})
+
+
+# --- XLand-MiniGrid -------------------------------------------------------------------------------
+
+
+@xland_only
+def test_the_wanted_object_is_there_and_reaching_it_pays():
+    family = metajax.make("xland-minigrid", episode_length=60)
+    tasks = batch(family.train, 64)
+    for goal, tiles in zip(tasks["goal"], tasks["init_tiles"], strict=True):
+        rows = {tuple(tile) for tile in np.asarray(tiles)}
+        assert tuple(np.asarray(goal[1:3])) in rows and len(rows) == 4
+
+    @jax.jit
+    @jax.vmap
+    def wander(key, task):
+        return play(family, task, key, jax.random.randint(key, (60,), 0, 6))
+
+    states = wander(jax.random.split(jax.random.key(0), 64), tasks)
+    first = np.argmax(states.terminated, axis=1)
+    reached = np.flatnonzero(states.terminated.any(axis=1))
+    assert len(reached) > 10
+    for world in reached:
+        time = first[world]
+        np.testing.assert_allclose(states.reward[world, time], 1 - 0.9 * time / 60, rtol=1e-6)
+        np.testing.assert_array_equal(states.reward[world, :time], 0)
+        agent = states.simulator.state.agent
+        grid = np.asarray(states.simulator.state.grid[world, time])
+        kind, tile = tasks["goal"][world, 0], np.asarray(tasks["goal"][world, 1:3])
+        if kind == 1:
+            np.testing.assert_array_equal(agent.pocket[world, time], tile)
+        else:
+            y, x = np.asarray(agent.position[world, time])
+            around = [grid[y + dy, x + dx] for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+            assert any(np.array_equal(tile, cell) for cell in around)
+
+
+@xland_only
+def test_held_out_objects_are_never_wanted_in_training():
+    family = metajax.make("xland-minigrid")
+    wanted = [
+        {tuple(row) for row in np.asarray(batch(d, 1000)["goal"][:, 1:3])}
+        for d in (family.train, family.test)
+    ]
+    assert len(wanted[0]) == 60 and len(wanted[1]) == 6 and not wanted[0] & wanted[1]
+    assert len({color for _, color in wanted[1]}) == len({shape for shape, _ in wanted[1]}) == 6
+
+
+@xland_only
+def test_rule_sets_from_a_file(tmp_path):
+    count = 22
+    arrays = {
+        "goals": np.tile(np.array([1, 3, 0, 0, 0], np.uint8), (count, 1)),
+        "rules": np.zeros((count, 2, 7), np.uint8),
+        "init_tiles": np.tile(np.array([[3, 1], [4, 2]], np.uint8), (count, 1, 1)),
+    }
+    arrays["goals"][:, 2] = np.arange(count) % 11 + 1
+    path = tmp_path / "rules.npz"
+    np.savez(path, **arrays)
+    family = metajax.make("xland-minigrid", rulesets=str(path))
+    assert set(np.asarray(family.test.finite["index"])) == {5, 16}
+    assert len(family.train.finite["index"]) == 20
+    metajax.check_env(family.env, family.train.sample(jax.random.key(0)))
+    for wrong in ({"goals": arrays["goals"]}, arrays | {"rules": arrays["rules"][:3]}):
+        np.savez(path, **wrong)
+        with pytest.raises(MetajaxError, match=r"rules\.npz"):
+            metajax.make("xland-minigrid", rulesets=str(path))
+    with pytest.raises(MetajaxError, match=r"cannot read rule sets from nowhere\.npz"):
+        metajax.make("xland-minigrid", rulesets="nowhere.npz")
+    with pytest.raises(MetajaxError, match="unknown environment of XLand-MiniGrid 'R1-9x9'; did"):
+        metajax.make("xland-minigrid", environment="R1-9x9")
+
+
+# --- both -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_missing_package_is_one_sentence(name, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, EXTRAS[name], None)
+    extra = {"gymnax": "gymnax", "xland-minigrid": "xland"}[name]
+    with pytest.raises(MetajaxError, match=rf"pip install 'metajax\[{extra}\]'"):
+        metajax.make(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("gymnax", marks=gymnax_only), pytest.param("xland-minigrid", marks=xland_only)],
+)
+def test_maml_trains_on_it(name):
+    family = metajax.make(name, episode_length=5)
+    policy = metajax.mlp(family.env.observation_size, family.env.action_space, hidden=(8,))
+    algorithm = metajax.maml(family.env, policy, outer="adam", episodes=2, baseline="none")
+    result = metajax.train(algorithm, family, iterations=2, tasks=2, evaluation=None)
+    assert np.all(np.isfinite(result.metrics["return_after"]))
