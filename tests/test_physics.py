@@ -1,6 +1,7 @@
 """The engines: against plain MuJoCo, against each other, and under everything JAX does to them."""
 
 import copy
+import itertools
 import pathlib
 import re
 import subprocess
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+import scipy.optimize
 
 from metajax.envs import physics
 from metajax.errors import MetajaxError
@@ -151,6 +153,64 @@ def test_runge_kutta_in_jax_is_that_of_the_c_engine(name):
         patch.setattr(physics, "LINE_SEARCH", 50)
         played = in_double(physics.mjx(exact, frame_skip=FRAME_SKIP), *start, control)
     np.testing.assert_allclose(played, plain, rtol=0, atol=1e-11)
+
+
+# (size of the controls, environment steps, largest difference). As shipped, C MuJoCo stops solving
+# at 1e-8 and MJX after 8 iterations; where feet come and go, that grows.
+LONG = {
+    ("ant", 5): [(1.0, 100, 1e-8), (1.0, 200, 1e-3)],
+    ("half_cheetah", 5): [(0.3, 200, 1e-11), (1.0, 50, 1e-6)],  # full controls make it tumble
+    ("hopper", 4): [(1.0, 100, 1e-11), (1.0, 200, 1e-5)],
+    ("humanoid", 5): [(1.0, 200, 1e-10)],
+    ("reacher", 2): [(1.0, 200, 1e-9)],
+    ("swimmer", 4): [(1.0, 200, 1e-11)],
+    ("walker2d", 8): [(1.0, 100, 1e-9), (1.0, 200, 1e-6)],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "frame_skip"), LONG)
+def test_two_hundred_steps_as_shipped(name, frame_skip):
+    """Gymnasium's models from where they stand, float64: MJX beside a loop of `mj_step`."""
+    model = physics.load_model(name, without="target" if name == "reacher" else None)
+    start = model.qpos0[None], np.zeros((1, model.nv))
+    for size, steps, tolerance in LONG[name, frame_skip]:
+        control = controls(model, 1, steps, size=size * model.actuator_ctrlrange[0, 1], seed=0)
+        plain = plain_mujoco(model, *start, control, frame_skip=frame_skip)
+        assert np.abs(plain[0, -1] - plain[0, 0]).max() > 0.1  # it moved
+        with jax.enable_x64(True):
+            played = in_double(physics.mjx(model, frame_skip=frame_skip), *start, control)
+        np.testing.assert_allclose(played, plain, rtol=0, atol=tolerance)
+
+
+def test_capsules_meet_where_a_minimizer_says():
+    """Segments at random, some parallel, some that are points."""
+    rng = np.random.default_rng(0)
+    ends = rng.uniform(-1, 1, (40, 4, 3))
+    ends[:8, 3] = ends[:8, 2] + rng.uniform(-2, 2, (8, 1)) * (ends[:8, 1] - ends[:8, 0])
+    ends[8:12, 1] = ends[8:12, 0]
+    ends[12:14, 3] = ends[12:14, 2]
+    with jax.enable_x64(True):
+        closest = jax.jit(jax.vmap(physics._closest_segment_to_segment_points))
+        points = np.asarray(closest(*np.moveaxis(ends, 1, 0)))
+    for (a0, a1, b0, b1), a, b in zip(ends, *points, strict=True):
+
+        def apart(at, a0=a0, a1=a1, b0=b0, b1=b1):
+            return np.sum((a0 + at[0] * (a1 - a0) - b0 - at[1] * (b1 - b0)) ** 2)
+
+        starts_ = itertools.product((0.0, 0.5, 1.0), repeat=2)
+        found = [scipy.optimize.minimize(apart, x, bounds=[(0, 1)] * 2).fun for x in starts_]
+        assert np.sum((a - b) ** 2) == pytest.approx(min(found), abs=1e-7)
+        for point, (end, other) in ((a, (a0, a1)), (b, (b0, b1))):  # and both lie on their segment
+            detour = np.linalg.norm(point - end) + np.linalg.norm(point - other)
+            assert detour == pytest.approx(np.linalg.norm(end - other), abs=1e-12)
+
+
+def test_mjx_has_its_own_geometry_back_afterwards():
+    physics.mjx(physics.load_model("swimmer"), frame_skip=1)
+    from mujoco.mjx._src import math
+
+    assert math.closest_segment_point is not physics._closest_segment_point
 
 
 def test_small_and_large_turns_agree_with_mujoco():

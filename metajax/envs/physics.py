@@ -20,6 +20,7 @@ import importlib.util
 import io
 import pathlib
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -885,18 +886,58 @@ def _foreign_code():
       0.10 split their batch over XLA's thread pool and wait for it on a thread of that pool: as
       many of them at once as there are cores wait for ever. (jaxlib 0.11.2 does not split.) For
       matrices this small plain JAX is as fast.
+    - The points where capsules meet are the exact ones, as in C MuJoCo. MJX adds 1e-6 to a
+      denominator, which moves the contacts of small bodies by micrometres, and does not turn back
+      to the first segment after it has clipped the second.
     """
-    linalg = jax.scipy.linalg
+    replaced = []
+    if _on_cpu():
+        new = {"cho_factor": _cho_factor, "cho_solve": _cho_solve, "solve": _solve}
+        replaced += [(jax.scipy.linalg, name, function) for name, function in new.items()]
+    if (geometry := sys.modules.get("mujoco.mjx._src.math")) is not None:
+        new = {
+            "closest_segment_point": _closest_segment_point,
+            "closest_segment_to_segment_points": _closest_segment_to_segment_points,
+        }
+        replaced += [(geometry, name, function) for name, function in new.items()]
     with _foreign_lock, jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
         for message in ("Brax System", "JAXopt is no longer", "Accessing .* directly from `Data`"):
             warnings.filterwarnings("ignore", message)
-        originals = linalg.cho_factor, linalg.cho_solve, linalg.solve
-        if _on_cpu():
-            linalg.cho_factor, linalg.cho_solve, linalg.solve = _cho_factor, _cho_solve, _solve
+        originals = [getattr(module, name) for module, name, _ in replaced]
+        for module, name, function in replaced:
+            setattr(module, name, function)
         try:
             yield
         finally:
-            linalg.cho_factor, linalg.cho_solve, linalg.solve = originals
+            for (module, name, _), original in zip(replaced, originals, strict=True):
+                setattr(module, name, original)
+
+
+def _closest_segment_point(
+    a: Float[Array, "3"], b: Float[Array, "3"], point: Float[Array, "3"]
+) -> Float[Array, "3"]:
+    """Return the point of the segment from a to b that is closest to a point."""
+    along = b - a
+    squared = jnp.sum(along**2)
+    at = jnp.sum((point - a) * along) / jnp.where(squared > 0, squared, 1)
+    return a + jnp.clip(at, 0, 1) * along
+
+
+def _closest_segment_to_segment_points(
+    a0: Float[Array, "3"], a1: Float[Array, "3"], b0: Float[Array, "3"], b1: Float[Array, "3"]
+) -> tuple[Float[Array, "3"], Float[Array, "3"]]:
+    """Return the points of two segments that are closest to each other.
+
+    The closest point of the lines, clipped, and then each point in turn the closest to the other
+    one: Ericson (2005, section 5.1.9). Of parallel segments any such pair.
+    """
+    along_a, along_b, between = a1 - a0, b1 - b0, a0 - b0
+    aa, bb, ab = (jnp.sum(x * y) for x, y in ((along_a,) * 2, (along_b,) * 2, (along_a, along_b)))
+    determinant = aa * bb - ab**2
+    crossing = ab * jnp.sum(along_b * between) - bb * jnp.sum(along_a * between)
+    at = crossing / jnp.where(determinant > 0, determinant, 1)
+    b = _closest_segment_point(b0, b1, a0 + jnp.clip(at, 0, 1) * along_a)
+    return _closest_segment_point(a0, a1, b), b
 
 
 def _cho_factor(matrix: Float[Array, "n n"], lower: bool = False):
