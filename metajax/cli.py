@@ -52,6 +52,7 @@ _SPEEDS = Path(__file__).parent / "envs" / "speeds.json"  # by benchmarks/enviro
 _ENGINES = {
     "jax": "pure JAX",
     "mjx": "MJX, MuJoCo in JAX",
+    "warp": "MuJoCo Warp",
     "spring": "Brax spring",
     "positional": "Brax positional",
     "generalized": "Brax generalized",

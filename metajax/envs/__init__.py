@@ -73,10 +73,10 @@ SOURCES: dict[str, str] = {
 
 # The engines of families that do not run on all of them.
 ENGINES: dict[str, tuple[str, ...]] = {
-    "ant-params": ("mjx", "mujoco", "generalized"),
-    "hopper-params": ("mjx", "mujoco", "generalized"),
-    "swimmer-vel": ("mjx", "mujoco"),
-    "walker2d-params": ("mjx", "mujoco", "generalized"),
+    "ant-params": ("mjx", "mujoco", "warp", "generalized"),
+    "hopper-params": ("mjx", "mujoco", "warp", "generalized"),
+    "swimmer-vel": ("mjx", "mujoco", "warp"),
+    "walker2d-params": ("mjx", "mujoco", "warp", "generalized"),
 }
 
 # What the option `variant` of a family accepts; the others have none.

@@ -1,11 +1,13 @@
 """Rigid-body physics behind one bundle of pure functions; the engine is a choice.
 
-Three makers build the same body, read from the XML files inside the installed Gymnasium package:
+Four makers build the same body, read from the XML files inside the installed Gymnasium package:
 
 - `mjx`: MuJoCo's JAX port; the default on an accelerator.
 - `mujoco`: MuJoCo's C engine on all CPU threads, called from inside the compiled program. The
   default on a CPU, where it is tens of times faster than MJX and compiles in a second. The same
   physics as `mjx`, to rounding.
+- `warp`: MuJoCo Warp, for NVIDIA GPUs, behind MJX's interface. The same physics again, in single
+  precision, written for thousands of worlds; it has no gradient.
 - `brax`: Brax's pipelines `spring`, `positional` and `generalized`. Another physics: results on
   them are not results on MuJoCo.
 
@@ -41,7 +43,7 @@ from metajax.types import pytree_dataclass
 # pyright: reportAttributeAccessIssue=false
 # (the compiled modules of mujoco carry no types)
 
-BACKENDS = ("mjx", "mujoco", "spring", "positional", "generalized")
+BACKENDS = ("mjx", "mujoco", "warp", "spring", "positional", "generalized")
 
 PhysicsState = Any
 
@@ -151,11 +153,11 @@ def make_physics(
             read, or not by this engine.
     """
     engine = resolve_backend(backend)
-    if engine in ("mjx", "mujoco"):
-        # Only C MuJoCo needs a sensor to compute contact forces; in MJX it would cost a pass more.
-        sensor = contact_forces and engine == "mujoco"
+    if engine in ("mjx", "mujoco", "warp"):
+        # The others compute contact forces for a sensor alone; in MJX it would cost a pass more.
+        sensor = contact_forces and engine != "mjx"
         model = load_model(name, without=without, contact_sensor=sensor)
-        maker = {"mjx": mjx, "mujoco": mujoco_c}[engine]
+        maker = {"mjx": mjx, "mujoco": mujoco_c, "warp": warp}[engine]
         return maker(model, frame_skip=frame_skip, contact_forces=contact_forces)
     original = load_model(name, without=without)
     model = load_model(name, without=without, for_brax=True)
@@ -183,6 +185,16 @@ def resolve_backend(backend: str) -> str:
             f"backend 'mujoco' is MuJoCo's C engine and runs on a CPU only, but JAX runs on "
             f"{jax.default_backend()}: take backend 'mjx', or start JAX with JAX_PLATFORMS=cpu."
         )
+    if backend == "warp":
+        if not _on_nvidia():
+            raise MetajaxError(
+                "backend 'warp' is MuJoCo Warp and needs an NVIDIA GPU, but JAX runs on "
+                f"{jax.default_backend()}: take backend 'mjx', or 'mujoco' on a CPU."
+            )
+        if importlib.util.find_spec("warp") is None:
+            raise MetajaxError(
+                "backend 'warp' needs the package warp-lang: pip install 'metajax[warp]'."
+            )
     return backend
 
 
@@ -268,6 +280,10 @@ def _spec(package: str, path: str) -> mujoco.MjSpec:
 
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
+
+
+def _on_nvidia() -> bool:
+    return jax.default_backend() in ("gpu", "cuda")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -477,16 +493,12 @@ def mjx(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False)
     except NotImplementedError as error:
         raise MetajaxError(f"backend 'mjx' cannot load the model: {error}") from None
     runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
-    substep = _runge_kutta(model) if runge_kutta else _shipped_substep
+    substep = _runge_kutta(model, _forward) if runge_kutta else _shipped_substep
 
     def step(state: MujocoState, control: Float[Array, "nu"], dynamics: Dynamics) -> MujocoState:
         _check_dynamics(dynamics, model)
         compiled, data = arrays()
-        for name, multiplier in dynamics.items():
-            field = functools.reduce(getattr, DYNAMICS[name].split("."), compiled)
-            changed = field * _multipliers(field.ndim, multiplier)
-            compiled = compiled.tree_replace({DYNAMICS[name]: changed})
-        data = data.replace(ctrl=control)
+        compiled, data = _with_dynamics(compiled, dynamics), data.replace(ctrl=control)
 
         def one(state: MujocoState, last):
             def force_of(data, wanted):
@@ -508,6 +520,15 @@ def mjx(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False)
     return _mujoco_bundle(
         model, chunked, frame_skip=frame_skip, backend="mjx", contact_forces=contact_forces
     )
+
+
+def _with_dynamics(compiled, dynamics: Dynamics):
+    """Return MJX's model with fields multiplied."""
+    for name, multiplier in dynamics.items():
+        field = functools.reduce(getattr, DYNAMICS[name].split("."), compiled)
+        changed = field * _multipliers(field.ndim, multiplier)
+        compiled = compiled.tree_replace({DYNAMICS[name]: changed})
+    return compiled
 
 
 def _data_at(data, state: MujocoState):
@@ -566,12 +587,17 @@ def _shipped_substep(engine, compiled, data, state: MujocoState, force_of) -> Mu
     return MujocoState(after.qpos, after.qvel, after.qacc_warmstart, force_of(after, True))
 
 
-def _runge_kutta(model: mujoco.MjModel):
+def _runge_kutta(model: mujoco.MjModel, forward):
     """Return a substep of MuJoCo's fourth-order Runge-Kutta method.
 
-    MJX's own is another method where the model has quaternions: it adds up the velocities of the
-    stages, whereas MuJoCo (since version 4) adds them up in the Lie algebra of the rotations, after
-    Munthe-Kaas (1998). This one also compiles the dynamics once instead of four times.
+    That of MJX and of MuJoCo Warp is another method where the model has quaternions: it adds up the
+    velocities of the stages, whereas MuJoCo (since version 4) adds them up in the Lie algebra of
+    the rotations, after Munthe-Kaas (1998). This one also compiles the dynamics once instead of
+    four times.
+
+    Args:
+        model: a compiled MuJoCo model.
+        forward: `(engine, compiled model, data) -> data` with accelerations.
     """
     h = float(model.opt.timestep)
     kinds = mujoco.mjtJoint
@@ -605,7 +631,7 @@ def _runge_kutta(model: mujoco.MjModel):
             by = h * before * rate
             velocity = state.qvel + h * before * acceleration
             here = MujocoState(move(state.qpos, by), velocity, warmstart)
-            after = _forward(engine, compiled, _data_at(data, here))
+            after = forward(engine, compiled, _data_at(data, here))
             if force is not None:
                 force += force_of(after, first)
             rate = rate_of(by, velocity)
@@ -664,10 +690,8 @@ def _in_chunks(step, most: int):
 
     One chunk after the other; so there is forward-mode differentiation, but no reverse mode.
     """
-
     step_chunk = jax.jit(jax.vmap(step))
 
-    @custom_vmap
     def step_worlds(*arguments):
         worlds = len(jax.tree.leaves(arguments)[0])
         chunks = -(-worlds // most)
@@ -679,6 +703,17 @@ def _in_chunks(step, most: int):
 
         after = jax.lax.map(lambda chunk: step_chunk(*chunk), jax.tree.map(cut, arguments))
         return jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2)[:worlds], after)
+
+    return _all_worlds_at_once(step_worlds)
+
+
+def _all_worlds_at_once(step_worlds):
+    """Return the step of one world that `vmap`, however nested, computes by `step_worlds`.
+
+    Args:
+        step_worlds: takes and returns arrays with a leading axis of worlds.
+    """
+    step_worlds = custom_vmap(step_worlds)
 
     @step_worlds.def_vmap
     def step_batches(size, batched, *arguments):
@@ -697,8 +732,86 @@ def _in_chunks(step, most: int):
     return step_one
 
 
+def warp(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False) -> Physics:
+    """Return the physics of `model` on MuJoCo Warp.
+
+    Single precision, not differentiable. All worlds under a `vmap`, however nested, are one call.
+    Contact frames are MJX's own, whose friction pyramids point along the axes of the world under
+    capsules steeper than 60°: humanoid and hopper follow C MuJoCo to single precision, ant and
+    half-cheetah only until such a foot touches the ground.
+
+    Args:
+        model: a compiled MuJoCo model.
+        frame_skip: substeps per environment step.
+        contact_forces: whether they are wanted; the model then needs `contact_sensor`.
+    """
+    engine = _import_mjx()
+    # MJX's own data has a place for every contact there can be, and so has this one.
+    most = _mjx_arrays(model)()[1]._impl
+    compiled = engine.put_model(model, impl="warp")
+    runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
+    integrate = _runge_kutta(model, lambda _, compiled, data: engine.forward(compiled, data))
+
+    def shipped(engine, compiled, data, state: MujocoState, force_of) -> MujocoState:
+        after = engine.step(compiled, _data_at(data, state))
+        return MujocoState(after.qpos, after.qvel, after.qacc_warmstart, force_of(after, True))
+
+    substep = integrate if runge_kutta else shipped
+
+    def force_of(data, wanted):
+        return jnp.where(wanted, data._impl.cfrc_ext, 0.0) if contact_forces else None
+
+    def step_worlds(state: MujocoState, control: Float[Array, "world nu"], dynamics: Dynamics):
+        worlds = len(control)
+        data = engine.make_data(
+            model,
+            impl="warp",
+            naconmax=max(1, worlds * len(most.contact.dist)),
+            njmax=max(1, len(most.efc_J)),
+        )
+
+        def step(state: MujocoState, control: Float[Array, "nu"], dynamics: Dynamics):
+            of_world = _with_dynamics(compiled, dynamics)
+            here = data.replace(ctrl=control)
+
+            def one(state: MujocoState, _):
+                return substep(engine, of_world, here, state, force_of), None
+
+            return jax.lax.scan(one, state, None, length=frame_skip)[0]
+
+        with _foreign_code():
+            return jax.vmap(step)(state, control, dynamics)
+
+    batched = _all_worlds_at_once(step_worlds)
+
+    @jax.custom_jvp
+    def step_single(arguments):
+        return batched(*arguments)
+
+    @step_single.defjvp
+    def no_gradient(primals, tangents):
+        raise MetajaxError(
+            "backend 'warp' is MuJoCo Warp, which has no gradient: to differentiate through "
+            "the physics take backend 'spring', 'positional' or 'generalized', or 'mjx' in forward "
+            "mode."
+        )
+
+    def step(state: MujocoState, control: Float[Array, "nu"], dynamics: Dynamics) -> MujocoState:
+        _check_dynamics(dynamics, model)
+        single = jax.tree.map(lambda x: x.astype(jnp.float32), (state, control, dict(dynamics)))
+        after = step_single(single)
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), after, state)
+
+    return _mujoco_bundle(
+        model, step, frame_skip=frame_skip, backend="warp", contact_forces=contact_forces
+    )
+
+
 def _import_mjx():
-    """Import MJX without the two lines that it prints where `warp` is not installed."""
+    """Import MJX without what it prints where `warp` is installed and where it is not."""
+    if importlib.util.find_spec("warp") is not None:
+        language = importlib.import_module("warp")
+        language.config.log_level = language.LOG_ERROR
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         from mujoco import mjx

@@ -115,7 +115,7 @@ def cases():
                 ],
             )
         for backend in ENGINES.get(name, BACKENDS) if name in BODIES else ():
-            if backend != "mujoco":
+            if backend not in ("mujoco", "warp"):  # warp needs a card: tests/test_warp.py
                 yield pytest.param(
                     (name, {"backend": backend}),
                     id=f"{name}-{backend}",
