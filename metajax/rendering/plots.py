@@ -24,7 +24,8 @@ class Plot(NamedTuple):
 
     Attributes:
         position: what to record of a state, an array with one axis.
-        draw: `(axes, task, recordings, titles)`, one recording `[episode, time]` per title.
+        draw: `(axes, task, recordings, titles)`, one recording `[episode, time]` per title, at most
+            two.
         caption: of the whole picture.
         shown: episodes per task.
     """
@@ -99,7 +100,7 @@ def _over_time(label: str):
 
 
 def _earned(axes: Axes, task: Task, recordings, titles) -> None:
-    for recording, (title, color) in zip(recordings, zip(titles, COLORS, strict=True), strict=True):
+    for recording, title, color in zip(recordings, titles, COLORS, strict=False):
         for index, (reward, valid) in enumerate(
             zip(recording.reward, recording.valid, strict=True)
         ):
@@ -113,7 +114,9 @@ def _arms(axes: Axes, task: Task, recordings, titles) -> None:
     (payment,) = (task[name] for name in ("probability", "mean") if name in task)
     arms = np.arange(len(payment))
     axes.bar(arms, payment, width=0.9, color="#f6d7c3", label="mean payment")
-    for shift, recording, title, color in zip((-0.2, 0.2), recordings, titles, COLORS, strict=True):
+    for shift, recording, title, color in zip(
+        (-0.2, 0.2), recordings, titles, COLORS, strict=False
+    ):
         pulled = np.bincount(recording.action[recording.valid].ravel(), minlength=len(arms))
         label = f"{title}: {recording.returns.mean():.2f}"
         axes.bar(arms + shift, pulled / pulled.sum(), width=0.35, color=color, label=label)
@@ -122,7 +125,7 @@ def _arms(axes: Axes, task: Task, recordings, titles) -> None:
 
 def _episodes(recordings, titles):
     """Yield (positions, style) of every episode; the first of each recording has the label."""
-    for recording, title, color in zip(recordings, titles, COLORS, strict=True):
+    for recording, title, color in zip(recordings, titles, COLORS, strict=False):
         for index, (path, valid) in enumerate(
             zip(recording.positions, recording.valid, strict=True)
         ):
