@@ -1,18 +1,22 @@
 """Environment steps per second of every family, engine and batch, beside the bare engine.
 
-    python benchmarks/environments.py                          # every family, this machine's engine
+    python benchmarks/environments.py --publish                # every family, this machine's engine
     python benchmarks/environments.py --families ant-goal halfcheetah-vel --backends mjx mujoco
     python benchmarks/environments.py --batches 1 64 4096 65536
 
 One step of a family is physics, observation, reward and end, under random actions that were drawn
 before. Beside it, in turn with it: the engine's own step at the same batch and nothing else (on C
-MuJoCo `mujoco.rollout` on all threads), and one environment of Gymnasium's stepped in Python.
+MuJoCo `mujoco.rollout` on all threads), where the task is the model itself that step with and
+without a model per world, and one environment of Gymnasium's stepped in Python.
 """
 
 import argparse
+import importlib.util
 import inspect
+import json
 import statistics
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import common
@@ -26,7 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import metajax
-from metajax.envs import ENGINES, FAMILIES
+from metajax.envs import ENGINES, EXTRAS, FAMILIES
 from metajax.envs.physics import BACKENDS, load_model, make_physics
 from metajax.envs.splits import sample_batch
 from metajax.rollout import over_tasks
@@ -63,6 +67,13 @@ BODIES = {
 }
 
 
+# Environment steps per measured program: about a second of an engine on two cores.
+STEPS = {"jax": 500_000, "mujoco": 20_000, "spring": 8_000}
+FEWER = 3_000  # of the other engines; on an accelerator, all take the most
+MOST = 1_000_000
+PUBLISHED = 512  # worlds, for `metajax list`
+
+
 def compiled(mesh, function, *arguments):
     """Return (a call without arguments, compile seconds, bytes of temporary memory)."""
     with jax.set_mesh(mesh):
@@ -89,7 +100,7 @@ def environment(mesh, family, actions, batch):
     return compiled(mesh, play, keys, tasks, actions)
 
 
-def bare_engine(mesh, body, backend, controls):
+def bare_engine(mesh, body, backend, controls, dynamics):
     physics = make_physics(
         body.model,
         backend=backend,
@@ -98,16 +109,16 @@ def bare_engine(mesh, body, backend, controls):
         without=body.without,
     )
 
-    def play(controls):
+    def play(controls, dynamics):
         def step(state, control):
-            state = physics.step(state, control)
+            state = physics.step(state, control, dynamics)
             return state, (physics.qpos(state), physics.qvel(state))
 
         qpos = jnp.asarray(physics.default_qpos, controls.dtype)
         start = physics.init(qpos, jnp.zeros(physics.model.nv))
         return jax.lax.scan(step, start, controls)[1]
 
-    return compiled(mesh, play, controls)[0]
+    return compiled(mesh, play, controls, dynamics)[0]
 
 
 def bare_mujoco(body, controls):
@@ -135,7 +146,9 @@ def measure(name, backend, batch, arguments):
     family = metajax.make(name, **({"backend": backend} if has_engine else {}))
     mesh = task_mesh(default_devices(family, batch))
     space = family.env.action_space
-    shape = (batch, arguments.steps)
+    total = STEPS.get(family.backend, FEWER) if jax.default_backend() == "cpu" else MOST
+    steps = max(4, min(100, total // batch))
+    shape = (batch, steps)
     if isinstance(space, metajax.Discrete):
         actions = jax.random.randint(jax.random.key(2), shape, 0, space.size)
     else:
@@ -148,21 +161,29 @@ def measure(name, backend, batch, arguments):
         bare = (
             bare_mujoco(BODIES[name], controls)
             if backend == "mujoco"
-            else bare_engine(mesh, BODIES[name], backend, controls)
+            else bare_engine(mesh, BODIES[name], backend, controls, {})
         )
         programs.append(bare)
+        if name.endswith("-params"):
+            of_world = sample_batch(family.train, jax.random.key(0), batch)
+            of_world.pop("index", None)
+            for dynamics in (of_world, {}):
+                programs.append(bare_engine(mesh, BODIES[name], backend, controls, dynamics))
     seconds = common.timed(*programs, repeats=arguments.repeats)
     row = {
         "family": name,
         "backend": family.backend,
         "batch": batch,
         "devices": mesh.size,
-        "steps_per_second": batch * arguments.steps / statistics.median(seconds[0]),
-        "over_bare_engine": common.ratio(*seconds) if has_engine else None,
+        "steps_per_second": batch * steps / statistics.median(seconds[0]),
+        "over_bare_engine": common.ratio(*seconds[:2]) if has_engine else None,
+        "model_per_world_over_shared": common.ratio(*seconds[2:]) if len(seconds) > 2 else None,
         "compile_seconds": compile_seconds,
         "temporary_bytes": temporary,
     }
     beside = f"{row['over_bare_engine']:.2f} x bare engine" if has_engine else ""
+    if len(seconds) > 2:
+        beside += f", a model per world {row['model_per_world_over_shared']:.2f} x shared"
     print(
         f"  {name:<17} {row['backend']:<12} {batch:>6} worlds  {row['steps_per_second']:>12,.0f} "
         f"steps/s  compile {compile_seconds:5.1f} s  {beside}",
@@ -188,18 +209,38 @@ def draw(rows, path):
     figure.savefig(path, dpi=150)
 
 
+def publish(rows):
+    machine = common.machine()
+    device = f"{machine['cores']} CPU cores" if machine["platform"] == "cpu" else machine["device"]
+    backend = next(row["backend"] for row in rows if row["backend"] != "jax")
+    speeds = {
+        "measured": f"{PUBLISHED} worlds on {device}, backend {backend}, by "
+        "benchmarks/environments.py",
+        "steps_per_second": {
+            row["family"]: round(row["steps_per_second"])
+            for row in rows
+            if row["batch"] == PUBLISHED and row["backend"] in ("jax", backend)
+        },
+    }
+    path = Path(metajax.__file__).parent / "envs" / "speeds.json"
+    path.write_text(json.dumps(speeds, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cpu = jax.default_backend() == "cpu"
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--backends", nargs="+", default=["mujoco" if cpu else "mjx"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64, 512, 4096])
-    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--publish", action="store_true", help="for `metajax list`")
     parser.add_argument("--name", default=f"environments-{jax.default_backend()}")
     arguments = parser.parse_args()
     rows, references = [], {}
     for name in arguments.families:
+        if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
+            continue
         has_engine = "backend" in inspect.signature(FAMILIES[name]).parameters
         lacking = set(BACKENDS) - set(ENGINES.get(name, BACKENDS))
         for backend in arguments.backends if has_engine else ("jax",):
@@ -213,6 +254,8 @@ def main():
     path = common.save(arguments.name, result)
     draw(rows, path.with_suffix(".png"))
     print(f"wrote {path}")
+    if arguments.publish:
+        publish(rows)
 
 
 if __name__ == "__main__":
