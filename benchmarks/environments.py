@@ -147,7 +147,7 @@ def measure(name, backend, batch, arguments):
     mesh = task_mesh(default_devices(family, batch))
     space = family.env.action_space
     total = STEPS.get(family.backend, FEWER) if jax.default_backend() == "cpu" else MOST
-    steps = max(4, min(100, total // batch))
+    steps = max(16, min(100, total // batch))  # a reset in 16 steps is little
     shape = (batch, steps)
     if isinstance(space, metajax.Discrete):
         actions = jax.random.randint(jax.random.key(2), shape, 0, space.size)
@@ -193,17 +193,19 @@ def measure(name, backend, batch, arguments):
 
 
 def draw(rows, path):
-    figure, axes = plt.subplots(figsize=(9, 5))
-    curves = dict.fromkeys((row["family"], row["backend"]) for row in rows)
-    for name, backend in curves:
+    figure, axes = plt.subplots(figsize=(9, 5.5))
+    fastest_first = sorted(rows, key=lambda r: (-r["batch"], -r["steps_per_second"]))
+    curves = dict.fromkeys((row["family"], row["backend"]) for row in fastest_first)
+    for index, (name, backend) in enumerate(curves):
         of_curve = [r for r in rows if (r["family"], r["backend"]) == (name, backend)]
         label = name if backend == "jax" else f"{name} ({backend})"
         x, y = ([r[key] for r in of_curve] for key in ("batch", "steps_per_second"))
-        axes.loglog(x, y, marker="o", markersize=3, label=label)
+        color, marker = plt.get_cmap("turbo")(0.95 * index / len(curves)), "osv^D"[index % 5]
+        axes.loglog(x, y, marker=marker, markersize=4, color=color, label=label)
     axes.set_xlabel("worlds")
     axes.set_ylabel("environment steps per second")
     axes.grid(color="#e6e6e6")
-    axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), title="the fastest first")
     figure.suptitle(f"Task families, {jax.devices()[0].device_kind}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
@@ -232,7 +234,7 @@ def main():
     cpu = jax.default_backend() == "cpu"
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--backends", nargs="+", default=["mujoco" if cpu else "mjx"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64, 512, 4096])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64, 512, 8192])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--publish", action="store_true", help="for `metajax list`")
     parser.add_argument("--name", default=f"environments-{jax.default_backend()}")

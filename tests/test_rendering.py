@@ -324,12 +324,12 @@ def test_a_pole_is_drawn_by_its_angle():
     )
 
 
-ROBOTS = [name for name in FAMILIES if name in BODIES and not name.startswith("halfcheetah")]
-OTHERS = [name for name in FAMILIES if name not in [*BODIES, *EXTRAS]]
+QUICK = ["cartpole-params", "gridnav", "tabular"]
+REST = [name for name in FAMILIES if name not in [*QUICK, *EXTRAS]]
 
 
 @pytest.mark.parametrize(
-    "name", [*OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in ROBOTS)]
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)]
 )
 def test_every_family_is_drawn(name, tmp_path):
     options = {"backend": "mujoco"} if name in BODIES else {}
