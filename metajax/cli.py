@@ -6,7 +6,6 @@ its message goes to stderr and the exit status is 2.
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
 import os
@@ -35,7 +34,7 @@ from metajax._version import __version__
 from metajax.algorithms import ALGORITHMS
 from metajax.checkpoint import saved_steps
 from metajax.deployment import load_run
-from metajax.envs import EXTRAS, FAMILIES, SOURCES, make
+from metajax.envs import FAMILIES, SOURCES, make
 from metajax.envs.splits import Split, on_split
 from metajax.errors import MetajaxError, unknown
 from metajax.evaluation import adaptation_curve, evaluate
@@ -589,10 +588,11 @@ def _list(options: ListOptions) -> int:
     _say("\nfamilies")
     for name in sorted(FAMILIES):
         _say(f"  {name:<17}{SOURCES[name]}")
-        if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
-            _say(f"{'':<19}needs the package {EXTRAS[name]}, which is not installed")
+        try:
+            env = make(name).env
+        except MetajaxError as error:  # its package is not installed
+            _say(f"{'':<19}{error}")
             continue
-        env = make(name).env
         space = env.action_space
         discrete = isinstance(space, Discrete)
         acts = f"1 of {space.size}" if discrete else _plural(space.size, "number")

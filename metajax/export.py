@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Key
 
 from metajax.envs.splits import Split, on_split, sample_batch
 from metajax.errors import MetajaxError, check_at_least, unknown
@@ -67,7 +67,7 @@ class GymnasiumEnv(gymnasium.Env):
         task_key, reset_key = _keys(self.np_random)
         task = self._draw(task_key) if self._task is None else self._task
         state = self._state = self._reset(reset_key, task)
-        return np.asarray(state.observation), {"task": jax.tree.map(np.asarray, task)}
+        return _observation(state), {"task": jax.tree.map(np.array, task)}
 
     def step(self, action) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one step; see `gymnasium.Env.step`.
@@ -80,7 +80,7 @@ class GymnasiumEnv(gymnasium.Env):
             raise gymnasium.error.ResetNeeded("call reset before step: no episode is under way.")
         state = self._state = self._step(state, _as_action(action, self.action_space))
         ends = bool(state.terminated), bool(state.truncated)
-        return np.asarray(state.observation), float(state.reward), *ends, {}
+        return _observation(state), float(state.reward), *ends, {}
 
 
 class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
@@ -158,12 +158,15 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         if "task" in options:
             self._tasks = _checked(options["task"], self._draw_batch)
         state = self._state = self._reset(_keys(self.np_random), self._tasks)
-        return np.asarray(state.observation), {"task": jax.tree.map(np.asarray, state.task)}
+        return _observation(state), {"task": jax.tree.map(np.array, state.task)}
 
     def step(
         self, actions
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one step in every world; see `gymnasium.vector.VectorEnv.step`.
+
+        Where worlds have started again, the last value has all tasks as "task", and which worlds
+        those are as "_task".
 
         Raises:
             ResetNeeded: no episode has begun.
@@ -172,9 +175,11 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
             raise gymnasium.error.ResetNeeded("call reset before step: no episode is under way.")
         key, _ = _keys(self.np_random)
         actions = _as_action(actions, self.action_space)
+        over = np.asarray(self._state.terminated | self._state.truncated)
         state = self._state = self._step(self._state, actions, key, self._tasks is None)
-        ends = np.asarray(state.terminated), np.asarray(state.truncated)
-        return np.asarray(state.observation), np.asarray(state.reward), *ends, {}
+        info = {"task": jax.tree.map(np.array, state.task), "_task": over} if over.any() else {}
+        ends = np.array(state.terminated), np.array(state.truncated)
+        return _observation(state), np.array(state.reward), *ends, info
 
 
 def _spaces(env: Env) -> tuple[gymnasium.spaces.Box, gymnasium.Space]:
@@ -189,11 +194,20 @@ def _keys(random: np.random.Generator) -> Key[Array, "2"]:
     return jax.random.split(jax.random.key(int(random.integers(2**31))))
 
 
-def _as_action(action, space: gymnasium.Space) -> Float[Array, "..."] | Array:
-    array = np.asarray(action)
-    if array.shape != space.shape:
-        raise MetajaxError(f"the action has shape {array.shape}; it must be {space.shape}.")
+def _observation(state: EnvState) -> np.ndarray:
+    return np.array(state.observation, np.float32)  # the caller's own, to write into
+
+
+def _as_action(action, space: gymnasium.Space) -> Array:
     whole = np.issubdtype(space.dtype, np.integer)
+    try:
+        array = np.asarray(action, np.int64 if whole else np.float64)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or array.shape != space.shape:
+        raise MetajaxError(f"the action is {action!r}; it must be of the shape {space.shape}.")
+    if whole and not space.contains(array.astype(space.dtype)):
+        raise MetajaxError(f"the action is {action!r}; it must be in {space}.")
     return jnp.asarray(array, jnp.int32 if whole else jnp.float32)
 
 
@@ -209,7 +223,7 @@ def _checked(task: Task, sample) -> Task:
     expected = jax.eval_shape(sample, jax.random.key(0))
     try:
         found = jax.tree.map(lambda like, x: jnp.asarray(x, like.dtype), expected, task)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = None
     if found is None or jax.tree.map(jnp.shape, found) != jax.tree.map(lambda x: x.shape, expected):
         shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", expected)

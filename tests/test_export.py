@@ -1,6 +1,6 @@
 """Task families as Gymnasium environments."""
 
-import itertools
+import importlib.util
 import warnings
 
 import gymnasium
@@ -23,9 +23,20 @@ SOME = [
     "halfcheetah-vel",
 ]
 REST = [name for name in FAMILIES if name not in [*SOME, *EXTRAS]]
+FOREIGN = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(package) is None, reason=f"needs {package}"
+        ),
+    )
+    for name, package in EXTRAS.items()
+]
 
 
-@pytest.mark.parametrize("name", [*SOME, *(pytest.param(n, marks=pytest.mark.slow) for n in REST)])
+@pytest.mark.parametrize(
+    "name", [*SOME, *(pytest.param(n, marks=pytest.mark.slow) for n in REST), *FOREIGN]
+)
 def test_it_passes_gymnasiums_own_checks(name):
     env = GymnasiumEnv(metajax.make(name, episode_length=5))
     with warnings.catch_warnings():
@@ -66,8 +77,8 @@ def test_tasks_change_at_a_reset_unless_one_is_given():
     assert len({tuple(goal) for goal in goals}) == 3
     np.testing.assert_array_equal(env.reset(seed=0)[1]["task"]["goal"], goals[0])
     task = {"goal": [0.25, -0.125]}
+    env.reset(options={"task": task})
     for given in (GymnasiumEnv(family, task), env):
-        given.reset(options={"task": task})
         for _ in range(2):
             np.testing.assert_array_equal(given.reset()[1]["task"]["goal"], [0.25, -0.125])
 
@@ -107,6 +118,12 @@ def test_many_worlds_are_as_many_single_ones():
         outcomes = [e.step(a.astype(np.float32)) for e, a in zip(envs, actions, strict=True)]
         for one, other in zip(*(outcome[:4] for outcome in outcomes), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6)
+        infos = [outcome[4] for outcome in outcomes]
+        assert infos[0].keys() == infos[1].keys()
+        if infos[0]:
+            np.testing.assert_array_equal(infos[0]["_task"], infos[1]["_task"])
+            new = infos[0]["_task"]
+            np.testing.assert_array_equal(*(info["task"]["goal"][new] for info in infos))
         first = [outcome[0] for outcome in outcomes]
         ended += outcomes[0][2] | outcomes[0][3]
     assert ended.min() >= 4 and ended.max() > ended.min()
@@ -115,13 +132,21 @@ def test_many_worlds_are_as_many_single_ones():
 def test_worlds_get_new_tasks_with_new_episodes():
     family = metajax.make("halfcheetah-vel", backend="mujoco", episode_length=2)
     env = GymnasiumVectorEnv(family, 4)
-    env.reset(seed=0)
-    seen = [np.asarray(env._state.task["velocity"])]  # type: ignore
-    for _ in range(5):
-        env.step(np.zeros((4, 6), np.float32))
-        seen.append(np.asarray(env._state.task["velocity"]))  # type: ignore
-    changed = [not np.array_equal(a, b) for a, b in itertools.pairwise(seen)]
-    assert changed == [False, False, True, False, False]
+    first = env.reset(seed=0)[1]["task"]["velocity"]
+    infos = [env.step(np.zeros((4, 6), np.float32))[4] for _ in range(5)]
+    assert [bool(info) for info in infos] == [False, False, True, False, False]
+    assert infos[2]["_task"].all() and not np.any(infos[2]["task"]["velocity"] == first)
+
+
+def test_what_it_returns_is_the_callers_own():
+    for env in (GymnasiumEnv, lambda family: GymnasiumVectorEnv(family, 2)):
+        with jax.enable_x64(True):
+            made = env(metajax.make("cartpole-params"))
+            observation, info = made.reset(seed=0)
+            assert observation.dtype == np.float32
+            observation += 1
+            info["task"]["mass"] += 1
+            made.step(made.action_space.sample())[0][...] = 0
 
 
 def test_nothing_is_compiled_twice():
@@ -139,13 +164,21 @@ def test_mistakes():
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.zeros(2))
     env.reset(seed=0)
-    with pytest.raises(metajax.MetajaxError, match=r"shape \(3,\); it must be \(2,\)"):
+    with pytest.raises(metajax.MetajaxError, match=r"it must be of the shape \(2,\)"):
         env.step(np.zeros(3))
     env.step(np.zeros(2))
     env.step(np.zeros(2))
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.zeros(2))
-    for task in ({"velocity": 1.0}, {"goal": [1.0]}, {"goal": "north"}):
+    for action in ([[1], [1, 2]], "north"):
+        with pytest.raises(metajax.MetajaxError, match="it must be of the shape"):
+            env.step(action) if env.reset() else None
+    bandit = GymnasiumEnv(metajax.make("bernoulli-bandit"))
+    for action in (-1, 5):
+        bandit.reset()
+        with pytest.raises(metajax.MetajaxError, match=r"it must be in Discrete\(5\)"):
+            bandit.step(action)
+    for task in ({"velocity": 1.0}, {"goal": [1.0]}, {"goal": "north"}, {"goal": [10**400, 0]}):
         with pytest.raises(metajax.MetajaxError, match=r"of the form \{'goal': 'float32\[2\]'\}"):
             env.reset(options={"task": task})
     with pytest.raises(metajax.MetajaxError, match="unknown option of reset 'tasks'; did you mean"):

@@ -1,5 +1,6 @@
 """Environments of gymnax and XLand-MiniGrid as task families."""
 
+import dataclasses
 import importlib.util
 
 import jax
@@ -53,6 +54,28 @@ def test_a_varied_parameter_is_the_one_of_gymnax():
             if terminated:
                 break
         assert 3 < time < len(actions) - 1  # it has fallen
+
+
+@gymnax_only
+def test_masses_and_lengths_are_those_of_the_family_of_our_own():
+    """gymnax keeps sums and products of them, which must follow."""
+    ranges = {"masspole": (0.05, 0.5), "length": (0.25, 0.75), "force_mag": (5.0, 15.0)}
+    theirs = metajax.make("gymnax", environment="CartPole-v1", vary=ranges)
+    ours = metajax.make("cartpole-params")
+    length, mass, force = jnp.array(0.7), jnp.array(0.4), jnp.array(12.0)
+    key, actions = jax.random.key(1), jnp.array([0, 0, 1] * 4)
+    states = play(theirs, {"masspole": mass, "length": length, "force_mag": force}, key, actions)
+    task = {"length": length, "mass": mass, "force": force}
+    state = ours.env.reset(key, task)
+    state = dataclasses.replace(state, simulator=states.observation[0])
+    for time, action in enumerate(actions):
+        state = ours.env.step(state, action)
+        np.testing.assert_allclose(state.observation, states.observation[time + 1], rtol=2e-4)
+    moved = []
+    for mass in (0.6, 1.9):
+        family = metajax.make("gymnax", environment="CartPole-v1", vary={"masscart": (0.5, 2.0)})
+        moved.append(play(family, {"masscart": jnp.asarray(mass)}, key, actions).observation[-1])
+    assert np.abs(moved[0] - moved[1]).max() > 0.01
 
 
 @gymnax_only
@@ -122,6 +145,17 @@ def test_mistakes_about_gymnax():
         metajax.make("gymnax", environment="CartPole-v1", vary={"gravitation": (1.0, 2.0)})
     with pytest.raises(MetajaxError, match=r"must be \(lowest, highest\). The default is 9.8"):
         metajax.make("gymnax", environment="CartPole-v1", vary={"gravity": (2.0, 1.0)})
+    for wrong in (9.8, ("a", "b"), (1.0, 2.0, 3.0)):
+        with pytest.raises(MetajaxError, match=r"must be \(lowest, highest\)"):
+            metajax.make("gymnax", environment="CartPole-v1", vary={"gravity": wrong})
+    with pytest.raises(MetajaxError, match="unknown parameter of CartPole-v1 'total_mass'"):
+        metajax.make("gymnax", environment="CartPole-v1", vary={"total_mass": (1.0, 2.0)})
+    with pytest.raises(MetajaxError, match="max_torque bounds the actions of Pendulum-v1"):
+        metajax.make("gymnax", environment="Pendulum-v1", vary={"max_torque": (1.0, 4.0)})
+    with pytest.raises(MetajaxError, match="MNISTBandit-bsuite fetches its data"):
+        metajax.make("gymnax", environment="MNISTBandit-bsuite")
+    with pytest.raises(MetajaxError, match="episode_length is 0"):
+        metajax.make("gymnax", episode_length=0)
 
 
 # --- XLand-MiniGrid -------------------------------------------------------------------------------
@@ -185,10 +219,26 @@ def test_rule_sets_from_a_file(tmp_path):
     assert set(np.asarray(family.test.finite["index"])) == {5, 16}
     assert len(family.train.finite["index"]) == 20
     metajax.check_env(family.env, family.train.sample(jax.random.key(0)))
-    for wrong in ({"goals": arrays["goals"]}, arrays | {"rules": arrays["rules"][:3]}):
+    for wrong in (
+        {"goals": arrays["goals"]},
+        arrays | {"rules": arrays["rules"][:3]},
+        arrays | {"rules": arrays["rules"][:, 0]},
+        arrays | {"goals": arrays["goals"][:, :4]},
+        {name: x[:5] for name, x in arrays.items()},
+        {name: np.uint8(0) for name in arrays},
+    ):
         np.savez(path, **wrong)
         with pytest.raises(MetajaxError, match=r"rules\.npz"):
             metajax.make("xland-minigrid", rulesets=str(path))
+    for content in (b"", b"no such thing", path.read_bytes()[:100]):
+        path.write_bytes(content)
+        with pytest.raises(MetajaxError, match=r"cannot read rule sets from .*rules\.npz"):
+            metajax.make("xland-minigrid", rulesets=str(path))
+    np.save(tmp_path / "rules.npy", arrays["goals"])
+    with pytest.raises(MetajaxError, match=r"cannot read rule sets from .*rules\.npy"):
+        metajax.make("xland-minigrid", rulesets=str(tmp_path / "rules.npy"))
+    with pytest.raises(MetajaxError, match="has places for 48 objects, not for 49"):
+        metajax.make("xland-minigrid", objects=49)
     with pytest.raises(MetajaxError, match=r"cannot read rule sets from nowhere\.npz"):
         metajax.make("xland-minigrid", rulesets="nowhere.npz")
     with pytest.raises(MetajaxError, match="unknown environment of XLand-MiniGrid 'R1-9x9'; did"):

@@ -1,7 +1,9 @@
 """Environments of other packages as task families, imported only when asked for."""
 
 import importlib
+import io
 import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,13 +48,26 @@ def gymnax(
 
     Raises:
         MetajaxError: gymnax is not installed, or has no such environment, or that no such
-            parameter; a range is empty; an action or observation is no array.
+            parameter; a range is empty, or bounds the actions; an action or observation is no
+            array.
     """
     package = _import("gymnax", "gymnax")
     if environment not in package.registered_envs:
         raise unknown("environment of gymnax", environment, package.registered_envs)
+    if environment in _NEEDS_NETWORK:
+        raise MetajaxError(f"{environment} fetches its data from the network, which is not done.")
+    if episode_length is not None:
+        check_at_least(1, episode_length=episode_length)
     game, params = package.make(environment)
-    ranges = _checked_ranges(environment, params, vary or {})
+    derived = _DERIVED.get(environment, {})
+    ranges = _checked_ranges(environment, params, vary or {}, derived)
+    for name, ends in ranges.items():
+        bounds = [vars(game.action_space(params.replace(**{name: x}))) for x in ends]
+        if str(bounds[0]) != str(bounds[1]):
+            raise MetajaxError(
+                f"{name} bounds the actions of {environment}, and actions are the same in all "
+                "tasks: it cannot vary."
+            )
     actions, space = _action_space(environment, game.action_space(params))
     seen = game.observation_space(params)
     _check_supported(environment, "observations", seen)
@@ -63,7 +78,8 @@ def gymnax(
         return jnp.ravel(observation).astype(float)
 
     def params_of(task):
-        return params.replace(**{name: task[name] for name in ranges})
+        of_task = params.replace(**{name: task[name] for name in ranges})
+        return of_task.replace(**{name: rule(of_task) for name, rule in derived.items()})
 
     def start(key: Key[Array, ""], task):
         step_key, reset_key = jax.random.split(key)
@@ -109,7 +125,9 @@ def gymnax(
         lambda simulator: simulator["observation"],
         observation_size=seen.n if type(seen).__name__ == "Discrete" else math.prod(seen.shape),
         action_space=actions,
-        episode_length=episode_length or int(params.max_steps_in_episode),
+        episode_length=(
+            int(params.max_steps_in_episode) if episode_length is None else episode_length
+        ),
     )
     if ranges:
         return TaskFamily(env, name=f"gymnax-{environment}-v1", **three_splits(sample))
@@ -117,17 +135,38 @@ def gymnax(
     return TaskFamily(env, train, test, f"gymnax-{environment}-v1")
 
 
-def _checked_ranges(environment: str, params: Any, vary: Mapping[str, Any]):
-    known = {name: value for name, value in vars(params).items() if isinstance(value, float)}
+_NEEDS_NETWORK = ("MNISTBandit-bsuite",)
+
+# Parameters that follow from others, which gymnax keeps beside them.
+_DERIVED = {
+    "CartPole-v1": {
+        "total_mass": lambda params: params.masscart + params.masspole,
+        "polemass_length": lambda params: params.masspole * params.length,
+    }
+}
+
+
+def _checked_ranges(environment: str, params: Any, vary: Mapping[str, Any], derived):
+    known = {
+        name: value
+        for name, value in vars(params).items()
+        if isinstance(value, float) and name not in derived
+    }
+    ranges = {}
     for name, range_ in vary.items():
         if name not in known:
             raise unknown(f"parameter of {environment}", name, known)
-        if len(range_) != 2 or not range_[0] < range_[1]:
+        try:
+            low, high = map(float, range_)
+        except (TypeError, ValueError):
+            low, high = 0.0, 0.0
+        if not low < high:
             raise MetajaxError(
                 f"vary[{name!r}] is {range_!r}; it must be (lowest, highest). The default is "
                 f"{known[name]}."
             )
-    return {name: tuple(map(float, range_)) for name, range_ in vary.items()}
+        ranges[name] = (low, high)
+    return ranges
 
 
 def _action_space(environment: str, space: Any):
@@ -176,18 +215,21 @@ def xland_minigrid(
         episode_length: steps per episode; three times the cells by default.
 
     Raises:
-        MetajaxError: xminigrid is not installed or has no such environment, or the file does not
-            hold rule sets.
+        MetajaxError: xminigrid is not installed or has no such environment, the file does not hold
+            rule sets, or there is no place for so many objects.
     """
     package = _import("xminigrid", "xland")
     known = [n for n in package.registered_environments() if n.startswith("XLand-MiniGrid")]
     if environment not in known:
         raise unknown("environment of XLand-MiniGrid", environment, known)
     check_at_least(1, objects=objects)
+    if episode_length is not None:
+        check_at_least(1, episode_length=episode_length)
     constants = _import("xminigrid.core.constants", "xland")
     types = _import("xminigrid.types", "xland")
     grid, params = package.make(environment)
-    params = params.replace(max_steps=episode_length or params.max_steps)
+    if episode_length is not None:
+        params = params.replace(max_steps=episode_length)
 
     def params_of(task):
         return params.replace(ruleset=types.RuleSet(**{name: task[name] for name in _RULES}))
@@ -211,6 +253,11 @@ def xland_minigrid(
         return jnp.concatenate(cells, axis=-1).ravel()
 
     splits = _one_object(objects) if rulesets is None else _from_file(rulesets)
+    wanted = jax.eval_shape(splits["train"].sample, jax.random.key(0))["init_tiles"].shape[0]
+    empty = np.asarray(grid.reset(params, jax.random.key(0)).state.grid)[..., 0]
+    places = min(np.sum(empty == constants.Tiles.FLOOR) - 1, len(_SHAPES) * len(_COLORS))
+    if wanted > places:
+        raise MetajaxError(f"{environment} has places for {places} objects, not for {wanted}.")
     size = params.view_size**2 * (constants.NUM_TILES + constants.NUM_COLORS)
     env = make_env(
         start,
@@ -256,20 +303,24 @@ def _one_object(objects: int) -> dict[str, Any]:
 def _from_file(path: str) -> dict[str, Any]:
     names = {"goals": "goal", "rules": "rules", "init_tiles": "init_tiles"}
     try:
-        with np.load(Path(path)) as stored:
+        with np.load(io.BytesIO(Path(path).read_bytes())) as stored:
             tasks = {name: np.asarray(stored[key]) for key, name in names.items()}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise MetajaxError(
             f"cannot read rule sets from {path}: {error} The file must be a .npz with "
             f"{', '.join(names)}."
         ) from None
-    counts = {len(x) for x in tasks.values()}
-    if len(counts) != 1 or min(counts) < HELD_OUT_EVERY:
+    shapes = {name: x.shape for name, x in tasks.items()}
+    goals, rules, tiles = shapes.values()
+    count = goals[0] if goals else 0
+    lengths = (rules[1:2], tiles[1:2])
+    expected = ((count, 5), (count, *lengths[0], 7), (count, *lengths[1], 2))
+    if (goals, rules, tiles) != expected or count < HELD_OUT_EVERY:
         raise MetajaxError(
-            f"{path} holds {sorted(counts)} rule sets; there must be as many goals, rules and "
-            f"init_tiles, and at least {HELD_OUT_EVERY}."
+            f"{path} holds arrays of the shapes {shapes}; they must be goals [n, 5], rules "
+            f"[n, rules, 7] and init_tiles [n, objects, 2], with n at least {HELD_OUT_EVERY}."
         )
-    held_out = np.arange(counts.pop()) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
+    held_out = np.arange(count) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
     arrays = {name: jnp.asarray(x, jnp.uint8) for name, x in tasks.items()}
     return finite_splits(arrays, held_out)
 

@@ -6,8 +6,8 @@ Four makers build the same body, read from the XML files inside the installed Gy
 - `mujoco`: MuJoCo's C engine on all CPU threads, called from inside the compiled program. The
   default on a CPU, where it is tens of times faster than MJX and compiles in a second. The same
   physics as `mjx`, to rounding.
-- `warp`: MuJoCo Warp, for NVIDIA GPUs, behind MJX's interface. The same physics again, in single
-  precision, written for thousands of worlds; it has no gradient.
+- `warp`: MuJoCo Warp, for NVIDIA GPUs, behind MJX's interface. The same physics in single precision
+  but for its contact frames (see `warp`), written for thousands of worlds; it has no gradient.
 - `brax`: Brax's pipelines `spring`, `positional` and `generalized`. Another physics: results on
   them are not results on MuJoCo.
 
@@ -488,10 +488,8 @@ def mjx(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False)
     model.opt.iterations = min(model.opt.iterations, SOLVER_ITERATIONS)
     model.opt.ls_iterations = min(model.opt.ls_iterations, LINE_SEARCH)
     arrays = _mjx_arrays(model)
-    try:
+    with _loading("mjx"):
         arrays()  # made now: MJX cannot while a program is traced for several devices
-    except NotImplementedError as error:
-        raise MetajaxError(f"backend 'mjx' cannot load the model: {error}") from None
     runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
     substep = _runge_kutta(model, _forward) if runge_kutta else _shipped_substep
 
@@ -529,6 +527,14 @@ def _with_dynamics(compiled, dynamics: Dynamics):
         changed = field * _multipliers(field.ndim, multiplier)
         compiled = compiled.tree_replace({DYNAMICS[name]: changed})
     return compiled
+
+
+@contextlib.contextmanager
+def _loading(backend: str):
+    try:
+        yield
+    except NotImplementedError as error:
+        raise MetajaxError(f"backend {backend!r} cannot load the model: {error}") from None
 
 
 def _data_at(data, state: MujocoState):
@@ -744,11 +750,15 @@ def warp(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False
         model: a compiled MuJoCo model.
         frame_skip: substeps per environment step.
         contact_forces: whether they are wanted; the model then needs `contact_sensor`.
+
+    Raises:
+        MetajaxError: MJX does not have something that the model asks for.
     """
     engine = _import_mjx()
-    # MJX's own data has a place for every contact there can be, and so has this one.
-    most = _mjx_arrays(model)()[1]._impl
-    compiled = engine.put_model(model, impl="warp")
+    with _loading("warp"):
+        # MJX's own data has a place for every contact there can be, and so has this one.
+        most = _mjx_arrays(model)()[1]._impl
+        compiled = engine.put_model(model, impl="warp")
     runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
     integrate = _runge_kutta(model, lambda _, compiled, data: engine.forward(compiled, data))
 
@@ -811,7 +821,8 @@ def _import_mjx():
     """Import MJX without what it prints where `warp` is installed and where it is not."""
     if importlib.util.find_spec("warp") is not None:
         language = importlib.import_module("warp")
-        language.config.log_level = language.LOG_ERROR
+        with contextlib.suppress(AttributeError):  # some other package of this name
+            language.config.log_level = language.LOG_ERROR
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         from mujoco import mjx
@@ -867,7 +878,7 @@ class BraxState:
     """What a Brax pipeline needs to continue exactly.
 
     Attributes:
-        qpos: generalized positions (m, rad), as Brax counts them.
+        qpos: generalized positions (m, rad), as MuJoCo counts them.
         qvel: generalized velocities (m/s, rad/s).
         links: `spring` and `positional`, which work on free bodies: the place and motion of every
             link. `generalized`: the inverse of the mass matrix, which it refines step by step.
