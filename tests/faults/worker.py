@@ -6,6 +6,7 @@ Resumes if the directory holds a run. Prints a line at each stage; `save` makes 
 to be hit. Exits with 128 + the signal's number if it was asked to stop.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from metajax.train import Evaluation, train
 
 
 def say(line):
-    print(line, flush=True)
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())  # at once: two threads speak
 
 
 def experiment(iterations):
