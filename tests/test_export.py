@@ -40,8 +40,8 @@ FOREIGN = [
 def test_it_passes_gymnasiums_own_checks(name):
     env = GymnasiumEnv(metajax.make(name, episode_length=5))
     with warnings.catch_warnings():
-        # About rendering, which there is none of, and about bounds, which there are none of.
-        warnings.filterwarnings("ignore", message=".*(spec|infinity|action space symmetric).*")
+        # About rendering, of which there is none, and about bounds, which are the papers'.
+        warnings.filterwarnings("ignore", message=".*(spec|infinity|symmetric and normalized).*")
         check_env(env)
 
 
