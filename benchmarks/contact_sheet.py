@@ -21,7 +21,6 @@ from metajax.rendering import bodies, plots
 from metajax.rendering.recording import Recording
 
 COLUMNS = 6
-EPISODES = {"bernoulli-bandit": 100, "gaussian-bandit": 100}
 SECONDS = 0.4  # after which robots are drawn
 
 
@@ -29,10 +28,10 @@ def play(name):
     """Return a task and `Recording`s of random actions on it: `[episode, time]`."""
     family = metajax.make(name)
     env, space = family.env, family.env.action_space
-    position = plots.PLOTS.get(name, plots.REWARDS).position
+    plot = plots.PLOTS.get(name, plots.REWARDS)
+    position, episodes = plot.position, plot.shown
     if name in bodies.BODIES:
-        position = lambda state: state.simulator.qpos
-    episodes = EPISODES.get(name, 1 if name in bodies.BODIES else 5)
+        position, episodes = lambda state: state.simulator.qpos, 1
     task = family.train.sample(jax.random.key(4))
 
     def episode(key):

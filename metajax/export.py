@@ -61,9 +61,7 @@ class GymnasiumEnv(gymnasium.Env):
             MetajaxError: there is no such option, or the task is none of the family's.
         """
         super().reset(seed=seed)
-        options = _checked_options(options)
-        if "task" in options:
-            self._task = _checked(options["task"], self._sample)
+        self._task = _task_after(options, self._task, self._sample)
         task_key, reset_key = _keys(self.np_random)
         task = self._draw(task_key) if self._task is None else self._task
         state = self._state = self._reset(reset_key, task)
@@ -154,9 +152,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
             MetajaxError: there is no such option, or tasks are none of the family's.
         """
         super().reset(seed=seed)
-        options = _checked_options(options)
-        if "task" in options:
-            self._tasks = _checked(options["task"], self._draw_batch)
+        self._tasks = _task_after(options, self._tasks, self._draw_batch)
         state = self._state = self._reset(_keys(self.np_random), self._tasks)
         return _observation(state), {"task": jax.tree.map(np.array, state.task)}
 
@@ -211,11 +207,12 @@ def _as_action(action, space: gymnasium.Space) -> Array:
     return jnp.asarray(array, jnp.int32 if whole else jnp.float32)
 
 
-def _checked_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _task_after(options: Mapping[str, Any] | None, task: Task | None, sample) -> Task | None:
+    """Return the task that the options of a reset ask for, or the one there was."""
     for name in options or ():
         if name != "task":
             raise unknown("option of reset", name, ("task",))
-    return options or {}
+    return _checked(options["task"], sample) if options else task
 
 
 def _checked(task: Task, sample) -> Task:

@@ -68,7 +68,7 @@ def _first_split(key: Key[Array, ""], arms: int, split: Split):
 
 
 def _bandit(name: str, arms: int, episode_length: int, sample, pay) -> TaskFamily:
-    check_at_least(1, arms=arms, episode_length=episode_length)
+    check_at_least(1, arms=arms)
 
     def start(key: Key[Array, ""], task):
         del task

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from metajax.errors import check_at_least
 from metajax.types import ActionSpace, Env, EnvState, Task
 
 
@@ -41,7 +42,11 @@ def make_env(
         observation_size: numbers in an observation.
         action_space: of the actions.
         episode_length: steps after which an episode is truncated, if it has not terminated.
+
+    Raises:
+        MetajaxError: an episode would have no step.
     """
+    check_at_least(1, episode_length=episode_length)
 
     def reset(key: Key[Array, ""], task: Task) -> EnvState:
         simulator = start(key, task)

@@ -56,8 +56,6 @@ def gymnax(
         raise unknown("environment of gymnax", environment, package.registered_envs)
     if environment in _NEEDS_NETWORK:
         raise MetajaxError(f"{environment} fetches its data from the network, which is not done.")
-    if episode_length is not None:
-        check_at_least(1, episode_length=episode_length)
     game, params = package.make(environment)
     derived = _DERIVED.get(environment, {})
     ranges = _checked_ranges(environment, params, vary or {}, derived)
@@ -70,10 +68,10 @@ def gymnax(
             )
     actions, space = _action_space(environment, game.action_space(params))
     seen = game.observation_space(params)
-    _check_supported(environment, "observations", seen)
+    numbered = _is_discrete(environment, "observations", seen)
 
     def observe(observation):
-        if type(seen).__name__ == "Discrete":
+        if numbered:
             return jax.nn.one_hot(observation, seen.n)
         return jnp.ravel(observation).astype(float)
 
@@ -105,11 +103,32 @@ def gymnax(
         moved = {"key": next_key, "state": state, "observation": observe(observation)}
         return Moved(moved, reward, terminated)
 
+    env = make_env(
+        start,
+        move,
+        lambda simulator: simulator["observation"],
+        observation_size=seen.n if numbered else math.prod(seen.shape),
+        action_space=actions,
+        episode_length=(
+            int(params.max_steps_in_episode) if episode_length is None else episode_length
+        ),
+    )
+    splits = _parameters(ranges) if ranges else _seeds()
+    return TaskFamily(env, name=f"gymnax-{environment}-v1", **splits)
+
+
+def _seeds() -> dict[str, Any]:
     def sample(key: Key[Array, ""], *, split: Split):
-        if not ranges:
-            seed = HELD_OUT_EVERY * jax.random.randint(key, (), 0, 2**31 // HELD_OUT_EVERY - 1)
-            other = jax.random.randint(jax.random.fold_in(key, 0), (), 1, HELD_OUT_EVERY)
-            return {"seed": seed if split == "test" else seed + other}
+        seed = HELD_OUT_EVERY * jax.random.randint(key, (), 0, 2**31 // HELD_OUT_EVERY - 1)
+        other = jax.random.randint(jax.random.fold_in(key, 0), (), 1, HELD_OUT_EVERY)
+        return {"seed": seed if split == "test" else seed + other}
+
+    train, test = two_splits(sample)
+    return {"train": train, "test": test}
+
+
+def _parameters(ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    def sample(key: Key[Array, ""], *, split: Split):
         task = {}
         for index, (name, (low, high)) in enumerate(ranges.items()):
             this_key = jax.random.fold_in(key, index)
@@ -119,20 +138,7 @@ def gymnax(
                 task[name] = jax.random.uniform(this_key, minval=low, maxval=high)
         return task
 
-    env = make_env(
-        start,
-        move,
-        lambda simulator: simulator["observation"],
-        observation_size=seen.n if type(seen).__name__ == "Discrete" else math.prod(seen.shape),
-        action_space=actions,
-        episode_length=(
-            int(params.max_steps_in_episode) if episode_length is None else episode_length
-        ),
-    )
-    if ranges:
-        return TaskFamily(env, name=f"gymnax-{environment}-v1", **three_splits(sample))
-    train, test = two_splits(sample)
-    return TaskFamily(env, train, test, f"gymnax-{environment}-v1")
+    return three_splits(sample)
 
 
 _NEEDS_NETWORK = ("MNISTBandit-bsuite",)
@@ -170,8 +176,7 @@ def _checked_ranges(environment: str, params: Any, vary: Mapping[str, Any], deri
 
 
 def _action_space(environment: str, space: Any):
-    _check_supported(environment, "actions", space)
-    if type(space).__name__ == "Discrete":
+    if _is_discrete(environment, "actions", space):
         return Discrete(int(space.n)), space
     low, high = np.unique(space.low), np.unique(space.high)
     if len(low) != 1 or len(high) != 1:
@@ -180,11 +185,11 @@ def _action_space(environment: str, space: Any):
     return Continuous(size, float(low[0]), float(high[0])), space
 
 
-def _check_supported(environment: str, what: str, space: Any) -> None:
-    if type(space).__name__ not in ("Box", "Discrete"):
-        raise MetajaxError(
-            f"{what} of {environment} are a {type(space).__name__}; they must be a Box or Discrete."
-        )
+def _is_discrete(environment: str, what: str, space: Any) -> bool:
+    kind = type(space).__name__
+    if kind not in ("Box", "Discrete"):
+        raise MetajaxError(f"{what} of {environment} are a {kind}; they must be a Box or Discrete.")
+    return kind == "Discrete"
 
 
 def xland_minigrid(
@@ -223,8 +228,6 @@ def xland_minigrid(
     if environment not in known:
         raise unknown("environment of XLand-MiniGrid", environment, known)
     check_at_least(1, objects=objects)
-    if episode_length is not None:
-        check_at_least(1, episode_length=episode_length)
     constants = _import("xminigrid.core.constants", "xland")
     types = _import("xminigrid.types", "xland")
     grid, params = package.make(environment)

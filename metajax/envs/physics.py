@@ -428,21 +428,12 @@ def mujoco_c(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = F
     def engine(names: tuple[str, ...]) -> Any:
         # Not `jax.pure_callback`: that hands over JAX arrays, made on the thread it runs on, which
         # costs a third of a step at 20 worlds and is what such callbacks are known to hang on.
-        @jax.custom_jvp
         def step_row(row: Float[Array, "row"]) -> Float[Array, "state"]:
             shape = jax.ShapeDtypeStruct((size,), row.dtype)
             host = functools.partial(host_step, names)
             return buffer_callback(host, shape, vmap_method="broadcast_all")(row)
 
-        @step_row.defjvp
-        def no_gradient(primals, tangents):
-            raise MetajaxError(
-                "backend 'mujoco' is MuJoCo's C engine, which has no gradient: to differentiate "
-                "through the physics take backend 'spring', 'positional' or 'generalized', or "
-                "'mjx' in forward mode."
-            )
-
-        return step_row
+        return _without_gradient(step_row, "backend 'mujoco' is MuJoCo's C engine")
 
     def step(state: MujocoState, control: Float[Array, "nu"], dynamics: Dynamics) -> MujocoState:
         _check_dynamics(dynamics, model)
@@ -459,6 +450,20 @@ def mujoco_c(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = F
     return _mujoco_bundle(
         model, step, frame_skip=frame_skip, backend="mujoco", contact_forces=contact_forces
     )
+
+
+def _without_gradient(function, engine: str) -> Any:
+    """Return a function that says so when it is differentiated."""
+    function = jax.custom_jvp(function)
+
+    @function.defjvp
+    def no_gradient(primals, tangents):
+        raise MetajaxError(
+            f"{engine}, which has no gradient: to differentiate through the physics take backend "
+            "'spring', 'positional' or 'generalized', or 'mjx' in forward mode."
+        )
+
+    return function
 
 
 SOLVER_ITERATIONS = 8
@@ -490,8 +495,7 @@ def mjx(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False)
     arrays = _mjx_arrays(model)
     with _loading("mjx"):
         arrays()  # made now: MJX cannot while a program is traced for several devices
-    runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
-    substep = _runge_kutta(model, _forward) if runge_kutta else _shipped_substep
+    substep = _substep(model, _forward, _euler_or_implicit)
 
     def step(state: MujocoState, control: Float[Array, "nu"], dynamics: Dynamics) -> MujocoState:
         _check_dynamics(dynamics, model)
@@ -586,11 +590,28 @@ def _align_with_capsules(compiled, data):
     return data.tree_replace({"_impl.contact.frame": frame})
 
 
-def _shipped_substep(engine, compiled, data, state: MujocoState, force_of) -> MujocoState:
+def _euler_or_implicit(engine, compiled, data):
     euler = compiled.opt.integrator == engine.IntegratorType.EULER
     integrate = engine.euler if euler else engine.implicit
-    after = integrate(compiled, _forward(engine, compiled, _data_at(data, state)))
-    return MujocoState(after.qpos, after.qvel, after.qacc_warmstart, force_of(after, True))
+    return integrate(compiled, _forward(engine, compiled, data))
+
+
+def _substep(model: mujoco.MjModel, forward, advance):
+    """Return a substep `(engine, compiled model, data, state, force_of) -> state`.
+
+    Args:
+        model: a compiled MuJoCo model.
+        forward: `(engine, compiled model, data) -> data` with accelerations.
+        advance: the same, a substep later, for integrators other than Runge-Kutta's.
+    """
+    if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
+        return _runge_kutta(model, forward)
+
+    def substep(engine, compiled, data, state: MujocoState, force_of) -> MujocoState:
+        after = advance(engine, compiled, _data_at(data, state))
+        return MujocoState(after.qpos, after.qvel, after.qacc_warmstart, force_of(after, True))
+
+    return substep
 
 
 def _runge_kutta(model: mujoco.MjModel, forward):
@@ -759,14 +780,11 @@ def warp(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False
         # MJX's own data has a place for every contact there can be, and so has this one.
         most = _mjx_arrays(model)()[1]._impl
         compiled = engine.put_model(model, impl="warp")
-    runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
-    integrate = _runge_kutta(model, lambda _, compiled, data: engine.forward(compiled, data))
-
-    def shipped(engine, compiled, data, state: MujocoState, force_of) -> MujocoState:
-        after = engine.step(compiled, _data_at(data, state))
-        return MujocoState(after.qpos, after.qvel, after.qacc_warmstart, force_of(after, True))
-
-    substep = integrate if runge_kutta else shipped
+    substep = _substep(
+        model,
+        lambda engine, compiled, data: engine.forward(compiled, data),
+        lambda engine, compiled, data: engine.step(compiled, data),
+    )
 
     def force_of(data, wanted):
         return jnp.where(wanted, data._impl.cfrc_ext, 0.0) if contact_forces else None
@@ -792,24 +810,14 @@ def warp(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False
         with _foreign_code():
             return jax.vmap(step)(state, control, dynamics)
 
-    batched = _all_worlds_at_once(step_worlds)
-
-    @jax.custom_jvp
-    def step_single(arguments):
-        return batched(*arguments)
-
-    @step_single.defjvp
-    def no_gradient(primals, tangents):
-        raise MetajaxError(
-            "backend 'warp' is MuJoCo Warp, which has no gradient: to differentiate through "
-            "the physics take backend 'spring', 'positional' or 'generalized', or 'mjx' in forward "
-            "mode."
-        )
+    step_single = _without_gradient(
+        _all_worlds_at_once(step_worlds), "backend 'warp' is MuJoCo Warp"
+    )
 
     def step(state: MujocoState, control: Float[Array, "nu"], dynamics: Dynamics) -> MujocoState:
         _check_dynamics(dynamics, model)
         single = jax.tree.map(lambda x: x.astype(jnp.float32), (state, control, dict(dynamics)))
-        after = step_single(single)
+        after = step_single(*single)
         return jax.tree.map(lambda x, like: x.astype(like.dtype), after, state)
 
     return _mujoco_bundle(

@@ -105,18 +105,15 @@ _CHEETAH = Body(
     follow=1,
     colors={
         _DARK: ("bthigh", "bshin", "bfoot"),
-        _LIGHT: ("f*t*", "fshin"),
+        _LIGHT: ("fthigh", "fshin", "ffoot"),
         _MIDDLE: ("torso", "head"),
     },
     task=_run_at,
 )
-_WALKER = Body(
+_WALKER = _CHEETAH._replace(
     model=lambda: load_model("walker2d"),
     seconds=0.002 * walker.FRAME_SKIP,
-    view=SIDE,
     window=(4.0, 2.0),
-    below=0.25,
-    follow=1,
     colors={
         _DARK: ("*_left_geom",),
         _LIGHT: ("thigh_geom", "leg_geom", "foot_geom"),
@@ -158,13 +155,9 @@ BODIES = {
     "ant-vel": _ANT,
     "halfcheetah-dir": _CHEETAH._replace(task=_forward_or_backward),
     "halfcheetah-vel": _CHEETAH,
-    "hopper-params": Body(
+    "hopper-params": _WALKER._replace(
         model=lambda: load_model("hopper"),
         seconds=0.008,
-        view=SIDE,
-        window=(4.0, 2.0),
-        below=0.25,
-        follow=1,
         colors={_DARK: ("thigh*",), _LIGHT: ("leg*", "foot*"), _MIDDLE: ("torso*",)},
         task=_weight,
     ),

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,11 +54,9 @@ def draw_plots(plot: Plot, tasks, recordings, titles) -> bytes:
             if row >= count:
                 axes.set_axis_off()
                 continue
-            of_task = [
-                jax.tree.map(lambda x, row=row: x[row], part) for part in (tasks, *recordings)
-            ]
+            task, *shown = jax.tree.map(lambda x, row=row: x[row], (tasks, *recordings))
             axes.grid(color="#e6e6e6")
-            plot.draw(axes, of_task[0], of_task[1:], titles)
+            plot.draw(axes, task, shown, titles)
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
         figure.suptitle(plot.caption, fontsize=9)
         buffer = io.BytesIO()
@@ -68,8 +66,8 @@ def draw_plots(plot: Plot, tasks, recordings, titles) -> bytes:
 
 def _paths(axes: Axes, task: Task, recordings, titles) -> None:
     episodes = list(_episodes(recordings, titles))
-    on_grid = all(np.array_equal(path, np.round(path)) for path, _ in episodes)
-    for index, (path, style) in enumerate(episodes):
+    on_grid = all(np.array_equal(path, np.round(path)) for path, _, _ in episodes)
+    for index, (path, _, style) in enumerate(episodes):
         aside = 0.04 * (index - (len(episodes) - 1) / 2) if on_grid else 0.0  # not over each other
         axes.plot(*(path + aside).T, **style)
     axes.plot(*recordings[0].positions[0, 0], "o", color=INK, markersize=4)
@@ -91,7 +89,7 @@ def _paths(axes: Axes, task: Task, recordings, titles) -> None:
 
 def _over_time(label: str):
     def draw(axes: Axes, task: Task, recordings, titles) -> None:
-        for path, style in _episodes(recordings, titles):
+        for path, _, style in _episodes(recordings, titles):
             axes.plot(path[:, 0], **style)
         axes.set(xlabel="step", ylabel=label, title=_numbers(task))
         axes.title.set_fontsize(8)
@@ -100,13 +98,8 @@ def _over_time(label: str):
 
 
 def _earned(axes: Axes, task: Task, recordings, titles) -> None:
-    for recording, title, color in zip(recordings, titles, COLORS, strict=False):
-        for index, (reward, valid) in enumerate(
-            zip(recording.reward, recording.valid, strict=True)
-        ):
-            total = np.append(0.0, np.cumsum(reward[valid]))
-            style = _style(recording, title, color, index)
-            axes.plot(total, **style)
+    for _, reward, style in _episodes(recordings, titles):
+        axes.plot(np.append(0.0, np.cumsum(reward)), **style)
     axes.set(xlabel="step", ylabel="reward so far")
 
 
@@ -123,18 +116,16 @@ def _arms(axes: Axes, task: Task, recordings, titles) -> None:
     axes.set(xlabel="arm", ylabel="share of pulls", xticks=arms)
 
 
-def _episodes(recordings, titles):
-    """Yield (positions, style) of every episode; the first of each recording has the label."""
+def _episodes(recordings, titles) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
+    """Yield (positions, rewards, style) of every episode; the first of each kind has the label."""
     for recording, title, color in zip(recordings, titles, COLORS, strict=False):
-        for index, (path, valid) in enumerate(
-            zip(recording.positions, recording.valid, strict=True)
+        style: dict[str, Any] = {"color": color, "linewidth": 1, "alpha": 0.8}
+        label = f"{title}: {recording.returns.mean():.1f}"
+        for path, reward, valid in zip(
+            recording.positions, recording.reward, recording.valid, strict=True
         ):
-            yield path[: int(valid.sum()) + 1], _style(recording, title, color, index)
-
-
-def _style(recording: Recording, title: str, color: str, index: int) -> dict[str, Any]:
-    label = None if index else f"{title}: {recording.returns.mean():.1f}"
-    return {"color": color, "linewidth": 1, "alpha": 0.8, "label": label}
+            yield path[: int(valid.sum()) + 1], reward[valid], style | {"label": label}
+            label = None
 
 
 def _numbers(task: Task) -> str:
