@@ -7,7 +7,8 @@
 One step of a family is physics, observation, reward and end, under random actions that were drawn
 before. Beside it, in turn with it: the engine's own step at the same batch and nothing else (on C
 MuJoCo `mujoco.rollout` on all threads), where the task is the model itself that step with and
-without a model per world, and one environment of Gymnasium's stepped in Python.
+without a model per world, and one environment of Gymnasium's stepped in Python. Rows of an earlier
+run under the same name are kept where they are not measured again.
 """
 
 import argparse
@@ -211,6 +212,19 @@ def draw(rows, path):
     figure.savefig(path, dpi=150)
 
 
+def with_earlier(name, rows, references):
+    """Return the rows and references, with those of an earlier run that they do not replace."""
+    path = common.RESULTS / f"{name}.json"
+    if not path.exists():
+        return rows, references
+    earlier = json.loads(path.read_text())
+    of = lambda row: (row["family"], row["backend"], row["batch"])
+    by_key = {of(row): row for row in (*earlier["rows"], *rows)}
+    families = list(FAMILIES)
+    order = sorted(by_key, key=lambda key: (families.index(key[0]), key[1], key[2]))
+    return [by_key[key] for key in order], earlier["gymnasium_steps_per_second"] | references
+
+
 def publish(rows):
     machine = common.machine()
     device = f"{machine['cores']} CPU cores" if machine["platform"] == "cpu" else machine["device"]
@@ -252,6 +266,7 @@ def main():
             known = BODIES[name].gymnasium
             references[known] = gymnasium_steps_per_second(BODIES[name])
             print(f"  {known:<17} in Python   {references[known]:>26,.0f} steps/s", flush=True)
+    rows, references = with_earlier(arguments.name, rows, references)
     result = {"rows": rows, "gymnasium_steps_per_second": references}
     path = common.save(arguments.name, result)
     draw(rows, path.with_suffix(".png"))

@@ -186,7 +186,7 @@ def train_options(algorithm: str, family: str) -> type:
     groups.append(("run_directory", directory, dataclasses.field(default=None)))
     options = dataclasses.make_dataclass("TrainOptions", groups, frozen=True)
     options.__doc__ = (
-        f"Meta-train {algorithm} on {family} and evaluate it on held-out tasks.\n\n"
+        f"Meta-train {algorithm} on {family} and evaluate on held-out tasks.\n\n"
         "metajax list names all algorithms and families; each pair has its own defaults."
     )
     return options
@@ -583,27 +583,27 @@ def _list(options: ListOptions) -> int:
     del options
     _say("algorithms")
     for name, factory in sorted(ALGORITHMS.items()):
-        _say(f"  {name:<17}{summary_of(factory)}")
+        _say(f"  {name:<19}{summary_of(factory)}")
     speeds = json.loads(_SPEEDS.read_text())
     _say("\nfamilies")
     for name in sorted(FAMILIES):
-        _say(f"  {name:<17}{SOURCES[name]}")
+        _say(f"  {name:<19}{SOURCES[name]}")
         try:
             env = make(name).env
         except MetajaxError as error:  # its package is not installed
-            _say(f"{'':<19}{error}")
+            _say(f"{'':<21}{error}")
             continue
         space = env.action_space
         discrete = isinstance(space, Discrete)
         acts = f"1 of {space.size}" if discrete else _plural(space.size, "number")
         _say(
-            f"{'':<19}observation: {_plural(env.observation_size, 'number')}, "
+            f"{'':<21}observation: {_plural(env.observation_size, 'number')}, "
             f"action: {acts}, episode: {_plural(env.episode_length, 'step')}"
         )
         if name in speeds["steps_per_second"]:
-            _say(f"{'':<19}{_count(speeds['steps_per_second'][name])} steps per second")
+            _say(f"{'':<21}{_count(speeds['steps_per_second'][name])} steps per second")
         for option, names in presets.choices(name).items():
-            _say(f"{'':<19}--{option} {', '.join(names)}")
+            _say(f"{'':<21}--{option} {', '.join(names)}")
     _say(f"\nsteps per second: {speeds['measured']}")
     return 0
 

@@ -14,6 +14,7 @@ from metajax.envs import ENGINES, FAMILIES, VARIANTS, make
 from metajax.envs.physics import BACKENDS
 from metajax.errors import MetajaxError, unknown
 from metajax.policies import mlp
+from metajax.rules import RuleName
 from metajax.train import Evaluation, train
 from metajax.types import Algorithm, TaskFamily
 
@@ -75,6 +76,12 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 }
 
 
+# What an algorithm needs on any family, over MAML's own presets.
+OF_ALGORITHM: dict[str, dict[str, dict[str, Any]]] = {
+    "cavia": {"policy": {"context": 2}, "algorithm": {"inner_learning_rate": 1.0}},
+}
+
+
 class Experiment(NamedTuple):
     """What a configuration describes: `train(algorithm, family, evaluation=..., **training)`."""
 
@@ -108,17 +115,32 @@ def options(algorithm: str, family: str) -> dict[str, dict[str, inspect.Paramete
 
     Options are the keyword arguments of the group's factory that plain data can express.
     """
-    preset = PRESETS.get((algorithm, family), {})
+    preset = _preset(algorithm, family)
     found: dict[str, dict[str, inspect.Parameter]] = {}
     for group, factory in factories(algorithm, family).items():
         found[group] = {}
         for name, parameter in inspect.signature(factory).parameters.items():
             positional = parameter.kind is not parameter.KEYWORD_ONLY and group != "evaluation"
-            if positional or name in _NOT_OPTIONS or name == "rule":
+            if positional or name in _NOT_OPTIONS:
                 continue
+            if name == "rule":  # those that have a name
+                parameter = parameter.replace(annotation=RuleName)
             default = preset.get(group, {}).get(name, parameter.default)
             found[group][name] = parameter.replace(default=default)
     return found
+
+
+def _preset(algorithm: str, family: str) -> dict[str, dict[str, Any]]:
+    """Return the tuned values of a pair of names; what MAML was tuned to serves its relatives."""
+    layers = [
+        PRESETS.get(("maml", family), {}),
+        OF_ALGORITHM.get(algorithm, {}),
+        PRESETS.get((algorithm, family), {}),
+    ]
+    return {
+        group: {name: value for layer in layers for name, value in layer.get(group, {}).items()}
+        for group in GROUPS
+    }
 
 
 def choices(family: str) -> dict[str, tuple[str, ...]]:

@@ -11,8 +11,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
-from metajax.types import Env, Policy, PolicyOutput, StepInput, Trajectory
+from metajax.algorithms.inner_loop import MetaParams
+from metajax.envs.tabular import tabular
+from metajax.losses import returns
+from metajax.policies import mlp
+from metajax.types import (
+    Discrete,
+    Env,
+    Policy,
+    PolicyOutput,
+    StepInput,
+    TrainState,
+    Trajectory,
+)
 
 
 class Enumerated(NamedTuple):
@@ -119,3 +132,98 @@ def expected_return(policy: Policy, params, task, length: int, discount: float =
     """Return the expected discounted return from state 0."""
     pi = action_probabilities(policy, params, task["reward"].shape[0])
     return jnp.sum(pi[0] * action_values(pi, task, length, discount)[0, 0])
+
+
+# --- what the tests of the gradient family share -------------------------------------------------
+
+
+class Problem:
+    """A tabular family, a policy, its parameters as one vector, and two random tasks."""
+
+    def __init__(self, states=3, actions=2, length=3, context=0):
+        self.states, self.length = states, length
+        self.everything = enumerate_trajectories(states, actions, length)
+        self.count = len(self.everything.states)
+        self.family = tabular(states=states, actions=actions, episode_length=length, reward_std=0.0)
+        self.policy = mlp(states, Discrete(actions), hidden=(3,), context=context)
+        params = self.policy.init(jax.random.key(1))
+        # Far from uniform, so that no symmetry hides a missing term.
+        flat, self.unravel = ravel_pytree(params)
+        self.flat = flat + 0.3 * jax.random.normal(jax.random.key(2), flat.shape)
+        self.params = self.unravel(self.flat)
+        self.elsewhere = self.flat + 0.3 * jax.random.normal(jax.random.key(10), flat.shape)
+        self.tasks = jax.vmap(self.family.train.sample)(jax.random.split(jax.random.key(8), 2))
+        self.task = jax.tree.map(lambda x: x[0], self.tasks)
+
+    def log_probs(self, flat):
+        return log_probs(self.policy, self.unravel(flat), self.everything, self.states)
+
+    def expected_return(self, flat, task=None, discount=1.0):
+        task = self.task if task is None else task
+        return expected_return(self.policy, self.unravel(flat), task, self.length, discount)
+
+    def probability(self, flat, task=None):
+        total = jnp.sum(self.log_probs(flat), axis=-1)
+        task = self.task if task is None else task
+        return jnp.exp(total + log_transition(task, self.everything))
+
+    def missing_terms(self, flat, discount=1.0, task=None):
+        """Return E[Σ_t discount^t ∇log π(a_t|s_t) ∇Q_t(s_t,a_t)ᵀ], by dynamic programming."""
+
+        task = self.task if task is None else task
+
+        def log_pi(flat):
+            return jnp.log(action_probabilities(self.policy, self.unravel(flat), self.states))
+
+        def q_values(flat):
+            return action_values(jnp.exp(log_pi(flat)), task, self.length, discount)
+
+        pi = jnp.exp(log_pi(flat))
+        visits = occupancy(pi, task, self.length) * discount ** jnp.arange(self.length)[:, None]
+        weight = visits[:, :, None] * pi[None]
+        return jnp.einsum(
+            "tsa,sai,tsaj->ij", weight, jax.jacobian(log_pi)(flat), jax.jacobian(q_values)(flat)
+        )
+
+    def credit(self, discount, with_baseline, enter_discount=True):
+        """Return advantage and baseline `[trajectory, time]`, for the discounted return."""
+        reward = self.task["reward"][self.everything.states, self.everything.actions]
+        valid = jnp.ones(reward.shape, bool)
+        to_go = jax.vmap(lambda r, v: returns.discounted_returns(r, v, discount))(reward, valid)
+        baseline = jnp.zeros_like(to_go)
+        if with_baseline:  # of state and time, and no good: it must not matter
+            baseline = jax.random.normal(jax.random.key(4), (self.length, self.states))
+            baseline = baseline[jnp.arange(self.length), self.everything.states]
+        weight = discount ** jnp.arange(self.length) if enter_discount else jnp.ones(self.length)
+        weight = jnp.broadcast_to(weight, to_go.shape)
+        return weight * (to_go - baseline), weight * baseline
+
+
+def relative_error(found, exact):
+    return float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact))
+
+
+def meta_gradient_of(algorithm, state: TrainState, tasks, *, rule=False) -> jax.Array:
+    """Return the meta-gradient of one `update` with Adam outside, read from Adam's first moment.
+
+    With `rule` that of the rule's parameters, else that of the policy's.
+    """
+    new, metrics = jax.jit(algorithm.update)(state, tasks, jax.random.key(0))
+    first_moments = new.optimizer_state["outer"][0].mu  # (1 - 0.9) of the loss's gradient
+    both = [-10 * ravel_pytree(x)[0] for x in first_moments]
+    norm = jnp.linalg.norm(jnp.concatenate(both))
+    np.testing.assert_allclose(norm, metrics["meta_gradient_norm"], rtol=1e-9)
+    return both[rule]
+
+
+def start(algorithm, params) -> TrainState:
+    """Return the state in which the policy's parameters are `params`, in their precision."""
+    state = jax.tree.map(
+        lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        algorithm.init(jax.random.key(0), None),
+    )
+    found = state.meta_params
+    return TrainState(MetaParams(params, found.rule, found.critic), state.optimizer_state)
+
+
+PLAIN = {"baseline": "none", "discount": 1.0, "normalize_advantages": False, "outer": "adam"}

@@ -14,19 +14,16 @@ import numpy as np
 import optax
 import pytest
 from enumerated import (
-    action_probabilities,
-    action_values,
-    enumerate_trajectories,
-    expected_return,
-    log_probs,
-    log_transition,
-    occupancy,
+    PLAIN,
+    Problem,
+    meta_gradient_of,
+    relative_error,
     rollout_of_everything,
+    start,
 )
 from jax.flatten_util import ravel_pytree
 
-from metajax.algorithms.maml import MetaParams, maml
-from metajax.envs.tabular import tabular
+from metajax.algorithms import maml
 from metajax.errors import MetajaxError
 from metajax.losses import policy_gradient, returns
 from metajax.policies import mlp
@@ -34,17 +31,13 @@ from metajax.rollout import rollout
 from metajax.rules import fixed, sgd
 from metajax.types import (
     Continuous,
-    Discrete,
     Env,
     EnvState,
     StepInput,
-    TrainState,
     Trajectory,
 )
 
-STATES, ACTIONS, LENGTH = 3, 2, 3
-EVERYTHING = enumerate_trajectories(STATES, ACTIONS, LENGTH)
-COUNT = len(EVERYTHING.states)
+LENGTH = 3
 STEP = 1.0  # long enough for the curvature of the return to matter
 
 
@@ -54,69 +47,9 @@ def float64():
         yield
 
 
-class Problem:
-    """A policy, its parameters as one vector, and two random tasks."""
-
-    def __init__(self):
-        self.family = tabular(states=STATES, actions=ACTIONS, episode_length=LENGTH, reward_std=0.0)
-        self.policy = mlp(STATES, Discrete(ACTIONS), hidden=(3,))
-        params = self.policy.init(jax.random.key(1))
-        # Far from uniform, so that no symmetry hides a missing term.
-        flat, self.unravel = ravel_pytree(params)
-        self.flat = flat + 0.3 * jax.random.normal(jax.random.key(2), flat.shape)
-        self.params = self.unravel(self.flat)
-        self.elsewhere = self.flat + 0.3 * jax.random.normal(jax.random.key(10), flat.shape)
-        self.tasks = jax.vmap(self.family.train.sample)(jax.random.split(jax.random.key(8), 2))
-        self.task = jax.tree.map(lambda x: x[0], self.tasks)
-
-    def log_probs(self, flat):
-        return log_probs(self.policy, self.unravel(flat), EVERYTHING, STATES)
-
-    def expected_return(self, flat, task=None, discount=1.0):
-        task = self.task if task is None else task
-        return expected_return(self.policy, self.unravel(flat), task, LENGTH, discount)
-
-    def probability(self, flat):
-        total = jnp.sum(self.log_probs(flat), axis=-1)
-        return jnp.exp(total + log_transition(self.task, EVERYTHING))
-
-    def missing_terms(self, flat, discount=1.0):
-        """Return E[Σ_t discount^t ∇log π(a_t|s_t) ∇Q_t(s_t,a_t)ᵀ], by dynamic programming."""
-
-        def log_pi(flat):
-            return jnp.log(action_probabilities(self.policy, self.unravel(flat), STATES))
-
-        def q_values(flat):
-            return action_values(jnp.exp(log_pi(flat)), self.task, LENGTH, discount)
-
-        pi = jnp.exp(log_pi(flat))
-        visits = occupancy(pi, self.task, LENGTH) * discount ** jnp.arange(LENGTH)[:, None]
-        weight = visits[:, :, None] * pi[None]
-        return jnp.einsum(
-            "tsa,sai,tsaj->ij", weight, jax.jacobian(log_pi)(flat), jax.jacobian(q_values)(flat)
-        )
-
-    def credit(self, discount, with_baseline, enter_discount=True):
-        """Return advantage and baseline `[trajectory, time]`, for the discounted return."""
-        reward = self.task["reward"][EVERYTHING.states, EVERYTHING.actions]
-        valid = jnp.ones(reward.shape, bool)
-        to_go = jax.vmap(lambda r, v: returns.discounted_returns(r, v, discount))(reward, valid)
-        baseline = jnp.zeros_like(to_go)
-        if with_baseline:  # of state and time, and no good: it must not matter
-            baseline = jax.random.normal(jax.random.key(4), (LENGTH, STATES))
-            baseline = baseline[jnp.arange(LENGTH), EVERYTHING.states]
-        weight = discount ** jnp.arange(LENGTH) if enter_discount else jnp.ones(LENGTH)
-        weight = jnp.broadcast_to(weight, to_go.shape)
-        return weight * (to_go - baseline), weight * baseline
-
-
 @pytest.fixture(scope="module")
 def problem():
     return Problem()
-
-
-def relative_error(found, exact):
-    return float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact))
 
 
 # --- the estimators in expectation ---------------------------------------------------------------
@@ -124,7 +57,7 @@ def relative_error(found, exact):
 
 def test_probabilities_add_up_and_give_the_expected_return(problem):
     probability = problem.probability(problem.flat)
-    reward = problem.task["reward"][EVERYTHING.states, EVERYTHING.actions]
+    reward = problem.task["reward"][problem.everything.states, problem.everything.actions]
     np.testing.assert_allclose(jnp.sum(probability), 1, rtol=1e-12)
     np.testing.assert_allclose(
         probability @ jnp.sum(reward, axis=-1), problem.expected_return(problem.flat), rtol=1e-12
@@ -220,7 +153,7 @@ def test_estimators_in_expectation(
         assert error < 1e-6
         # Parameters that moved on can be adapted on stored trajectories.
         assert relative_error(found.gradient_elsewhere, truth.gradient_elsewhere) < 1e-9
-    elif estimator == "likelihood_ratio":
+    elif estimator in ("likelihood_ratio", "clipped"):
         missing = missing_terms(discount)
         missing = missing + missing.T
         assert relative_error(found.hessian, truth.hessian - missing) < 1e-9
@@ -257,35 +190,13 @@ def test_without_the_factor_of_the_discount_no_second_derivative_is_exact(
 # --- maml itself, on the enumerated trajectories -------------------------------------------------
 
 
-def meta_gradient_of(algorithm, state: TrainState, tasks) -> jax.Array:
-    """Return the meta-gradient of one `update` with Adam outside, read from Adam's first moment."""
-    new, metrics = jax.jit(algorithm.update)(state, tasks, jax.random.key(0))
-    first_moment, _ = new.optimizer_state["outer"][0].mu  # (1 - 0.9) of the loss's gradient
-    gradient = -10 * ravel_pytree(first_moment)[0]
-    np.testing.assert_allclose(jnp.linalg.norm(gradient), metrics["meta_gradient_norm"], rtol=1e-9)
-    return gradient
-
-
-def start(algorithm, params) -> TrainState:
-    """Return the state in which the policy's parameters are `params`."""
-    state = algorithm.init(jax.random.key(0), None)
-    optimizer_state = jax.tree.map(
-        lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-        state.optimizer_state,
-    )
-    return TrainState(MetaParams(params, (), ()), optimizer_state)
-
-
-PLAIN = {"baseline": "none", "discount": 1.0, "normalize_advantages": False, "outer": "adam"}
-
-
 @pytest.fixture
 def everything(problem, monkeypatch):
     """Let `maml` play every trajectory, weighted by its probability; return a factory of it."""
     env = problem.family.env
-    module = importlib.import_module("metajax.algorithms.maml")  # the name is also the function's
-    monkeypatch.setattr(module, "rollout", rollout_of_everything(env, EVERYTHING))
-    return functools.partial(maml, env, problem.policy, episodes=COUNT, **PLAIN)
+    module = importlib.import_module("metajax.algorithms.inner_loop")  # also a function's name
+    monkeypatch.setattr(module, "rollout", rollout_of_everything(env, problem.everything))
+    return functools.partial(maml, env, problem.policy, episodes=problem.count, **PLAIN)
 
 
 def exact_maml(problem, rates):
@@ -421,7 +332,7 @@ def test_estimators_on_sampled_episodes(problem, exact, missing_terms, sampled, 
     truth = exact(1.0)
     assert standard_errors(slope, directions[:, 0] @ truth.gradient).max() < 3
     hessian = truth.hessian
-    if estimator == "likelihood_ratio":
+    if estimator in ("likelihood_ratio", "clipped"):
         hessian -= missing_terms(1.0) + missing_terms(1.0).T
     expected = jnp.einsum("di,ij,dj->d", directions[:, 0], hessian, directions[:, 1])
     errors = standard_errors(bend, expected)
@@ -514,7 +425,7 @@ def quadrature_rollout(key, env, task, act, memory, *, episodes, parallel):
 @pytest.fixture
 def on_bandit(monkeypatch):
     """Return a function: reward and options of `maml` to the meta-gradient at known parameters."""
-    module = importlib.import_module("metajax.algorithms.maml")
+    module = importlib.import_module("metajax.algorithms.inner_loop")
     monkeypatch.setattr(module, "rollout", quadrature_rollout)
 
     def run(reward, **options):
@@ -523,7 +434,8 @@ def on_bandit(monkeypatch):
         params = {
             "log_std": jnp.array([-0.5, 0.2]),
             # The observation is 0: the mean is the bias, and the kernel's gradient exactly 0.
-            "network": {"Dense_0": {"kernel": jnp.ones((1, 2)), "bias": jnp.array([0.3, -0.1])}},
+            "head": {"kernel": jnp.ones((1, 2)), "bias": jnp.array([0.3, -0.1])},
+            "body": {},
         }
         algorithm = maml(env, policy, episodes=len(NODES), **PLAIN | options)
         flat = meta_gradient_of(algorithm, start(algorithm, params), jnp.asarray(CENTRES))
@@ -572,9 +484,9 @@ def by_hand(rates):
 def test_quadratic(on_bandit, options, rates):
     found = on_bandit(quadratic, **options)
     mean, log_std = by_hand(rates)
-    np.testing.assert_allclose(found["network"]["Dense_0"]["bias"], mean, rtol=1e-9)
+    np.testing.assert_allclose(found["head"]["bias"], mean, rtol=1e-9)
     np.testing.assert_allclose(found["log_std"], log_std, rtol=1e-9)
-    np.testing.assert_allclose(found["network"]["Dense_0"]["kernel"], 0, atol=1e-12)
+    np.testing.assert_allclose(found["head"]["kernel"], 0, atol=1e-12)
 
 
 @pytest.mark.parametrize("first_order", [False, True])
@@ -586,7 +498,7 @@ def test_orders_agree_where_the_return_has_no_curvature(on_bandit, first_order):
         inner_learning_rate=0.4,
         first_order=first_order,
     )
-    np.testing.assert_allclose(found["network"]["Dense_0"]["bias"], slope, rtol=1e-9)
+    np.testing.assert_allclose(found["head"]["bias"], slope, rtol=1e-9)
     np.testing.assert_allclose(found["log_std"], 0, atol=1e-9)
 
 
@@ -599,6 +511,6 @@ def test_inner_adam_needs_a_smooth_root(on_bandit):
     found = on_bandit(quadratic, rule=smooth, **options)
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(found))
     # One weight without gradient, here the kernel, is enough to spoil everything.
-    assert jnp.isnan(on_bandit(quadratic, rule=rough, **options)["network"]["Dense_0"]["bias"][0])
+    assert jnp.isnan(on_bandit(quadratic, rule=rough, **options)["head"]["bias"][0])
     found = on_bandit(quadratic, rule=rough, first_order=True, **options)
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(found))

@@ -16,7 +16,8 @@ from enumerated import (
 )
 from jax.flatten_util import ravel_pytree
 
-from metajax.algorithms.maml import MetaParams, maml
+from metajax.algorithms import maml
+from metajax.algorithms.inner_loop import MetaParams
 from metajax.algorithms.trust_region import (
     conjugate_gradient,
     fisher_vector_product,
@@ -207,7 +208,7 @@ def test_maml_takes_the_natural_gradient_step_of_the_adapted_policies(monkeypatc
     flat, unravel = ravel_pytree(policy.init(jax.random.key(1)))
     flat = flat + 0.5 * jax.random.normal(jax.random.key(2), flat.shape)
 
-    module = importlib.import_module("metajax.algorithms.maml")
+    module = importlib.import_module("metajax.algorithms.inner_loop")
     monkeypatch.setattr(module, "rollout", rollout_of_everything(family.env, EVERYTHING))
     algorithm = maml(
         family.env,
@@ -223,7 +224,8 @@ def test_maml_takes_the_natural_gradient_step_of_the_adapted_policies(monkeypatc
         cg_iterations=30,
         cg_damping=1e-3,
     )
-    state = TrainState(MetaParams(unravel(flat), (), ()), {"outer": (), "critic": ()})
+    nothing = {"outer": (), "critic": (), "kl_penalty": ()}
+    state = TrainState(MetaParams(unravel(flat), (), ()), nothing)
     new, metrics = jax.jit(algorithm.update)(state, tasks, jax.random.key(0))
     moved = ravel_pytree(new.meta_params.policy)[0] - flat
 

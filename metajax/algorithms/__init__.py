@@ -2,9 +2,49 @@
 
 from collections.abc import Callable
 
-from metajax.algorithms.maml import maml
+from metajax.algorithms.anil import anil
+from metajax.algorithms.cavia import cavia
+from metajax.algorithms.e_maml import e_maml
+from metajax.algorithms.joint import a2c, ppo, reinforce, trpo
+from metajax.algorithms.learned_optimizer import learned_optimizer
+from metajax.algorithms.maml import fomaml, maml
+from metajax.algorithms.meta_lstm import meta_lstm
+from metajax.algorithms.meta_sgd import meta_sgd
+from metajax.algorithms.promp import promp
+from metajax.algorithms.reptile import reptile
 from metajax.types import Algorithm
 
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"maml": maml}
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    "maml": maml,
+    "fomaml": fomaml,
+    "meta-sgd": meta_sgd,
+    "meta-lstm": meta_lstm,
+    "anil": anil,
+    "cavia": cavia,
+    "e-maml": e_maml,
+    "promp": promp,
+    "reptile": reptile,
+    "learned-optimizer": learned_optimizer,
+    "reinforce": reinforce,
+    "a2c": a2c,
+    "ppo": ppo,
+    "trpo": trpo,
+}
 
-__all__ = ["ALGORITHMS", "maml"]
+__all__ = [
+    "ALGORITHMS",
+    "a2c",
+    "anil",
+    "cavia",
+    "e_maml",
+    "fomaml",
+    "learned_optimizer",
+    "maml",
+    "meta_lstm",
+    "meta_sgd",
+    "ppo",
+    "promp",
+    "reinforce",
+    "reptile",
+    "trpo",
+]

@@ -10,76 +10,30 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
-from metajax.errors import MetajaxError, check_at_least, check_positive, unknown
-from metajax.losses import baselines, policy_gradient, returns
-from metajax.policies.mlp import value_network
-from metajax.rollout import over_tasks, rollout, undiscounted_returns
-from metajax.rules.fixed import decayed_sgd
-from metajax.types import (
-    Agent,
-    Algorithm,
-    Env,
-    Metrics,
-    Params,
-    Policy,
-    TrainState,
-    Trajectory,
-    UpdateRule,
-    pytree_dataclass,
+from metajax.algorithms._options import options_of
+from metajax.algorithms.inner_loop import (
+    Experience,
+    MetaParams,
+    behaviour_log_probs,
+    inner_loop,
 )
+from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
+from metajax.errors import check_at_least, check_positive, unknown
+from metajax.losses import policy_gradient, returns
+from metajax.rollout import over_tasks
+from metajax.types import Algorithm, Env, Policy, TrainState
 
 Outer = Literal["trpo", "ppo", "adam"]
-Baseline = Literal["linear", "value_network", "none"]
 
 
-@pytree_dataclass
-class MetaParams:
-    """What MAML learns: `policy` (θ), `rule` (the inner rule's own), `critic` (() without one)."""
-
-    policy: Params
-    rule: Any
-    critic: Any
-
-
-@pytree_dataclass
-class Adapted:
-    """A policy adapted to one task, and the state of the rule that adapts it."""
-
-    policy: Params
-    rule_state: Any
-
-
-@pytree_dataclass
-class Credit:
-    """Constants that an inner or outer loss weighs actions with, each `[episode, time]`.
-
-    `advantage + baseline` is the return to go in the advantage's own units; `target` is the return
-    to go in the units of reward.
-    """
-
-    advantage: Array
-    baseline: Array
-    target: Array
-
-
+@options_of(inner_loop)
 def maml(
     env: Env,
     policy: Policy,
     *,
     inner_steps: int = 1,
-    episodes: int = 20,
-    inner_learning_rate: float = 0.1,
-    inner_learning_rate_decay: float = 1.0,
-    rule: UpdateRule | None = None,
-    first_order: bool = False,
-    estimator: policy_gradient.Estimator = "likelihood_ratio",
-    baseline: Baseline = "linear",
-    discount: float = 0.99,
-    trace: float = 1.0,
-    normalize_advantages: bool = True,
     outer: Outer = "trpo",
     outer_learning_rate: float = 1e-3,
     outer_epochs: int = 5,
@@ -87,10 +41,10 @@ def maml(
     max_kl: float = 0.01,
     cg_iterations: int = 10,
     cg_damping: float = 1e-5,
-    critic_hidden: tuple[int, ...] = (64, 64),
-    critic_learning_rate: float = 1e-3,
-    critic_epochs: int = 10,
-    rematerialize: bool = False,
+    credit_exploration: bool = False,
+    kl_penalty: float = 0.0,
+    target_kl: float = 0.01,
+    **options: Any,
 ) -> Algorithm:
     """Return MAML with policy gradients inside and TRPO, PPO or Adam outside.
 
@@ -100,19 +54,8 @@ def maml(
     Args:
         env: the environment that all tasks share.
         policy: what is adapted; episodes are independent, memory starts afresh in each.
-        inner_steps: K, gradient steps of adaptation during meta-training.
-        episodes: per task and gradient step.
-        inner_learning_rate: α, of plain gradient descent on the mean over time steps.
-        inner_learning_rate_decay: factor on α after the first step (0.5 in the paper's tests).
-        rule: replaces gradient descent as the inner rule.
-        first_order: treat inner gradients as constants.
-        estimator: the inner objective, one of `metajax.losses.policy_gradient.ESTIMATORS`.
-        baseline: "linear" fits features per task and adaptation step; they know the time, so the
-            value is 0 at the horizon. "value_network" shares one network between the tasks, whose
-            values also bootstrap truncated episodes. "none" uses plain returns.
-        discount: γ per step.
-        trace: λ of generalized advantage estimation.
-        normalize_advantages: to mean 0 and standard deviation 1, per task and adaptation step.
+        inner_steps: K, adaptation steps during meta-training. With 0 the tasks are trained
+            jointly, by the outer step alone.
         outer: "trpo", "ppo" (`outer_epochs` clipped epochs that re-adapt on the stored
             trajectories) or "adam" (one step).
         outer_learning_rate: of Adam (ppo, adam).
@@ -121,191 +64,108 @@ def maml(
         max_kl: trust region on the adapted policies, trpo only.
         cg_iterations: conjugate-gradient iterations, trpo only.
         cg_damping: added to the Fisher matrix, trpo only.
-        critic_hidden: widths of the value network's hidden layers, baseline value_network only.
-        critic_learning_rate: of Adam on its squared error.
-        critic_epochs: its full-batch steps per meta-iteration.
-        rematerialize: recompute inner steps in the backward pass; saves memory when K is large.
+        credit_exploration: also credit the episodes before adaptation with what they led to, as
+            E-MAML does.
+        kl_penalty: on how far the policies that played the episodes before adaptation move in an
+            outer step, as in ProMP; then doubled or halved towards `target_kl`. 0 for none.
+        target_kl: nats per step, where there is a penalty.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
     """
-    _check(estimator, baseline, outer, discount, trace)
-    check_at_least(1, inner_steps=inner_steps, episodes=episodes, outer_epochs=outer_epochs)
-    check_at_least(1, cg_iterations=cg_iterations, critic_epochs=critic_epochs)
-    check_at_least(0, inner_learning_rate=inner_learning_rate, cg_damping=cg_damping)
-    check_at_least(0, inner_learning_rate_decay=inner_learning_rate_decay)
+    if outer not in Outer.__args__:
+        raise unknown("outer step", outer, Outer.__args__)
+    check_at_least(0, cg_damping=cg_damping, kl_penalty=kl_penalty)
+    check_at_least(1 if kl_penalty else 0, inner_steps=inner_steps)
+    check_at_least(1, outer_epochs=outer_epochs, cg_iterations=cg_iterations)
     check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
-    check_positive(critic_learning_rate=critic_learning_rate)
-    if rule is None:
-        rule = decayed_sgd(inner_learning_rate, inner_learning_rate_decay)
-    estimate = policy_gradient.ESTIMATORS[estimator]
+    check_positive(target_kl=target_kl)
+    loop = inner_loop(env, policy, **options)
     optimizer = optax.adam(outer_learning_rate)
-    critic_network = value_network(env.observation_size, hidden=critic_hidden)
-    critic_optimizer = optax.adam(critic_learning_rate)
 
-    # --- one task -------------------------------------------------------------------------------
+    def readapt(theta, data: Experience):
+        """Re-adapt θ on the stored rounds 0 ... K-1 of a task.
 
-    def log_probs(params, trajectory: Trajectory):
-        """Return distribution and log-probabilities `[episode, time]` of the actions taken."""
-        _, output = jax.vmap(lambda x: policy.unroll(params, policy.initial_memory(), x))(
-            trajectory.step_input
-        )
-        return output.distribution, output.distribution.log_prob(trajectory.action)
-
-    def assign_credit(critic, trajectory: Trajectory) -> Credit:
-        observation = trajectory.step_input.observation
-        if baseline == "linear":
-            features = jax.vmap(baselines.linear_features)(observation)
-            target = jax.vmap(lambda r, v: returns.discounted_returns(r, v, discount))(
-                trajectory.reward, trajectory.valid
-            )
-            weights = baselines.fit_linear(
-                features.reshape(-1, features.shape[-1]), target.ravel(), trajectory.valid.ravel()
-            )
-            value, final_value = features @ weights, jnp.zeros(features.shape[0])
-        elif baseline == "value_network":
-            value = critic_network.apply(critic, observation)
-            final_value = critic_network.apply(critic, trajectory.final_input.observation)
-        else:
-            value = jnp.zeros_like(trajectory.reward)
-            final_value = value[:, -1]
-        advantage = jax.vmap(
-            lambda r, v, f, t, m: returns.generalized_advantages(
-                r, v, f, t, m, discount=discount, trace=trace
-            )
-        )(trajectory.reward, value, final_value, trajectory.terminated, trajectory.valid)
-        target = advantage + value
-        if normalize_advantages:
-            mean, std = returns.masked_moments(advantage, trajectory.valid)
-            advantage, value = (advantage - mean) / (std + 1e-8), (value + mean) / (std + 1e-8)
-        return jax.lax.stop_gradient(Credit(advantage, value, target))
-
-    def behaviour_log_probs(trajectory: Trajectory):
-        return trajectory.output.distribution.log_prob(trajectory.action)
-
-    def inner_loss(params, trajectory: Trajectory, credit: Credit) -> Float[Array, ""]:
-        _, log_prob = log_probs(params, trajectory)
-        objective = jax.vmap(estimate)(
-            log_prob,
-            behaviour_log_probs(trajectory),
-            credit.advantage,
-            credit.baseline,
-            trajectory.valid,
-        )
-        return -jnp.sum(objective) / jnp.sum(trajectory.valid)
-
-    def inner_step(
-        rule_params, adapted: Adapted, trajectory: Trajectory, credit: Credit
-    ) -> Adapted:
-        gradient = jax.grad(inner_loss)(adapted.policy, trajectory, credit)
-        if first_order:
-            gradient = jax.lax.stop_gradient(gradient)
-        updates, rule_state = rule.optimizer(rule_params).update(
-            gradient, adapted.rule_state, adapted.policy
-        )
-        return Adapted(optax.apply_updates(adapted.policy, updates), rule_state)
-
-    def begin(meta_params: MetaParams, key) -> Adapted:
-        del key
-        rule_state = rule.optimizer(meta_params.rule).init(meta_params.policy)
-        return Adapted(meta_params.policy, rule_state)
-
-    def act(adapted: Adapted, memory, step_input, key):
-        memory, output = policy.step(adapted.policy, memory, step_input)
-        distribution = output.distribution
-        action = distribution.mode() if key is None else distribution.sample(key)
-        return memory, action, output
-
-    def adapt(meta_params: MetaParams, adapted: Adapted, trajectory: Trajectory, key) -> Adapted:
-        del key
-        credit = assign_credit(meta_params.critic, trajectory)
-        return inner_step(meta_params.rule, adapted, trajectory, credit)
-
-    agent = Agent(begin, policy.initial_memory, act, adapt)
-
-    def collect(meta_params: MetaParams, task, key) -> tuple[Trajectory, Credit]:
-        """Return trajectories and credit `[round, episode, time]` of rounds 0 ... K."""
-
-        def round_(adapted, key):
-            def act_now(memory, step_input, key):
-                return act(adapted, memory, step_input, key)
-
-            memory = policy.initial_memory()
-            trajectory = rollout(key, env, task, act_now, memory, episodes=episodes, parallel=True)
-            credit = assign_credit(meta_params.critic, trajectory)
-            # The step after the last round is not used; one traced rollout for all rounds is
-            # worth more than the little it costs.
-            return inner_step(meta_params.rule, adapted, trajectory, credit), (trajectory, credit)
-
-        keys = jax.random.split(key, inner_steps + 1)
-        adapted = begin(meta_params, key)
-        return jax.lax.stop_gradient(jax.lax.scan(round_, adapted, keys)[1])
-
-    def adapt_and_evaluate(theta, data):
-        """Re-adapt θ on the stored rounds 0 ... K-1, and return log π_θ' on round K."""
+        Returns (distribution, log_prob) of θ' on round K, and of the policies before it on theirs.
+        """
+        support, query = (jax.tree.map(lambda x, s=s: x[s], data) for s in (slice(-1), -1))
         policy_params, rule_params = theta
-        support = jax.tree.map(lambda x: x[:-1], data)
-        query, _ = jax.tree.map(lambda x: x[-1], data)
+        adapted, before = loop.readapt(policy_params, rule_params, support)
+        return loop.evaluate(adapted.policy, query.trajectory), before
 
-        def step(adapted, stored):
-            return inner_step(rule_params, adapted, *stored), None
+    def surrogate(theta, data: Experience, penalty, clip=None):
+        """Return the mean surrogate of the adapted policies, their distributions, and KLs."""
 
-        if rematerialize:
-            step = jax.checkpoint(step)
-        adapted = begin(MetaParams(policy_params, rule_params, ()), None)
-        adapted, _ = jax.lax.scan(step, adapted, support)
-        return log_probs(adapted.policy, query)
-
-    # --- the batch of tasks ---------------------------------------------------------------------
-
-    def distributions(theta, data):
-        return jax.vmap(lambda d: adapt_and_evaluate(theta, d)[0])(data)
-
-    def surrogate(theta, data, clip=None):
-        """Return the mean surrogate of the adapted policies, and their distributions."""
-
-        def of_task(data):
-            distribution, log_prob = adapt_and_evaluate(theta, data)
-            query, credit = jax.tree.map(lambda x: x[-1], data)
-            gain = policy_gradient.importance_weighted(
-                log_prob, behaviour_log_probs(query), credit.advantage, query.valid, clip=clip
+        def gain_of(log_prob, trajectory, advantage, clip=None):
+            behaviour = behaviour_log_probs(trajectory)
+            return jnp.sum(
+                policy_gradient.importance_weighted(
+                    log_prob, behaviour, advantage, trajectory.valid, clip=clip
+                )
             )
-            return jnp.sum(gain) / jnp.sum(query.valid), distribution
 
-        gains, distribution = jax.vmap(of_task)(data)
-        return jnp.mean(gains), distribution
+        def of_task(data: Experience, outcome):
+            (distribution, log_prob), before = readapt(theta, data)
+            support, query = (jax.tree.map(lambda x, s=s: x[s], data) for s in (slice(-1), -1))
+            steps = jnp.sum(query.trajectory.valid)
+            gain = gain_of(log_prob, query.trajectory, query.credit.advantage, clip)
+            if credit_exploration:
+                advantage = jnp.broadcast_to(outcome, before[1].shape)
+                episodes = query.trajectory.valid.shape[0]
+                gain += episodes * gain_of(before[1], support.trajectory, advantage)
+            kl = jnp.zeros(inner_steps)
+            if kl_penalty:
+                played = support.trajectory.output.distribution
+                kl = jax.vmap(returns.masked_mean)(played.kl(before[0]), support.trajectory.valid)
+            return gain / steps, distribution, kl
+
+        gains, distribution, kls = jax.vmap(of_task)(data, outcomes(data))
+        gain, kl = jnp.mean(gains), jnp.mean(kls, axis=0)
+        if kl_penalty:
+            gain -= jnp.mean(penalty * kl)
+        return gain, (distribution, kl)
+
+    def outcomes(data: Experience) -> Float[jax.Array, "task"]:
+        """Return what adaptation led to in each task, less what it did in the others on average.
+
+        In the units of the advantages, so that both parts of the gradient are of one return.
+        """
+        credit = jax.tree.map(lambda x: x[:, -1, :, 0], data.credit)
+        achieved = jnp.mean(credit.advantage + credit.baseline, axis=-1)
+        others = (jnp.sum(achieved) - achieved) / max(len(achieved) - 1, 1)
+        return achieved - others
 
     def mean_kl(old, new, valid):
         """Return KL(old ‖ new), averaged over the steps of each task, then over tasks."""
-        per_task = jnp.sum(jnp.where(valid, old.kl(new), 0.0), axis=(1, 2))
-        return jnp.mean(per_task / jnp.sum(valid, axis=(1, 2)))
+        return jnp.mean(jax.vmap(returns.masked_mean)(old.kl(new), valid))
 
-    def gradient_steps(theta, optimizer_state, data) -> tuple[Any, Any, Metrics]:
+    def gradient_steps(theta, state, data: Experience):
         epochs = outer_epochs if outer == "ppo" else 1
 
         def epoch(carry, _):
-            theta, optimizer_state = carry
-            loss = lambda theta: -surrogate(theta, data, clip if outer == "ppo" else None)[0]
+            theta, adam = carry
+            loss = lambda theta: (
+                -surrogate(theta, data, state["kl_penalty"], clip if outer == "ppo" else None)[0]
+            )
             gradient = jax.grad(loss)(theta)
-            updates, optimizer_state = optimizer.update(gradient, optimizer_state, theta)
+            updates, adam = optimizer.update(gradient, adam, theta)
             norm = optax.tree.norm(gradient)
-            return (optax.apply_updates(theta, updates), optimizer_state), norm
+            return (optax.apply_updates(theta, updates), adam), norm
 
-        carry, norms = jax.lax.scan(epoch, (theta, optimizer_state), length=epochs)
-        return *carry, {"meta_gradient_norm": norms[0]}
+        (theta, adam), norms = jax.lax.scan(epoch, (theta, state["outer"]), length=epochs)
+        return theta, adam, {"meta_gradient_norm": norms[0]}
 
-    def trust_region(theta, optimizer_state, data) -> tuple[Any, Any, Metrics]:
-        old = data[0].output.distribution
-        old = jax.tree.map(lambda x: x[:, -1], old)
-        valid = data[0].valid[:, -1]
+    def trust_region(theta, state, data: Experience):
+        query = jax.tree.map(lambda x: x[:, -1], data.trajectory)
+        old, valid = query.output.distribution, query.valid
 
         def objective(theta):
-            gain, new = surrogate(theta, data)
+            gain, (new, _) = surrogate(theta, data, state["kl_penalty"])
             return gain, mean_kl(old, new, valid)
 
-        gradient = jax.grad(lambda theta: surrogate(theta, data)[0])(theta)
+        gradient = jax.grad(lambda theta: surrogate(theta, data, state["kl_penalty"])[0])(theta)
         product = fisher_vector_product(
-            lambda theta: distributions(theta, data),
+            lambda theta: jax.vmap(lambda data: readapt(theta, data)[0][0])(data),
             lambda old, new: mean_kl(old, new, valid),
             theta,
             damping=cg_damping,
@@ -318,85 +178,52 @@ def maml(
             "step_accepted": step.accepted.astype(jnp.float32),
             "kl": step.kl,
         }
-        return step.params, optimizer_state, metrics
-
-    def fit_critic(critic, optimizer_state, data):
-        """Regress the value network on the return estimates of all tasks and rounds."""
-        trajectories, credit = data
-
-        def loss(critic):
-            value = critic_network.apply(critic, trajectories.step_input.observation)
-            return returns.masked_mean((value - credit.target) ** 2, trajectories.valid)
-
-        def epoch(carry, _):
-            critic, optimizer_state = carry
-            value, gradient = jax.value_and_grad(loss)(critic)
-            updates, optimizer_state = critic_optimizer.update(gradient, optimizer_state)
-            return (optax.apply_updates(critic, updates), optimizer_state), value
-
-        (critic, optimizer_state), losses = jax.lax.scan(
-            epoch, (critic, optimizer_state), length=critic_epochs
-        )
-        return critic, optimizer_state, {"critic_loss": losses[0]}
+        return step.params, state["outer"], metrics
 
     def init(key, tasks) -> TrainState:
         del tasks
-        policy_key, rule_key, critic_key = jax.random.split(key, 3)
-        policy_params = policy.init(policy_key)
-        rule_params = rule.init(rule_key, policy_params)
-        critic, critic_state = (), ()
-        if baseline == "value_network":
-            critic = critic_network.init(critic_key)
-            critic_state = critic_optimizer.init(critic)
-        outer_state = () if outer == "trpo" else optimizer.init((policy_params, rule_params))
-        return TrainState(
-            meta_params=MetaParams(policy_params, rule_params, critic),
-            optimizer_state={"outer": outer_state, "critic": critic_state},
-        )
+        meta_params, critic_state = loop.init(key)
+        theta = (meta_params.policy, meta_params.rule)
+        optimizer_state = {
+            "outer": () if outer == "trpo" else optimizer.init(theta),
+            "critic": critic_state,
+            "kl_penalty": jnp.full(inner_steps, kl_penalty, float) if kl_penalty else (),
+        }
+        return TrainState(meta_params, optimizer_state)
 
     def update(state: TrainState, tasks, key):
         meta_params, optimizer_state = state.meta_params, state.optimizer_state
-        task_count = jax.tree.leaves(tasks)[0].shape[0]
-        data = over_tasks(
-            lambda task, key: collect(meta_params, task, key),
+        begin = loop.agent.begin(meta_params, key)
+        data, _ = over_tasks(
+            lambda task, key: loop.collect(meta_params, begin, task, key, inner_steps + 1),
             tasks,
-            jax.random.split(key, task_count),
+            jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0]),
         )
         improve = trust_region if outer == "trpo" else gradient_steps
-        theta = (meta_params.policy, meta_params.rule)
-        (policy_params, rule_params), outer_state, metrics = improve(
-            theta, optimizer_state["outer"], data
+        theta: Any = (meta_params.policy, meta_params.rule)
+        theta, outer_state, metrics = improve(theta, optimizer_state, data)
+        penalty = optimizer_state["kl_penalty"]
+        if kl_penalty:
+            moved = surrogate(theta, data, penalty)[1][1]
+            metrics["inner_kl"] = jnp.mean(moved)
+            penalty *= jnp.where(moved < target_kl / 1.5, 0.5, 1.0)
+            penalty *= jnp.where(moved > target_kl * 1.5, 2.0, 1.0)
+        critic, critic_state, critic_metrics = loop.credit.fit(
+            meta_params.critic, optimizer_state["critic"], data.trajectory, data.credit
         )
-        critic, critic_state = meta_params.critic, optimizer_state["critic"]
-        if baseline == "value_network":
-            critic, critic_state, critic_metrics = fit_critic(critic, critic_state, data)
-            metrics |= critic_metrics
-
-        trajectories = data[0]
-        per_round = jnp.mean(undiscounted_returns(trajectories), axis=(0, 2))
-        adapted = jax.tree.map(lambda x: x[:, -1], trajectories.output.distribution)
-        metrics |= {
-            "return_before": per_round[0],
-            "return_after": per_round[-1],
-            "entropy": returns.masked_mean(adapted.entropy(), trajectories.valid[:, -1]),
+        metrics |= critic_metrics | loop.metrics(meta_params, data.trajectory)
+        new_optimizer_state = {
+            "outer": outer_state,
+            "critic": critic_state,
+            "kl_penalty": penalty,
         }
-        new_state = TrainState(
-            meta_params=MetaParams(policy_params, rule_params, critic),
-            optimizer_state={"outer": outer_state, "critic": critic_state},
-        )
-        return new_state, metrics
+        new_params = MetaParams(policy=theta[0], rule=theta[1], critic=critic)
+        return TrainState(new_params, new_optimizer_state), metrics
 
-    steps_per_task = (inner_steps + 1) * episodes * env.episode_length
-    return Algorithm(init, update, agent, "maml", steps_per_task)
+    return Algorithm(init, update, loop.agent, "maml", (inner_steps + 1) * loop.steps_per_round)
 
 
-def _check(estimator, baseline, outer, discount, trace):
-    if estimator not in policy_gradient.ESTIMATORS:
-        raise unknown("estimator", estimator, policy_gradient.ESTIMATORS)
-    if baseline not in Baseline.__args__:
-        raise unknown("baseline", baseline, Baseline.__args__)
-    if outer not in Outer.__args__:
-        raise unknown("outer step", outer, Outer.__args__)
-    for name, value in (("discount", discount), ("trace", trace)):
-        if not 0 <= value <= 1:
-            raise MetajaxError(f"{name} is {value}; it must lie in [0, 1].")
+@options_of(maml, without=("first_order", "rematerialize"))
+def fomaml(env: Env, policy: Policy, **options: Any) -> Algorithm:
+    """Return first-order MAML: the gradient at θ' is taken for the gradient at θ (section 5.2)."""
+    return maml(env, policy, first_order=True, **options)._replace(name="fomaml")

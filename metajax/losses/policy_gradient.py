@@ -1,6 +1,6 @@
 """Policy-gradient objectives of one episode, to be maximised.
 
-The first four estimate the same thing and have the same gradient at the behaviour policy,
+The first five estimate the same thing and have the same gradient at the behaviour policy,
 Σ_t ∇log π(a_t) A_t. They differ in what a second differentiation sees, which is what an inner
 loop's objective is for:
 
@@ -12,6 +12,9 @@ objective            second derivative in expectation            source
 `likelihood_ratio`   misses how θ shapes later credit            Rothfuss et al. 2019
 `dice`               exact                                       Foerster et al. 2018
 `loaded_dice`        exact, with lower variance                  Farquhar et al. 2019
+`clipped`            that of `likelihood_ratio` at the           Schulman et al. 2017
+                     behaviour policy; for several steps
+                     on the same episodes
 ===================  ==========================================  ============================
 
 `advantage` is credit for each action and is taken as a constant. It enters without a factor
@@ -33,7 +36,9 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-Estimator = Literal["likelihood_ratio", "dice", "loaded_dice", "naive"]
+Estimator = Literal["likelihood_ratio", "dice", "loaded_dice", "naive", "clipped"]
+
+CLIP = 0.2  # ε of `clipped`
 
 
 def _masked(valid: Array, *arrays: Array) -> list[Array]:
@@ -109,11 +114,24 @@ def loaded_dice(
     return jnp.sum((jnp.exp(total) - jnp.exp(total - log_ratio)) * advantage)
 
 
+def clipped(
+    log_prob: Float[Array, "time"],
+    behaviour_log_prob: Float[Array, "time"],
+    advantage: Float[Array, "time"],
+    baseline: Float[Array, "time"],
+    valid: Bool[Array, "time"],
+) -> Float[Array, ""]:
+    """Return PPO's objective with ε = 0.2 (see `importance_weighted`)."""
+    del baseline
+    return jnp.sum(importance_weighted(log_prob, behaviour_log_prob, advantage, valid, clip=CLIP))
+
+
 ESTIMATORS: dict[str, Callable[..., Float[Array, ""]]] = {
     "likelihood_ratio": likelihood_ratio,
     "dice": dice,
     "loaded_dice": loaded_dice,
     "naive": naive,
+    "clipped": clipped,
 }
 
 

@@ -1,6 +1,7 @@
 """Feed-forward policies and value networks: no memory, the observation alone decides."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -41,11 +42,15 @@ def mlp(
     activation: Activation = "tanh",
     initial_std: float = 1.0,
     minimum_std: float = 1e-6,
+    context: int = 0,
 ) -> Policy:
     """Return a memoryless policy: a multi-layer perceptron on the observation.
 
     Continuous actions: a normal distribution whose mean is the network's output and whose
     log standard deviation is a free parameter per action dimension. Discrete actions: logits.
+
+    Its parameters are those of the hidden layers ("body"), of the last layer ("head") and, where
+    there are any, "log_std" and "context".
 
     Args:
         observation_size: numbers in an observation.
@@ -54,22 +59,32 @@ def mlp(
         activation: after each hidden layer.
         initial_std: standard deviation at the start, in the policy's action units.
         minimum_std: the standard deviation is never below this.
+        context: inputs beside the observation that are parameters themselves, 0 at the start.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
     """
     _check(hidden, activation)
     check_positive(initial_std=initial_std, minimum_std=minimum_std)
+    check_at_least(0, context=context)
     network = _MLP(tuple(hidden), action_space.size, activation, output_scale=0.1)
+    last_layer = f"Dense_{len(hidden)}"
 
     def init(key: Key[Array, ""]) -> Params:
-        params = {"network": network.init(key, jnp.zeros(observation_size))["params"]}
+        layers = dict(network.init(key, jnp.zeros(observation_size + context))["params"])
+        params = {"head": layers.pop(last_layer), "body": layers}
         if isinstance(action_space, Continuous):
-            params["log_std"] = jnp.full(action_space.size, jnp.log(initial_std))
+            params["log_std"] = jnp.full(action_space.size, math.log(initial_std), float)
+        if context:
+            params["context"] = jnp.zeros(context)
         return params
 
     def output(params, observation) -> PolicyOutput:
-        x = jnp.asarray(network.apply({"params": params["network"]}, observation))
+        if context:
+            inputs = jnp.broadcast_to(params["context"], (*observation.shape[:-1], context))
+            observation = jnp.concatenate([observation, inputs], axis=-1)
+        layers = params["body"] | {last_layer: params["head"]}
+        x = jnp.asarray(network.apply({"params": layers}, observation))
         if not isinstance(action_space, Continuous):
             return PolicyOutput(Categorical(x))
         log_std = jnp.maximum(params["log_std"], jnp.log(minimum_std))

@@ -1,5 +1,33 @@
 """Update rules: how an inner loop learns."""
 
-from metajax.rules.fixed import fixed, sgd
+from collections.abc import Callable
+from typing import Literal
 
-__all__ = ["fixed", "sgd"]
+from metajax.rules.fixed import decayed, fixed, sgd
+from metajax.rules.learned import learned_lstm, learned_mlp
+from metajax.rules.lstm import meta_lstm
+from metajax.rules.meta_sgd import meta_sgd
+from metajax.types import UpdateRule
+
+RuleName = Literal["sgd", "meta-sgd", "meta-lstm", "learned-lstm", "learned-mlp"]
+
+# Each begins as gradient descent with the learning rate that it is given, or close to it.
+RULES: dict[str, Callable[[float], UpdateRule]] = {
+    "sgd": sgd,
+    "meta-sgd": meta_sgd,
+    "meta-lstm": meta_lstm,
+    "learned-lstm": learned_lstm,
+    "learned-mlp": learned_mlp,
+}
+
+__all__ = [
+    "RULES",
+    "RuleName",
+    "decayed",
+    "fixed",
+    "learned_lstm",
+    "learned_mlp",
+    "meta_lstm",
+    "meta_sgd",
+    "sgd",
+]

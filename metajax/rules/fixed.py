@@ -42,6 +42,11 @@ def sgd(learning_rate: optax.ScalarOrSchedule) -> UpdateRule:
     return fixed(optax.sgd(learning_rate))
 
 
-def decayed_sgd(learning_rate: float, decay: float) -> UpdateRule:
-    """Return gradient descent whose steps after the first are `decay` times as long."""
-    return sgd(lambda count: learning_rate * jnp.where(count == 0, 1.0, decay))
+def decayed(rule: UpdateRule, decay: float) -> UpdateRule:
+    """Return `rule` with updates after the first `decay` times as long."""
+    shorter = optax.scale_by_schedule(lambda count: jnp.where(count == 0, 1.0, decay))
+
+    def optimizer(rule_params):
+        return optax.chain(rule.optimizer(rule_params), shorter)
+
+    return UpdateRule(rule.init, optimizer)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import metajax.rules
-from metajax.rules import fixed, sgd
+from metajax.rules import decayed, fixed, learned_lstm, learned_mlp, meta_lstm, meta_sgd, sgd
 from metajax.types import UpdateRule
 
 RULES = {
@@ -18,6 +18,11 @@ RULES = {
         fixed(optax.adam(0.1, eps_root=1e-8)),
         fixed(optax.rmsprop(0.1, eps_in_sqrt=True)),
     ],
+    "decayed": [decayed(meta_sgd(0.2), 0.3)],
+    "learned_lstm": [learned_lstm(0.1, hidden=4)],
+    "learned_mlp": [learned_mlp(0.1, hidden=4)],
+    "meta_lstm": [meta_lstm(0.1), meta_lstm(0.3, hidden=3)],
+    "meta_sgd": [meta_sgd(0.1)],
     "sgd": [sgd(0.1), sgd(optax.exponential_decay(0.2, 10, 0.9))],
 }
 CENTRE = jnp.array([1.0, -2.0, 0.0])  # the third weight starts where it should be: no gradient
@@ -30,11 +35,12 @@ def loss(params):
 
 def learn(rule, rule_params, start, count, wrap=lambda optimizer: optimizer):
     """Return the parameters after `count` steps down the parabola."""
-    optimizer = wrap(rule.optimizer(rule_params))
+    optimizer = optax.with_extra_args_support(wrap(rule.optimizer(rule_params)))
 
     def step(carry, _):
         params, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params, value=value)
         return (optax.apply_updates(params, updates), state), None
 
     return jax.lax.scan(step, (start, optimizer.init(start)), length=count)[0][0]
@@ -44,9 +50,11 @@ def test_every_rule_is_covered():
     factories = {
         name
         for name in metajax.rules.__all__
-        if inspect.signature(getattr(metajax.rules, name)).return_annotation is UpdateRule
+        if inspect.isfunction(factory := getattr(metajax.rules, name))
+        and inspect.signature(factory).return_annotation is UpdateRule
     }
     assert factories == RULES.keys()
+    assert set(metajax.rules.RULES.values()) <= {getattr(metajax.rules, n) for n in factories}
 
 
 @pytest.fixture(params=[(name, i) for name in RULES for i in range(len(RULES[name]))], ids=str)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.algorithms import maml
+from metajax.algorithms import ALGORITHMS, maml
 from metajax.envs import make
 from metajax.errors import MetajaxError
 from metajax.policies import mlp
@@ -208,3 +208,28 @@ def test_four_devices_give_the_result_of_one(options):
     parameters = sum(x.size for x in jax.tree.leaves(one[0].train_state.meta_params))
     print(f"{options}: {difference:.1e}; all-reduce of {sizes} numbers, {parameters} parameters")
     assert max(sizes) <= parameters + 16  # a handful of metrics may travel with them
+
+
+# --- every algorithm -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_cut_interrupted_and_shared_out(name, tmp_path):
+    """Four iterations at once, one by one, resumed after two, and on two devices."""
+    policy = mlp(2, FAMILY.env.action_space, hidden=(4,), initial_std=0.1, context=2)
+    options = {"lifetime": 4, "unroll": 2} if name == "learned-optimizer" else {}
+    # Five episodes: with fewer samples than features the baseline leaves nothing but rounding.
+    options |= {"episodes": 5, "critic_hidden": (4,)}
+    learner = ALGORITHMS[name](FAMILY.env, policy, **options)
+
+    def state_after(iterations, **options):
+        options = {"segment": 4, "devices": 1, "evaluation": None} | options
+        return train(learner, FAMILY, iterations=iterations, tasks=4, **options).state
+
+    straight = state_after(4)
+    assert_same(state_after(4, segment=1), straight)
+    state_after(2, run_directory=tmp_path / "run")
+    assert_same(state_after(4, run_directory=tmp_path / "run", resume=True), straight)
+    difference = assert_same(state_after(4, devices=2), straight, 1e-5)
+    print(f"{name}: {difference:.1e} on two devices")

@@ -1,0 +1,164 @@
+"""The gradient family in one table: every algorithm on the same tasks with the same budget.
+
+    python benchmarks/gradient_family.py                                # everything, hours on a CPU
+    python benchmarks/gradient_family.py --families point-goal --algorithms maml promp
+    python benchmarks/gradient_family.py --redraw                       # table and picture only
+
+Budget: environment steps per seed, the same for all algorithms of a family. Results are kept one by
+one, and what is there already is not run again (`--again` runs it). Returns are those of fresh
+held-out tasks after 0 to 3 adaptation steps, sampled actions.
+"""
+
+import argparse
+import json
+import math
+import time
+from typing import Any
+
+import common
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+import metajax
+from metajax import presets
+from metajax.algorithms import ALGORITHMS
+
+NAME = "gradient-family"
+ROUNDS = 4
+# Environment steps per seed, by family; MAML's presets, and what of them is another for the budget.
+BUDGETS: dict[str, dict[str, Any]] = {
+    "point-goal": {"steps": 24e6, "training": {"tasks": 20}, "family": {}},
+    "reacher-goal": {"steps": 4e6, "training": {"tasks": 20}, "family": {"backend": "mujoco"}},
+    "halfcheetah-dir": {"steps": 6e6, "training": {"tasks": 6}, "family": {"backend": "mujoco"}},
+    "halfcheetah-vel": {"steps": 8e6, "training": {"tasks": 20}, "family": {"backend": "mujoco"}},
+}
+# What the algorithms are compared with. Tasks, horizons and samples differ between papers.
+PUBLISHED = {
+    ("maml", "point-goal"): ([-40.41, -11.68, -3.33, -3.23], "Finn et al. 2017"),
+    ("maml", "halfcheetah-dir"): ([-50.69, 293.19, 313.48, 315.65], "Finn et al. 2017, H = 200"),
+    ("anil", "halfcheetah-dir"): ([None, 363.2], "Raghu et al. 2020"),
+    ("anil", "halfcheetah-vel"): ([None, -120.9], "Raghu et al. 2020"),
+    ("maml", "halfcheetah-vel"): ([None, -139.0], "Raghu et al. 2020"),
+}
+EVALUATION = {"tasks": 40, "rounds": ROUNDS, "episodes": 20, "final_tasks": 400}
+
+
+def configuration(algorithm: str, family: str) -> dict[str, Any]:
+    """Return the preset of a pair, with as many iterations as the budget pays for."""
+    config = presets.default_config(algorithm, family)
+    budget = BUDGETS[family]
+    config["family"] |= budget["family"]
+    config["training"] |= budget["training"]
+    config["evaluation"] |= EVALUATION
+    experiment = presets.build(config)
+    per_iteration = experiment.algorithm.steps_per_task * config["training"]["tasks"]
+    iterations = max(1, round(budget["steps"] / per_iteration))
+    config["training"]["iterations"] = config["evaluation"]["every"] = iterations
+    return config
+
+
+def run(algorithm: str, family: str, seeds: int) -> dict[str, Any]:
+    config = configuration(algorithm, family)
+    experiment = presets.build(config)
+    training = experiment.training | {"seeds": seeds}
+    began = time.perf_counter()
+    result = metajax.train(
+        experiment.algorithm, experiment.family, evaluation=experiment.evaluation, **training
+    )
+    assert result.returns is not None
+    per_seed = result.returns.mean(axis=(1, 3))
+    steps = experiment.algorithm.steps_per_task * training["tasks"] * training["iterations"]
+    return {
+        "algorithm": algorithm,
+        "family": family,
+        "backend": experiment.family.backend,
+        "seeds": seeds,
+        "steps_per_seed": steps,
+        "iterations": training["iterations"],
+        "returns": per_seed.mean(axis=0).tolist(),
+        "standard_error": (per_seed.std(axis=0, ddof=1) / math.sqrt(seeds)).tolist(),
+        "returns_per_seed": per_seed.tolist(),
+        "wall_seconds": time.perf_counter() - began,
+        "compile_seconds": result.compile_seconds,
+        "train_and_evaluate_seconds": result.train_seconds,
+        "steps_per_second": steps * seeds / result.train_seconds,
+        "discarded_updates": int(np.sum(result.state.discarded)),
+        "config": config,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table."""
+    header = ["family", "algorithm", *(f"after {k}" for k in range(ROUNDS)), "published", "time"]
+    lines = [" | ".join(header), " | ".join("---" for _ in header)]
+    for row in rows:
+        pairs = zip(row["returns"], row["standard_error"], strict=True)
+        numbers = [f"{mean:.1f} ± {error:.1f}" for mean, error in pairs]
+        published, source = PUBLISHED.get((row["algorithm"], row["family"]), ([], ""))
+        known = " / ".join("–" if x is None else f"{x:g}" for x in published)
+        known += f" ({source})" if source else ""
+        seconds = f"{row['wall_seconds'] / 60:.1f} min"
+        lines.append(" | ".join([row["family"], row["algorithm"], *numbers, known, seconds]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def draw(rows: list[dict[str, Any]], path) -> None:
+    families = [name for name in BUDGETS if any(row["family"] == name for row in rows)]
+    figure, axes = plt.subplots(
+        1, len(families), figsize=(4 * len(families) + 2, 4.2), squeeze=False
+    )
+    colors = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(ALGORITHMS)}
+    for axis, family in zip(axes[0], families, strict=True):
+        for row in rows:
+            if row["family"] == family:
+                axis.errorbar(
+                    range(ROUNDS),
+                    row["returns"],
+                    row["standard_error"],
+                    marker="o",
+                    markersize=3,
+                    capsize=2,
+                    color=colors[row["algorithm"]],
+                    label=row["algorithm"],
+                )
+        axis.set(title=family, xlabel="adaptation steps", xticks=range(ROUNDS))
+        axis.grid(color="#e6e6e6")
+    axes[0, 0].set_ylabel("return on held-out tasks")
+    handles, labels = max((a.get_legend_handles_labels() for a in axes[0]), key=lambda x: len(x[1]))
+    figure.legend(handles, labels, loc="center right", frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1 - 1.4 / figure.get_figwidth(), 1))
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--families", nargs="+", default=list(BUDGETS), choices=BUDGETS)
+    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--again", action="store_true", help="also what is there already")
+    parser.add_argument("--redraw", action="store_true", help="run nothing")
+    arguments = parser.parse_args()
+    path = common.RESULTS / f"{NAME}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    known = {(row["family"], row["algorithm"]): row for row in rows}
+    for family in arguments.families:
+        for algorithm in arguments.algorithms:
+            pair = family, algorithm
+            if arguments.redraw or (pair in known and not arguments.again):
+                continue
+            known[pair] = run(algorithm, family, arguments.seeds)
+            print(table([known[pair]]).splitlines()[-1], flush=True)
+            order = [(f, a) for f in BUDGETS for a in ALGORITHMS]
+            rows = [known[pair] for pair in order if pair in known]
+            common.save(NAME, {"rows": rows})
+    print(table(rows))
+    path.with_suffix(".md").write_text(table(rows) + "\n")
+    draw(rows, path.with_suffix(".png"))
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

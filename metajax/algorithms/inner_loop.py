@@ -1,0 +1,265 @@
+"""The inner loop of the gradient family: play, assign credit, take a step of a rule, play again.
+
+All that an agent which adapts by policy gradients does within one task. Meta-learners differ in
+what they make of it.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from metajax.algorithms._options import options_of
+from metajax.algorithms.credit import Credit, CreditAssignment, credit_assignment
+from metajax.errors import MetajaxError, check_at_least, unknown
+from metajax.losses import policy_gradient, returns
+from metajax.rollout import rollout, undiscounted_returns
+from metajax.rules import RULES, RuleName, decayed
+from metajax.types import (
+    Agent,
+    Env,
+    Metrics,
+    Params,
+    Policy,
+    Task,
+    Trajectory,
+    UpdateRule,
+    pytree_dataclass,
+)
+
+Adapts = Literal["all", "head", "context"]
+_PARTS = {"head": ("head", "log_std"), "context": ("context",)}
+
+
+@pytree_dataclass
+class MetaParams:
+    """What is meta-learned: `policy` (θ), `rule` (the inner rule's own), `critic` (() without)."""
+
+    policy: Params
+    rule: Any
+    critic: Any
+
+
+@pytree_dataclass
+class Adapted:
+    """A policy adapted to one task, and the state of the rule that adapts it."""
+
+    policy: Params
+    rule_state: Any
+
+
+@pytree_dataclass
+class Experience:
+    """Episodes `[episode, time]` of one adaptation step, and credit for their actions."""
+
+    trajectory: Trajectory
+    credit: Credit
+
+
+class InnerLoop(NamedTuple):
+    """Adaptation to one task.
+
+    - `init(key) -> (meta_params, critic_state)`;
+    - `agent`: what evaluation sees; its `adapt` is one adaptation step;
+    - `collect(meta_params, adapted, task, key, rounds) -> (experience[round], adapted)`: adapt
+      `rounds` times, each time on fresh episodes; nothing in the result has a gradient;
+    - `readapt(policy_params, rule_params, experience[round]) -> (adapted, before)`: the same steps
+      on stored episodes, to be differentiated; `before` is what the policy before each step says
+      of its episodes, as `evaluate` returns it, `[round, ...]`;
+    - `evaluate(policy_params, trajectory) -> (distribution, log_prob)` `[episode, time]`: of the
+      actions taken;
+    - `metrics(meta_params, trajectories[task, round]) -> metrics`: what adaptation did;
+    - `credit`: see `CreditAssignment`;
+    - `steps_per_round`: environment steps of an adaptation step, padding included.
+    """
+
+    init: Callable[[Key[Array, ""]], tuple[MetaParams, Any]]
+    agent: Agent
+    collect: Callable[[MetaParams, Adapted, Task, Key[Array, ""], int], tuple[Experience, Adapted]]
+    readapt: Callable[[Params, Any, Experience], tuple[Adapted, Any]]
+    evaluate: Callable[[Params, Trajectory], tuple[Any, Array]]
+    metrics: Callable[[MetaParams, Trajectory], Metrics]
+    credit: CreditAssignment
+    steps_per_round: int
+
+
+@options_of(credit_assignment)
+def inner_loop(
+    env: Env,
+    policy: Policy,
+    *,
+    episodes: int = 20,
+    inner_learning_rate: float = 0.1,
+    inner_learning_rate_decay: float = 1.0,
+    inner_epochs: int = 1,
+    rule: UpdateRule | RuleName = "sgd",
+    adapts: Adapts = "all",
+    first_order: bool = False,
+    estimator: policy_gradient.Estimator = "likelihood_ratio",
+    rematerialize: bool = False,
+    **options: Any,
+) -> InnerLoop:
+    """Return an inner loop of policy-gradient steps.
+
+    Args:
+        env: the environment that all tasks share.
+        policy: what is adapted; episodes are independent, memory starts afresh in each.
+        episodes: per task and adaptation step.
+        inner_learning_rate: α, of gradient descent on the mean over time steps; rules that are
+            learned begin as gradient descent with it.
+        inner_learning_rate_decay: factor on steps after the first (0.5 in MAML's own tests).
+        inner_epochs: gradient steps on the same episodes in one adaptation step.
+        rule: what makes a step of a gradient, one of `metajax.rules.RULES` or a rule.
+        adapts: what of the policy an inner step changes: "all" of it, its "head" (the last layer
+            and the standard deviation) or its "context" (inputs of its own, from 0 in every task).
+        first_order: treat inner gradients as constants.
+        estimator: the inner objective, one of `metajax.losses.policy_gradient.ESTIMATORS`.
+        rematerialize: recompute inner steps in the backward pass; saves memory when there are
+            many.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range, or the policy lacks the part to adapt.
+    """
+    check_at_least(1, episodes=episodes, inner_epochs=inner_epochs)
+    check_at_least(0, inner_learning_rate=inner_learning_rate)
+    check_at_least(0, inner_learning_rate_decay=inner_learning_rate_decay)
+    if estimator not in policy_gradient.ESTIMATORS:
+        raise unknown("estimator", estimator, policy_gradient.ESTIMATORS)
+    if isinstance(rule, str):
+        if rule not in RULES:
+            raise unknown("rule", rule, RULES)
+        rule = RULES[rule](inner_learning_rate)
+    if inner_learning_rate_decay != 1:
+        rule = decayed(rule, inner_learning_rate_decay)
+    _check_parts(policy, adapts)
+    estimate = policy_gradient.ESTIMATORS[estimator]
+    credit = credit_assignment(env, **options)
+
+    def split(params):
+        """Return what an inner step changes, and how to put it back."""
+        if adapts == "all":
+            return params, lambda part: part
+        return {name: params[name] for name in _PARTS[adapts] if name in params}, (
+            lambda part: params | part
+        )
+
+    def evaluate(params, trajectory: Trajectory):
+        _, output = jax.vmap(lambda x: policy.unroll(params, policy.initial_memory(), x))(
+            trajectory.step_input
+        )
+        return output.distribution, output.distribution.log_prob(trajectory.action)
+
+    def loss(params, experience: Experience) -> Float[Array, ""]:
+        trajectory, credit = experience.trajectory, experience.credit
+        objective = jax.vmap(estimate)(
+            evaluate(params, trajectory)[1],
+            behaviour_log_probs(trajectory),
+            credit.advantage,
+            credit.baseline,
+            trajectory.valid,
+        )
+        return -jnp.sum(objective) / jnp.sum(trajectory.valid)
+
+    def step(rule_params, adapted: Adapted, experience: Experience) -> Adapted:
+        optimizer = optax.with_extra_args_support(rule.optimizer(rule_params))
+
+        def epoch(adapted: Adapted, _):
+            part, whole = split(adapted.policy)
+            value, gradient = jax.value_and_grad(lambda part: loss(whole(part), experience))(part)
+            if first_order:
+                value, gradient = jax.lax.stop_gradient((value, gradient))
+            updates, rule_state = optimizer.update(gradient, adapted.rule_state, part, value=value)
+            return Adapted(whole(optax.apply_updates(part, updates)), rule_state), None
+
+        if inner_epochs == 1:
+            return epoch(adapted, None)[0]
+        return jax.lax.scan(epoch, adapted, length=inner_epochs)[0]
+
+    def start(policy_params, rule_params) -> Adapted:
+        if adapts == "context":
+            zero = jnp.zeros_like(policy_params["context"])
+            policy_params = policy_params | {"context": zero}
+        part, _ = split(policy_params)
+        return Adapted(policy_params, rule.optimizer(rule_params).init(part))
+
+    def begin(meta_params: MetaParams, key) -> Adapted:
+        del key
+        return start(meta_params.policy, meta_params.rule)
+
+    def act(adapted: Adapted, memory, step_input, key):
+        memory, output = policy.step(adapted.policy, memory, step_input)
+        distribution = output.distribution
+        action = distribution.mode() if key is None else distribution.sample(key)
+        return memory, action, output
+
+    def adapt(meta_params: MetaParams, adapted: Adapted, trajectory: Trajectory, key) -> Adapted:
+        del key
+        experience = Experience(trajectory, credit.assign(meta_params.critic, trajectory))
+        return step(meta_params.rule, adapted, experience)
+
+    def collect(meta_params: MetaParams, adapted: Adapted, task, key, rounds: int):
+        def round_(adapted, key):
+            def act_now(memory, step_input, key):
+                return act(adapted, memory, step_input, key)
+
+            memory = policy.initial_memory()
+            trajectory = rollout(key, env, task, act_now, memory, episodes=episodes, parallel=True)
+            experience = Experience(trajectory, credit.assign(meta_params.critic, trajectory))
+            return step(meta_params.rule, adapted, experience), experience
+
+        adapted, experience = jax.lax.scan(round_, adapted, jax.random.split(key, rounds))
+        return jax.lax.stop_gradient((experience, adapted))
+
+    def readapt(policy_params, rule_params, experience: Experience):
+        def again(adapted: Adapted, stored: Experience):
+            before = evaluate(adapted.policy, stored.trajectory)
+            return step(rule_params, adapted, stored), before
+
+        if rematerialize:
+            again = jax.checkpoint(again)
+        return jax.lax.scan(again, start(policy_params, rule_params), experience)
+
+    def init(key):
+        policy_key, rule_key, critic_key = jax.random.split(key, 3)
+        policy_params = policy.init(policy_key)
+        rule_params = rule.init(rule_key, split(policy_params)[0])
+        critic, critic_state = credit.init(critic_key)
+        return MetaParams(policy_params, rule_params, critic), critic_state
+
+    def metrics(meta_params: MetaParams, trajectories: Trajectory) -> Metrics:
+        per_task = jnp.mean(undiscounted_returns(trajectories), axis=-1)
+        last = jax.tree.map(lambda x: x[:, -1], trajectories)
+        adapted = last.output.distribution
+        unadapted = jax.vmap(lambda t: evaluate(begin(meta_params, None).policy, t)[0])(last)
+        kl = jax.vmap(returns.masked_mean)(adapted.kl(unadapted), last.valid)
+        return {
+            "return_before": jnp.mean(per_task[:, 0]),
+            "return_after": jnp.mean(per_task[:, -1]),
+            "tasks_hurt": jnp.mean(per_task[:, -1] < per_task[:, 0]),
+            "adaptation_kl": jnp.mean(kl),
+            "adaptation_kl_max": jnp.max(kl),
+            "entropy": returns.masked_mean(adapted.entropy(), last.valid),
+        }
+
+    agent = Agent(begin, policy.initial_memory, act, adapt)
+    steps = episodes * env.episode_length
+    return InnerLoop(init, agent, collect, readapt, evaluate, metrics, credit, steps)
+
+
+def behaviour_log_probs(trajectory: Trajectory) -> Float[Array, "*batch time"]:
+    """Return the log-probabilities of the actions under the policy that took them."""
+    return trajectory.output.distribution.log_prob(trajectory.action)
+
+
+def _check_parts(policy: Policy, adapts: Adapts) -> None:
+    if adapts not in Adapts.__args__:
+        raise unknown("part of a policy", adapts, Adapts.__args__)
+    if adapts == "all":
+        return
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    if not isinstance(params, dict) or _PARTS[adapts][0] not in params:
+        hint = ": mlp(..., context=2)" if adapts == "context" else ""
+        raise MetajaxError(f"the policy has no {adapts} to adapt; give it one{hint}.")

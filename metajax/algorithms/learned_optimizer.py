@@ -1,0 +1,141 @@
+"""A learned optimizer for reinforcement learning: the rule is all that is meta-learned.
+
+Agents live a whole life, from a random policy through many adaptation steps, and the rule is
+trained by persistent evolution strategies (Vicol et al. 2021) on what they earn in it. Nothing is
+differentiated through a life, so it may be as long as one likes.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.algorithms._options import options_of
+from metajax.algorithms.inner_loop import Adapted, MetaParams, inner_loop
+from metajax.algorithms.unrolled import (
+    begin_particles,
+    persistent_evolution_strategies,
+    restart,
+)
+from metajax.errors import MetajaxError, check_at_least, check_positive
+from metajax.losses import policy_gradient, returns
+from metajax.rollout import undiscounted_returns
+from metajax.rules import RuleName
+from metajax.types import Algorithm, Env, Policy, Task, TrainState, UpdateRule, pytree_dataclass
+
+_SETTLED = ("adapts", "first_order", "inner_learning_rate_decay", "rematerialize")
+
+
+@pytree_dataclass
+class Life:
+    """An agent that learns one task by the rule, and the adaptation steps it has taken."""
+
+    adapted: Adapted
+    task: Task
+    rounds: Any
+
+
+@options_of(inner_loop, without=_SETTLED)
+def learned_optimizer(
+    env: Env,
+    policy: Policy,
+    *,
+    lifetime: int = 20,
+    unroll: int = 4,
+    perturbation_std: float = 0.01,
+    outer_learning_rate: float = 3e-3,
+    rule: UpdateRule | RuleName = "learned-mlp",
+    inner_epochs: int = 4,
+    estimator: policy_gradient.Estimator = "clipped",
+    **options: Any,
+) -> Algorithm:
+    """Return a learned optimizer of PPO agents, trained by persistent evolution strategies.
+
+    An adaptation step is `inner_epochs` epochs of PPO on fresh episodes, made by the rule. The
+    agent begins with a random policy, so its adaptation curve is a learning curve; evaluate it
+    with as many rounds as matter.
+
+    Each task of the batch is a pair of agents under opposite perturbations of the rule; a task
+    lasts a lifetime, and pairs are at different ages.
+
+    Args:
+        env: the environment that all tasks share.
+        policy: what the rule trains; each life begins with other random parameters.
+        lifetime: adaptation steps in a life.
+        unroll: adaptation steps per meta-iteration, a divisor of `lifetime`.
+        perturbation_std: of the rule's parameters.
+        outer_learning_rate: of Adam on the rule's parameters.
+        rule: what makes a step of a gradient, one of `metajax.rules.RULES` or a rule.
+        inner_epochs: gradient steps on the same episodes in one adaptation step.
+        estimator: the inner objective, one of `metajax.losses.policy_gradient.ESTIMATORS`.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range, the rule has nothing to learn, or there
+            are fewer tasks than ages.
+    """
+    check_at_least(1, lifetime=lifetime, unroll=unroll)
+    check_positive(perturbation_std=perturbation_std, outer_learning_rate=outer_learning_rate)
+    if lifetime % unroll:
+        raise MetajaxError(f"unroll is {unroll}; it must divide the lifetime, {lifetime}.")
+    if options.get("baseline") == "value_network":
+        raise MetajaxError("baseline is 'value_network'; here it must be 'linear' or 'none'.")
+    inner = {"rule": rule, "inner_epochs": inner_epochs, "estimator": estimator}
+    loop = inner_loop(env, policy, first_order=True, **inner, **options)
+    if not jax.tree.leaves(jax.eval_shape(loop.init, jax.random.key(0))[0].rule):
+        raise MetajaxError("the rule has nothing to learn; take a learned one.")
+    ages = lifetime // unroll
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(outer_learning_rate))
+
+    def newborn(rule_params, key) -> Adapted:
+        return loop.agent.begin(MetaParams(policy.init(key), rule_params, ()), key)
+
+    def begin(meta_params: MetaParams, key) -> Adapted:
+        return newborn(meta_params.rule, key)
+
+    def lives(rule_params, tasks, key):
+        count = jax.tree.leaves(tasks)[0].shape[0]
+        adapted = jax.vmap(lambda key: newborn(rule_params, key))(jax.random.split(key, count))
+        return Life(adapted, tasks, jnp.zeros(count, jnp.int32))
+
+    def advance(rule_params, life: Life, key):
+        meta_params = MetaParams((), rule_params, ())
+        experience, adapted = loop.collect(meta_params, life.adapted, life.task, key, unroll)
+        earned = jnp.mean(undiscounted_returns(experience.trajectory))
+        return Life(adapted, life.task, life.rounds + unroll), -earned
+
+    def init(key, tasks) -> TrainState:
+        count = jax.tree.leaves(tasks)[0].shape[0]
+        if count < ages:
+            raise MetajaxError(
+                f"there are {count} tasks; with a lifetime of {lifetime} and an unroll of {unroll} "
+                f"it takes at least {ages}, one per age."
+            )
+        rule_key, life_key = jax.random.split(key)
+        rule_params = loop.init(rule_key)[0].rule
+        newborns = lives(rule_params, tasks, life_key)
+        staggered = unroll * (jnp.arange(count, dtype=jnp.int32) % ages)
+        particles = begin_particles(rule_params, Life(newborns.adapted, newborns.task, staggered))
+        return TrainState(MetaParams((), rule_params, ()), optimizer.init(rule_params), particles)
+
+    def update(state: TrainState, tasks, key):
+        rule_params, particles = state.meta_params.rule, state.auxiliary
+        life_key, step_key = jax.random.split(key)
+        over = particles.plus.rounds >= lifetime
+        particles = restart(particles, over, lives(rule_params, tasks, life_key))
+        age = particles.plus.rounds
+        gradient, particles, losses = persistent_evolution_strategies(
+            advance, rule_params, particles, step_key, std=perturbation_std
+        )
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state)
+        metrics = {
+            "return_before": returns.masked_mean(-losses, age == 0),
+            "return_after": returns.masked_mean(-losses, age == lifetime - unroll),
+            "meta_gradient_norm": optax.tree.norm(gradient),
+        }
+        meta_params = MetaParams((), optax.apply_updates(rule_params, updates), ())
+        return TrainState(meta_params, optimizer_state, particles), metrics
+
+    agent = loop.agent._replace(begin=begin)
+    steps_per_task = 2 * unroll * loop.steps_per_round
+    return Algorithm(init, update, agent, "learned-optimizer", steps_per_task)

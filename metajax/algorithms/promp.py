@@ -1,0 +1,25 @@
+"""ProMP, proximal meta-policy search (Rothfuss et al. 2019)."""
+
+from typing import Any
+
+from metajax.algorithms._options import options_of
+from metajax.algorithms.maml import maml
+from metajax.types import Algorithm, Env, Policy
+
+_SETTLED = ("credit_exploration", "estimator", "first_order", "outer")
+
+
+@options_of(maml, without=(*_SETTLED, "max_kl", "cg_iterations", "cg_damping"))
+def promp(env: Env, policy: Policy, *, kl_penalty: float = 5e-4, **options: Any) -> Algorithm:
+    """Return ProMP: MAML with low variance curvature, clipped outer epochs and a KL penalty.
+
+    The inner estimator is the low variance curvature objective; the outer step makes several
+    clipped epochs on the same episodes, and pays for moving away from the policy that sampled
+    those before adaptation.
+
+    Args:
+        kl_penalty: on how far the policies that played the episodes before adaptation move in an
+            outer step (the paper's η); then doubled or halved towards `target_kl`.
+    """
+    fixed = {"outer": "ppo", "estimator": "likelihood_ratio"}
+    return maml(env, policy, kl_penalty=kl_penalty, **fixed, **options)._replace(name="promp")

@@ -1,0 +1,77 @@
+"""Reptile (Nichol et al. 2018) for reinforcement learning.
+
+The paper has no experiments with reinforcement learning, and reports elsewhere that they did not
+work: plain joint training is a strong baseline for this method.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.algorithms._options import options_of
+from metajax.algorithms.inner_loop import MetaParams, inner_loop
+from metajax.errors import MetajaxError, check_at_least, check_positive
+from metajax.rollout import over_tasks
+from metajax.types import Algorithm, Env, Policy, TrainState
+
+
+@options_of(inner_loop, without=("first_order", "rematerialize"))
+def reptile(
+    env: Env,
+    policy: Policy,
+    *,
+    inner_steps: int = 5,
+    outer_learning_rate: float = 0.1,
+    **options: Any,
+) -> Algorithm:
+    """Return Reptile: θ ← θ + ε (mean over tasks of θ'_K - θ), with no meta-gradient at all.
+
+    An update plays K rounds per task, one before each inner step; `return_after` in its metrics is
+    that of the last round, after K - 1 steps.
+
+    Args:
+        env: the environment that all tasks share.
+        policy: what is adapted; episodes are independent, memory starts afresh in each.
+        inner_steps: K. With 1, Reptile is joint training.
+        outer_learning_rate: ε in (0, 1].
+
+    Raises:
+        MetajaxError: an option is out of range, or the rule has parameters, which Reptile cannot
+            learn.
+    """
+    check_at_least(1, inner_steps=inner_steps)
+    check_positive(outer_learning_rate=outer_learning_rate)
+    loop = inner_loop(env, policy, first_order=True, **options)
+    if jax.tree.leaves(jax.eval_shape(loop.init, jax.random.key(0))[0].rule):
+        raise MetajaxError("reptile has no gradient to learn a rule with; take the rule 'sgd'.")
+
+    def init(key, tasks) -> TrainState:
+        del tasks
+        meta_params, critic_state = loop.init(key)
+        return TrainState(meta_params, {"critic": critic_state})
+
+    def update(state: TrainState, tasks, key):
+        meta_params = state.meta_params
+        begin = loop.agent.begin(meta_params, key)
+        data, adapted = over_tasks(
+            lambda task, key: loop.collect(meta_params, begin, task, key, inner_steps),
+            tasks,
+            jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0]),
+        )
+        change = jax.tree.map(
+            lambda adapted, old: jnp.mean(adapted, axis=0) - old, adapted.policy, meta_params.policy
+        )
+        policy_params = jax.tree.map(
+            lambda old, step: old + outer_learning_rate * step, meta_params.policy, change
+        )
+        critic, critic_state, metrics = loop.credit.fit(
+            meta_params.critic, state.optimizer_state["critic"], data.trajectory, data.credit
+        )
+        metrics |= loop.metrics(meta_params, data.trajectory)
+        metrics["meta_gradient_norm"] = optax.tree.norm(change)
+        new_params = MetaParams(policy_params, meta_params.rule, critic)
+        return TrainState(new_params, {"critic": critic_state}), metrics
+
+    return Algorithm(init, update, loop.agent, "reptile", inner_steps * loop.steps_per_round)

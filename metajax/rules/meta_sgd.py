@@ -1,0 +1,29 @@
+"""Meta-SGD (Li et al. 2017): a learned rate for every weight."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.types import UpdateRule
+
+
+def meta_sgd(learning_rate: float) -> UpdateRule:
+    """Return θ' = θ - α∘∇L(θ), with α meta-learned like θ (Li et al. 2017, equation 2).
+
+    The rates α have the shape of θ. They may grow, vanish or turn negative: they hold the
+    direction of a step as well as its length.
+
+    Args:
+        learning_rate: all rates at the start; the paper draws each from [0.005, 0.1].
+    """
+
+    def init(key, params):
+        del key
+        return jax.tree.map(lambda x: jnp.full(x.shape, learning_rate, x.dtype), params)
+
+    def optimizer(rates):
+        return optax.stateless(
+            lambda gradient, params: jax.tree.map(lambda a, g: -a * g, rates, gradient)
+        )
+
+    return UpdateRule(init, optimizer)

@@ -1,0 +1,389 @@
+"""MAML's relatives against exact answers, on enumerated trajectories. All in float64."""
+
+import functools
+import importlib
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from enumerated import (
+    PLAIN,
+    Problem,
+    action_probabilities,
+    meta_gradient_of,
+    occupancy,
+    relative_error,
+    rollout_of_everything,
+    start,
+)
+from jax.flatten_util import ravel_pytree
+
+from metajax.algorithms import (
+    anil,
+    cavia,
+    e_maml,
+    fomaml,
+    maml,
+    meta_lstm,
+    meta_sgd,
+    promp,
+    reinforce,
+    reptile,
+)
+from metajax.algorithms.inner_loop import MetaParams
+from metajax.errors import MetajaxError
+from metajax.rules import RULES
+from metajax.types import TrainState
+
+STEP = 1.0  # long enough for the curvature of the return to matter
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return Problem()
+
+
+@pytest.fixture(scope="module")
+def with_context():
+    return Problem(context=2)
+
+
+@pytest.fixture
+def play_everything(monkeypatch):
+    """Let algorithms on a problem play every trajectory, weighted by its probability."""
+
+    def prepare(problem, factory, **options):
+        env = problem.family.env
+        module = importlib.import_module("metajax.algorithms.inner_loop")
+        monkeypatch.setattr(module, "rollout", rollout_of_everything(env, problem.everything))
+        # The losses are means over steps: their rates carry a factor of the length.
+        options = {
+            "episodes": problem.count,
+            "inner_learning_rate": STEP * problem.length,
+        } | options
+        return factory(env, problem.policy, **options)
+
+    return prepare
+
+
+NO_OUTER = {name: value for name, value in PLAIN.items() if name != "outer"}
+
+
+def loss(problem, flat, task):
+    return -problem.expected_return(flat, task) / problem.length
+
+
+def average(problem, of_task, *arguments):
+    """Return the mean over tasks of minus the loss after adaptation."""
+    return -jnp.mean(jax.vmap(lambda task: of_task(task, *arguments))(problem.tasks))
+
+
+# --- learned rules -------------------------------------------------------------------------------
+
+
+def test_meta_sgd(plain, play_everything):
+    """Weights and rates, both far from where they begin."""
+    algorithm = play_everything(plain, meta_sgd, estimator="dice", **PLAIN)
+    state = start(algorithm, plain.params)
+    rates = 3 * jax.random.normal(jax.random.key(0), plain.flat.shape)
+    meta_params = MetaParams(plain.params, plain.unravel(rates), ())
+    state = TrainState(meta_params, state.optimizer_state)
+
+    def after(flat, rates):
+        def of_task(task):
+            gradient = jax.grad(lambda f: loss(plain, f, task))(flat)
+            return loss(plain, flat - rates * gradient, task)
+
+        return average(plain, of_task)
+
+    exact = jax.jit(jax.grad(after, argnums=(0, 1)))(plain.flat, rates)
+    for part in range(2):
+        found = meta_gradient_of(algorithm, state, plain.tasks, rule=bool(part))
+        assert relative_error(found, exact[part]) < 1e-9
+
+
+@pytest.mark.parametrize("factory", [maml, meta_sgd])
+def test_meta_sgd_begins_as_maml(plain, play_everything, factory):
+    algorithm = play_everything(plain, factory, estimator="dice", **PLAIN)
+
+    def after(flat):
+        def of_task(task):
+            step = STEP * jax.grad(plain.expected_return)(flat, task)
+            return loss(plain, flat + step, task)
+
+        return average(plain, of_task)
+
+    exact = jax.jit(jax.grad(after))(plain.flat)
+    assert relative_error(meta_gradient_of_policy(algorithm, plain), exact) < 1e-9
+
+
+def meta_gradient_of_policy(algorithm, problem):
+    return meta_gradient_of(algorithm, start(algorithm, problem.params), problem.tasks)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_meta_lstm(plain, play_everything, first_order):
+    """Two steps, so that the memory of the first matters to the second."""
+    options = {"inner_steps": 2, "inner_learning_rate": 0.5, "first_order": first_order}
+    algorithm = play_everything(plain, meta_lstm, estimator="dice", **options, **PLAIN)
+    state = start(algorithm, plain.params)
+    weights, unravel = ravel_pytree(state.meta_params.rule)
+    weights += 0.3 * jax.random.normal(jax.random.key(0), weights.shape)  # no longer a descent
+    meta_params = MetaParams(plain.params, unravel(weights), ())
+    state = TrainState(meta_params, state.optimizer_state)
+    maybe_constant = jax.lax.stop_gradient if first_order else lambda x: x
+
+    def after(flat, weights):
+        optimizer = RULES["meta-lstm"](0.5).optimizer(unravel(weights))
+
+        def of_task(task):
+            theta, memory = plain.unravel(flat), optimizer.init(plain.unravel(flat))
+            for _ in range(2):
+                of_params = lambda p: loss(plain, ravel_pytree(p)[0], task)
+                value, gradient = maybe_constant(jax.value_and_grad(of_params)(theta))
+                updates, memory = optimizer.update(gradient, memory, theta, value=value)
+                theta = optax.apply_updates(theta, updates)
+            return loss(plain, ravel_pytree(theta)[0], task)
+
+        return average(plain, of_task)
+
+    exact = jax.jit(jax.grad(after, argnums=(0, 1)))(plain.flat, weights)
+    for part in range(2):
+        found = meta_gradient_of(algorithm, state, plain.tasks, rule=bool(part))
+        assert relative_error(found, exact[part]) < 1e-7
+
+
+# --- part of the policy --------------------------------------------------------------------------
+
+
+def exact_of_part(problem, names, begin=lambda params: params):
+    """Return the meta-gradient where a step changes the named parts only."""
+
+    def after(flat):
+        params = begin(problem.unravel(flat))
+
+        def of_task(task):
+            def of_part(part):
+                return loss(problem, ravel_pytree(params | part)[0], task)
+
+            part = {name: params[name] for name in names}
+            gradient = jax.grad(of_part)(part)
+            rate = STEP * problem.length
+            return of_part(jax.tree.map(lambda x, g: x - rate * g, part, gradient))
+
+        return average(problem, of_task)
+
+    return jax.jit(jax.grad(after))(problem.flat)
+
+
+def test_anil(plain, play_everything):
+    algorithm = play_everything(plain, anil, estimator="dice", **PLAIN)
+    found = meta_gradient_of_policy(algorithm, plain)
+    assert relative_error(found, exact_of_part(plain, ["head"])) < 1e-9
+    assert relative_error(found, exact_of_part(plain, ["head", "body"])) > 0.1
+
+
+def test_cavia(with_context, play_everything):
+    """The context begins at 0, wherever the parameters have it, and is not meta-learned."""
+    problem = with_context
+    algorithm = play_everything(problem, cavia, estimator="dice", **PLAIN)
+    found = meta_gradient_of_policy(algorithm, problem)
+    exact = exact_of_part(problem, ["context"], lambda p: p | {"context": jnp.zeros(2)})
+    assert np.any(problem.params["context"])
+    np.testing.assert_array_equal(problem.unravel(found)["context"], 0)
+    assert relative_error(found, exact) < 1e-9
+
+
+def test_what_a_policy_lacks_cannot_adapt(plain):
+    with pytest.raises(MetajaxError, match=r"has no context to adapt; give it one: mlp\(\.\.\., c"):
+        cavia(plain.family.env, plain.policy)
+
+
+# --- other objectives ----------------------------------------------------------------------------
+
+
+def test_fomaml(plain, play_everything):
+    algorithm = play_everything(plain, fomaml, estimator="naive", **PLAIN)
+
+    def of_task(task):
+        step = STEP * jax.grad(plain.expected_return)(plain.flat, task)
+        return jax.grad(plain.expected_return)(plain.flat + step, task) / plain.length
+
+    exact = jnp.mean(jax.jit(jax.vmap(of_task))(plain.tasks), axis=0)
+    assert relative_error(meta_gradient_of_policy(algorithm, plain), exact) < 1e-9
+
+
+def test_joint_training(plain, play_everything):
+    options = {"discount": 1.0, "normalize_advantages": False}
+    algorithm = play_everything(plain, reinforce, **options)
+    mean_return = lambda flat: average(plain, lambda task: loss(plain, flat, task))
+    exact = jax.jit(jax.grad(mean_return))(plain.flat)
+    assert relative_error(meta_gradient_of_policy(algorithm, plain), exact) < 1e-9
+
+
+def expected_kl(problem, old, new):
+    """Return the mean over tasks of KL(old ‖ new), over the states that `old` visits."""
+    before, after = (
+        action_probabilities(problem.policy, problem.unravel(x), problem.states) for x in (old, new)
+    )
+    per_state = jnp.sum(before * (jnp.log(before) - jnp.log(after)), axis=-1)
+    visits = jax.vmap(lambda task: occupancy(before, task, problem.length))(problem.tasks)
+    return jnp.mean(jnp.sum(visits * per_state[None, None], axis=-1))
+
+
+def test_promp_at_ratio_one(plain, play_everything):
+    """Its gradient is that of low variance curvature: exact but for the terms left out."""
+    options = NO_OUTER | {"outer_epochs": 1}
+    algorithm = play_everything(plain, promp, **options)
+    found = meta_gradient_of_policy(algorithm, plain)
+
+    def of_task(task):
+        gradient = jax.grad(plain.expected_return)
+        adapted = plain.flat + STEP * gradient(plain.flat, task)
+        missing = plain.missing_terms(plain.flat, task=task)
+        curvature = jax.hessian(plain.expected_return)(plain.flat, task) - missing - missing.T
+        after = gradient(adapted, task) / plain.length
+        return after + STEP * curvature @ after
+
+    exact = jnp.mean(jax.jit(jax.vmap(of_task))(plain.tasks), axis=0)
+    assert relative_error(found, exact) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "target", "factor"), [(1e-3, 1e-9, 2.0), (1e-3, 1.0, 0.5)]
+)
+def test_promp_adapts_its_penalty(plain, play_everything, learning_rate, target, factor):
+    """Doubled where the policy moved too far, halved where it hardly moved."""
+    algorithm = play_everything(
+        plain, promp, outer_learning_rate=learning_rate, target_kl=target, **NO_OUTER
+    )
+    state = start(algorithm, plain.params)
+    new, _ = jax.jit(algorithm.update)(state, plain.tasks, jax.random.key(0))
+    np.testing.assert_allclose(new.optimizer_state["kl_penalty"], [factor * 5e-4])
+
+
+def test_promp_pays_for_moving(plain, play_everything):
+    def moved(penalty):
+        algorithm = play_everything(
+            plain, promp, outer_learning_rate=0.05, kl_penalty=penalty, **NO_OUTER
+        )
+        state = start(algorithm, plain.params)
+        new, metrics = jax.jit(algorithm.update)(state, plain.tasks, jax.random.key(0))
+        return ravel_pytree(new.meta_params.policy)[0], metrics["inner_kl"]
+
+    far, near = moved(1e-9), moved(100.0)
+    assert expected_kl(plain, plain.flat, near[0]) < 0.5 * expected_kl(plain, plain.flat, far[0])
+
+
+# --- E-MAML: all batches of episodes there can be ------------------------------------------------
+
+
+def test_e_maml_is_unbiased(monkeypatch):
+    """Its mean over all pairs of episodes, before and after, in two tasks, is the exact gradient.
+
+    One episode before adaptation is the hardest case: the adapted policy is another one for each
+    of them. MAML's own gradient, at the same episodes, is far off.
+    """
+    problem = Problem(states=2, length=2)
+    count, everything = problem.count, problem.everything
+    reward = lambda task: task["reward"][everything.states, everything.actions]
+
+    def rollout(key, env, task, act, memory, *, episodes, parallel):
+        """Play the trajectory that the task names for this round."""
+        stored = rollout_of_everything(env, everything)(
+            key, env, task, act, memory, episodes=count, parallel=parallel
+        )
+        unadapted = problem.policy.step(problem.params, (), stored.step_input)[1]
+        first = jnp.all(unadapted.distribution.logits == stored.output.distribution.logits)
+        index = jnp.where(first, task["before"], task["after"])
+        chosen = jax.tree.map(lambda x: x[index][None], stored)
+        return chosen.__class__(**vars(chosen) | {"reward": reward(task)[index][None]})
+
+    module = importlib.import_module("metajax.algorithms.inner_loop")
+    monkeypatch.setattr(module, "rollout", rollout)
+    rate = STEP * problem.length
+
+    def adapted(flat, task, index):
+        """Return the parameters after a step on one episode, whose credit is its return to go."""
+        to_go = jnp.cumsum(reward(task)[index][::-1])[::-1]
+        objective = lambda f: problem.log_probs(f)[index] @ to_go / problem.length
+        return flat + rate * jax.grad(objective)(flat)
+
+    def exact_return(flat):
+        def of_task(task):
+            after = lambda i: problem.expected_return(adapted(flat, task, i), task)
+            return problem.probability(flat, task) @ jax.vmap(after)(jnp.arange(count))
+
+        return jnp.mean(jax.vmap(of_task)(problem.tasks)) / problem.length
+
+    exact = jax.jit(jax.grad(exact_return))(problem.flat)
+
+    def probabilities(task):
+        """Return the probability `[before, after]` of the two episodes of a task."""
+        of_after = lambda i: problem.probability(adapted(problem.flat, task, i), task)
+        return problem.probability(problem.flat, task)[:, None] * jax.vmap(of_after)(
+            jnp.arange(count)
+        )
+
+    weights = jax.vmap(probabilities)(problem.tasks)
+    indices = jnp.array(list(itertools.product(range(count), repeat=4))).reshape(-1, 2, 2)
+    weight = jnp.prod(weights[jnp.arange(2)[None], indices[..., 0], indices[..., 1]], axis=-1)
+    np.testing.assert_allclose(weight.sum(), 1, rtol=1e-12)
+
+    def expected(factory):
+        algorithm = factory(
+            problem.family.env, problem.policy, episodes=1, inner_learning_rate=rate, **PLAIN
+        )
+        state = start(algorithm, problem.params)
+
+        @jax.jit
+        @jax.vmap
+        def gradient(indices):
+            tasks = problem.tasks | {"before": indices[:, 0], "after": indices[:, 1]}
+            new, _ = algorithm.update(state, tasks, jax.random.key(0))
+            return -10 * ravel_pytree(new.optimizer_state["outer"][0].mu[0])[0]
+
+        return weight @ gradient(indices)
+
+    assert relative_error(expected(e_maml), exact) < 1e-9
+    assert relative_error(expected(functools.partial(maml, estimator="naive")), exact) > 0.1
+
+
+# --- Reptile -------------------------------------------------------------------------------------
+
+
+def test_reptile_is_its_definition(plain, play_everything):
+    """θ + ε (mean over tasks of θ after K exact gradient steps - θ)."""
+    options = {"inner_steps": 3, "outer_learning_rate": 0.25}
+    algorithm = play_everything(plain, reptile, **options, **NO_OUTER)
+    state = start_reptile(algorithm, plain)
+    new, metrics = jax.jit(algorithm.update)(state, plain.tasks, jax.random.key(0))
+
+    def of_task(task):
+        adapted = plain.flat
+        for _ in range(3):
+            adapted += STEP * jax.grad(plain.expected_return)(adapted, task)
+        return adapted
+
+    change = jnp.mean(jax.jit(jax.vmap(of_task))(plain.tasks), axis=0) - plain.flat
+    found = ravel_pytree(new.meta_params.policy)[0]
+    np.testing.assert_allclose(found, plain.flat + 0.25 * change, rtol=1e-9)
+    np.testing.assert_allclose(metrics["meta_gradient_norm"], jnp.linalg.norm(change), rtol=1e-9)
+
+
+def start_reptile(algorithm, problem):
+    return TrainState(MetaParams(problem.params, (), ()), {"critic": ()})
+
+
+def test_reptile_cannot_learn_a_rule(plain):
+    with pytest.raises(MetajaxError, match="no gradient to learn a rule with"):
+        reptile(plain.family.env, plain.policy, rule="meta-sgd")
