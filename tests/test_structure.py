@@ -16,7 +16,7 @@ LAYERS = [
     {"envs", "policies", "rules", "losses", "run_directory", "checkpoint"},
     {"rollout", "replay", "recorder"},
     {"algorithms"},
-    {"evaluation"},
+    {"evaluation", "diagnostics"},
     {"train"},
     {"presets"},
     {"deployment", "export", "plotting", "rendering"},

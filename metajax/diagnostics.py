@@ -1,0 +1,85 @@
+"""How good a meta-gradient is: bias, variance, and agreement between estimators."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from metajax.errors import MetajaxError
+from metajax.types import Algorithm, Task, TrainState
+
+_ADAM_MEMORY = 0.9  # of the first moment, optax's default
+
+
+def meta_gradient(
+    algorithm: Algorithm, state: TrainState, tasks: Task, key: Key[Array, ""]
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """Return the meta-gradient of one `update`, of policy and rule parameters, uphill.
+
+    It is read from the first moment of the outer optimizer, so the algorithm must take one step of
+    Adam: `maml(..., outer="adam")` and its relatives.
+
+    Args:
+        algorithm: with an outer step of Adam.
+        state: from which the update starts.
+        tasks: `[task, ...]`.
+        key: of the episodes; consumed.
+
+    Raises:
+        MetajaxError: the algorithm's outer step is not one of Adam.
+    """
+    before = _first_moment(algorithm, state)
+    after = _first_moment(algorithm, algorithm.update(state, tasks, key)[0])
+    return jax.tree.map(
+        lambda new, old: (_ADAM_MEMORY * old - new) / (1 - _ADAM_MEMORY), after, before
+    )
+
+
+def _first_moment(algorithm: Algorithm, state: TrainState):
+    try:
+        return state.optimizer_state["outer"][0].mu
+    except (TypeError, KeyError, IndexError, AttributeError):
+        raise MetajaxError(
+            f"the outer step of {algorithm.name} is not Adam's, whose memory holds the "
+            'meta-gradient; take outer="adam".'
+        ) from None
+
+
+class Quality(NamedTuple):
+    """Of an estimator of a gradient, relative to the norm of the true one.
+
+    Attributes:
+        bias: ‖mean - exact‖ / ‖exact‖; of n samples it holds noise of about spread / √n.
+        spread: √(trace of the covariance) / ‖exact‖, of a single estimate.
+        cosine: mean cosine similarity of a single estimate and the exact gradient.
+    """
+
+    bias: Float[Array, ""]
+    spread: Float[Array, ""]
+    cosine: Float[Array, ""]
+
+
+def quality(
+    estimates: Float[Array, "sample parameter"], exact: Float[Array, "parameter"]
+) -> Quality:
+    """Return bias, spread and direction of independent estimates of a gradient.
+
+    Args:
+        estimates: one per row, at least 2.
+        exact: what they estimate.
+    """
+    norm, mean = jnp.linalg.norm(exact), jnp.mean(estimates, axis=0)
+    deviations = jnp.sum((estimates - mean[None]) ** 2, axis=1)
+    spread = jnp.sqrt(jnp.sum(deviations) / (len(estimates) - 1)) / norm
+    cosines = jax.vmap(lambda estimate: cosine_similarity(estimate, exact))(estimates)
+    return Quality(jnp.linalg.norm(mean - exact) / norm, spread, jnp.mean(cosines))
+
+
+def cosine_similarity(a: PyTree[Array], b: PyTree[Array]) -> Float[Array, ""]:
+    """Return the cosine of the angle between two gradients of the same structure."""
+
+    def dot(x, y):
+        return sum(jnp.vdot(p, q) for p, q in zip(*map(jax.tree.leaves, (x, y)), strict=True))
+
+    return jnp.asarray(dot(a, b) / jnp.sqrt(dot(a, a) * dot(b, b)))
