@@ -81,7 +81,8 @@ def compiled(mesh, function, *arguments):
         by_world = jax.NamedSharding(mesh, jax.P("task"))
         arguments = jax.device_put(arguments, by_world)
         began = time.perf_counter()
-        program = jax.jit(lambda *x: over_tasks(function, *x)).lower(*arguments).compile()
+        of_all = lambda *x: over_tasks(lambda _, *x: function(*x), (), *x)
+        program = jax.jit(of_all).lower(*arguments).compile()
         seconds = time.perf_counter() - began
     temporary = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
     return lambda: program(*arguments), seconds, temporary * mesh.size

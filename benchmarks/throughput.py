@@ -46,8 +46,8 @@ def simulation(mesh, backend, tasks, episodes, horizon):
     agent = algorithm.agent
 
     def simulate(state, batch, key):
-        def trial(task, key):
-            adapted = agent.begin(state.meta_params, key)
+        def trial(meta_params, task, key):
+            adapted = agent.begin(meta_params, key)
 
             def act(memory, step_input, key):
                 return agent.act(adapted, memory, step_input, key)
@@ -60,7 +60,7 @@ def simulation(mesh, backend, tasks, episodes, horizon):
 
             return jax.lax.scan(round_, jnp.zeros(()), jax.random.split(key))[0]
 
-        return over_tasks(trial, batch, jax.random.split(key, tasks))
+        return over_tasks(trial, state.meta_params, batch, jax.random.split(key, tasks))
 
     return compiled(mesh, simulate, family, algorithm, tasks)
 

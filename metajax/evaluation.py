@@ -43,10 +43,10 @@ def evaluate(
     held_out = sample_batch(family.test, task_key, tasks)
     trial_keys = jax.random.split(trial_key, tasks)
 
-    def trial(task, key):
+    def trial(meta_params, task, key):
         return _trial(agent, family, meta_params, task, key, rounds, episodes, mode)
 
-    return over_tasks(trial, held_out, trial_keys)
+    return over_tasks(trial, meta_params, held_out, trial_keys)
 
 
 def _trial(agent: Agent, family, meta_params, task: Task, key, rounds, episodes, mode):

@@ -87,22 +87,26 @@ def rollout(
     return jax.lax.scan(play, (memory, nothing), episode_keys)[1]
 
 
-def over_tasks(function: Callable, *arguments: PyTree) -> PyTree:
-    """Return `function` of every task: `vmap` over the leading axis of all arguments.
+def over_tasks(function: Callable, shared: PyTree, *arguments: PyTree) -> PyTree:
+    """Return `function(shared, ...)` of every task: `vmap` over the leading axis of the rest.
 
     Where the surrounding mesh has an axis "task", every device plays its share by itself: physics
     is then no concern of the partitioner, and neither is how an engine batches its worlds.
 
     Args:
-        function: of one task's slices of `arguments`.
+        function: of what is shared and one task's slices of `arguments`. What it closes over
+            should be constants of the program: arrays that are being traced are `shared`.
+        shared: the same for all tasks.
         arguments: `[task, ...]`.
     """
     devices = dict(jax.sharding.get_abstract_mesh().shape).get("task", 1)
-    of_all = jax.vmap(function)
+    of_all = jax.vmap(function, in_axes=(None, *[0] * len(arguments)))
     if devices == 1 or jax.tree.leaves(arguments)[0].shape[0] % devices:
-        return of_all(*arguments)
-    tasks = jax.sharding.PartitionSpec("task")
-    return jax.shard_map(of_all, in_specs=tasks, out_specs=tasks, check_vma=False)(*arguments)
+        return of_all(shared, *arguments)
+    tasks, everywhere = jax.sharding.PartitionSpec("task"), jax.sharding.PartitionSpec()
+    specs = (everywhere, *[tasks] * len(arguments))
+    placed = jax.shard_map(of_all, in_specs=specs, out_specs=tasks, check_vma=False)
+    return placed(shared, *arguments)
 
 
 def first_previous(env: Env) -> tuple[Array, Array, Array]:

@@ -193,9 +193,11 @@ def maml(
 
     def update(state: TrainState, tasks, key):
         meta_params, optimizer_state = state.meta_params, state.optimizer_state
-        begin = loop.agent.begin(meta_params, key)
         data, _ = over_tasks(
-            lambda task, key: loop.collect(meta_params, begin, task, key, inner_steps + 1),
+            lambda meta_params, task, key: loop.collect(
+                meta_params, loop.agent.begin(meta_params, key), task, key, inner_steps + 1
+            ),
+            meta_params,
             tasks,
             jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0]),
         )

@@ -54,9 +54,11 @@ def reptile(
 
     def update(state: TrainState, tasks, key):
         meta_params = state.meta_params
-        begin = loop.agent.begin(meta_params, key)
         data, adapted = over_tasks(
-            lambda task, key: loop.collect(meta_params, begin, task, key, inner_steps),
+            lambda meta_params, task, key: loop.collect(
+                meta_params, loop.agent.begin(meta_params, key), task, key, inner_steps
+            ),
+            meta_params,
             tasks,
             jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0]),
         )

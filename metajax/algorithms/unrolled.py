@@ -117,13 +117,18 @@ def persistent_evolution_strategies(
     )
     accumulated = jax.tree.map(jnp.add, particles.accumulated, noise)
 
-    def of_pair(noise, plus, minus, key):
+    def of_pair(meta_params, noise, plus, minus, key):
         up = jax.tree.map(jnp.add, meta_params, noise)
         down = jax.tree.map(jnp.subtract, meta_params, noise)
         return advance(up, plus, key), advance(down, minus, key)
 
     (plus, above), (minus, below) = over_tasks(
-        of_pair, noise, particles.plus, particles.minus, jax.random.split(advance_key, pairs)
+        of_pair,
+        meta_params,
+        noise,
+        particles.plus,
+        particles.minus,
+        jax.random.split(advance_key, pairs),
     )
     weight = (above - below) / (2 * std**2)
     gradient = jax.tree.map(lambda x: jnp.tensordot(weight, x, 1) / pairs, accumulated)
