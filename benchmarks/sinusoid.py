@@ -7,10 +7,11 @@ Tasks, network and protocol are those of Finn et al. 2017, section 5.1: y = A si
 [0.1, 5], φ from [0, π], x from [-5, 5]; 5 labelled points; two hidden layers of 40; 25 tasks per
 meta-iteration; Adam with 1e-3. The error is on 100 fresh points of 2000 fresh tasks. On a task in
 some thousand, repeated steps of a rule that was trained for one diverge: those with an error above
-100 are counted, and left out of the mean.
+100 are counted, and left out of the mean. Every method is saved as soon as it is through.
 """
 
 import argparse
+import json
 import time
 from typing import Any, NamedTuple
 
@@ -196,13 +197,13 @@ def mean_error(errors):
     return np.nanmean(np.where(errors < DIVERGED, errors, np.nan), axis=-2)
 
 
-def draw(curves, rows, path):
+def draw(rows, path):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    for index, ((name, errors), row) in enumerate(zip(curves.items(), rows, strict=True)):
-        x = np.linspace(0, row["iterations"], len(errors) + 1)[1:]
-        mean = mean_error(errors).mean(axis=1)
-        axes[0].plot(x, mean[:, STEPS.index(5)], label=name, color=f"C{index}")
-        axes[1].plot(STEPS, mean[-1], "o-", label=name, color=f"C{index}")
+    for index, row in enumerate(rows):
+        curve = row["learning_curve_after_5_steps"]
+        x = np.linspace(0, row["iterations"], len(curve) + 1)[1:]
+        axes[0].plot(x, curve, label=row["method"], color=f"C{index}")
+        axes[1].plot(STEPS, row["error"], "o-", label=row["method"], color=f"C{index}")
     published = PUBLISHED["maml"]
     axes[1].plot(list(published), list(published.values()), "kx", label="maml, published")
     axes[0].set(xlabel="meta-iterations", ylabel="error after 5 steps", yscale="log")
@@ -222,27 +223,32 @@ def main():
     parser.add_argument("--iterations", type=int, default=70_000)
     parser.add_argument("--name", default="sinusoid")
     arguments = parser.parse_args()
-    rows, curves = [], {}
+    path = common.RESULTS / f"{arguments.name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    by_name = {row["method"]: row for row in rows}
     for name in arguments.methods:
         iterations = round(METHODS[name].share * arguments.iterations)
         errors, seconds = run(METHODS[name], arguments.seeds, iterations)
-        curves[name], final = errors, mean_error(errors[-1])
-        rows.append(
-            {
-                "method": name,
-                "iterations": iterations,
-                "steps": STEPS,
-                "error": final.mean(axis=0).tolist(),
-                "error_per_seed": final.tolist(),
-                "diverged": np.mean(~(errors[-1] < DIVERGED), axis=(0, 1)).tolist(),
-                "published": PUBLISHED.get(name),
-                "seconds": seconds,
-            }
-        )
+        final = mean_error(errors[-1])
+        by_name[name] = {
+            "method": name,
+            "iterations": iterations,
+            "seeds": arguments.seeds,
+            "steps": STEPS,
+            "error": final.mean(axis=0).tolist(),
+            "error_per_seed": final.tolist(),
+            "diverged": np.mean(~(errors[-1] < DIVERGED), axis=(0, 1)).tolist(),
+            "published": PUBLISHED.get(name),
+            "seconds": seconds,
+            "learning_curve_after_5_steps": mean_error(errors)
+            .mean(axis=1)[:, STEPS.index(5)]
+            .tolist(),
+        }
         numbers = "  ".join(f"{k}: {e:.3f}" for k, e in zip(STEPS, final.mean(axis=0), strict=True))
         print(f"{name:<20} error after steps {numbers}   {seconds:.0f} s", flush=True)
-    path = common.save(arguments.name, {"seeds": arguments.seeds, "rows": rows})
-    draw(curves, rows, path.with_suffix(".png"))
+        rows = [by_name[name] for name in METHODS if name in by_name]
+        common.save(arguments.name, {"rows": rows})
+        draw(rows, path.with_suffix(".png"))
     print(f"wrote {path}")
 
 

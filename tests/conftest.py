@@ -1,5 +1,9 @@
 """Settings for every test: strict shapes, four CPU devices, types checked at run time."""
 
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share an accelerator
+
 import jax
 from jaxtyping import install_import_hook
 
