@@ -86,3 +86,9 @@ def save(name: str, result: Mapping[str, Any], directory: Path = RESULTS) -> Pat
     path = directory / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
     return path
+
+
+def saved(name: str) -> dict[str, Any]:
+    """Return what was saved as `name`, {} if nothing was."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}

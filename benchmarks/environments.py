@@ -215,15 +215,14 @@ def draw(rows, path):
 
 def with_earlier(name, rows, references):
     """Return the rows and references, with those of an earlier run that they do not replace."""
-    path = common.RESULTS / f"{name}.json"
-    if not path.exists():
-        return rows, references
-    earlier = json.loads(path.read_text())
+    earlier = common.saved(name)
     of = lambda row: (row["family"], row["backend"], row["batch"])
-    by_key = {of(row): row for row in (*earlier["rows"], *rows)}
+    by_key = {of(row): row for row in (*earlier.get("rows", ()), *rows)}
     families = list(FAMILIES)
     order = sorted(by_key, key=lambda key: (families.index(key[0]), key[1], key[2]))
-    return [by_key[key] for key in order], earlier["gymnasium_steps_per_second"] | references
+    return [by_key[key] for key in order], (
+        earlier.get("gymnasium_steps_per_second", {}) | references
+    )
 
 
 def publish(rows):

@@ -10,7 +10,6 @@ held-out tasks after 0 to 3 adaptation steps, sampled actions.
 """
 
 import argparse
-import json
 import math
 import time
 from typing import Any
@@ -142,7 +141,7 @@ def main():
     parser.add_argument("--redraw", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     path = common.RESULTS / f"{NAME}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = common.saved(NAME).get("rows", [])
     known = {(row["family"], row["algorithm"]): row for row in rows}
     for family in arguments.families:
         for algorithm in arguments.algorithms:

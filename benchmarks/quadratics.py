@@ -170,10 +170,10 @@ def train(training: Training, key):
     return best[1], curve
 
 
-def measure(rule, rule_params, key):
-    run = jax.jit(lambda key: trajectories(rule, rule_params, key, STEPS))
-    losses = np.asarray(run(key))
-    return losses
+def measure(rule, rule_params, key, steps=STEPS):
+    """Return the losses `[problem, step + 1]` of `trajectories`."""
+    run = jax.jit(lambda key: trajectories(rule, rule_params, key, steps))
+    return np.asarray(run(key))
 
 
 def main():
@@ -210,8 +210,7 @@ def main():
         began = time.perf_counter()
         rule_params, curve = train(training, jax.random.fold_in(train_key, index))
         seconds = time.perf_counter() - began
-        run = jax.jit(lambda key, t=training, p=rule_params: trajectories(t.rule, p, key, LONG))
-        finite = bool(np.isfinite(run(test_key)).all())
+        finite = bool(np.isfinite(measure(training.rule, rule_params, test_key, LONG)).all())
         losses = measure(training.rule, rule_params, test_key)
         add(name, losses, curve=curve, seconds=seconds, finite_after_1000_steps=finite)
     path = common.save(arguments.name, {"published_nesterov": PUBLISHED, "rows": rows})

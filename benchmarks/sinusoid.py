@@ -11,7 +11,6 @@ some thousand, repeated steps of a rule that was trained for one diverge: those 
 """
 
 import argparse
-import json
 import time
 from typing import Any, NamedTuple
 
@@ -223,9 +222,7 @@ def main():
     parser.add_argument("--iterations", type=int, default=70_000)
     parser.add_argument("--name", default="sinusoid")
     arguments = parser.parse_args()
-    path = common.RESULTS / f"{arguments.name}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    by_name = {row["method"]: row for row in rows}
+    by_name = {row["method"]: row for row in common.saved(arguments.name).get("rows", ())}
     for name in arguments.methods:
         iterations = round(METHODS[name].share * arguments.iterations)
         errors, seconds = run(METHODS[name], arguments.seeds, iterations)
@@ -247,9 +244,9 @@ def main():
         numbers = "  ".join(f"{k}: {e:.3f}" for k, e in zip(STEPS, final.mean(axis=0), strict=True))
         print(f"{name:<20} error after steps {numbers}   {seconds:.0f} s", flush=True)
         rows = [by_name[name] for name in METHODS if name in by_name]
-        common.save(arguments.name, {"rows": rows})
+        path = common.save(arguments.name, {"rows": rows})
         draw(rows, path.with_suffix(".png"))
-    print(f"wrote {path}")
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

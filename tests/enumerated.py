@@ -27,6 +27,8 @@ from metajax.types import (
     Trajectory,
 )
 
+ROLLOUT = "metajax.algorithms.inner_loop.rollout"  # what tests put their own in place of
+
 
 class Enumerated(NamedTuple):
     """Indices `[trajectory, time]` of every trajectory that starts in state 0."""

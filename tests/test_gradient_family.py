@@ -1,7 +1,6 @@
 """MAML's relatives against exact answers, on enumerated trajectories. All in float64."""
 
 import functools
-import importlib
 import itertools
 
 import jax
@@ -11,6 +10,7 @@ import optax
 import pytest
 from enumerated import (
     PLAIN,
+    ROLLOUT,
     Problem,
     action_probabilities,
     meta_gradient_of,
@@ -41,10 +41,7 @@ from metajax.types import TrainState
 STEP = 1.0  # long enough for the curvature of the return to matter
 
 
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +60,7 @@ def play_everything(monkeypatch):
 
     def prepare(problem, factory, **options):
         env = problem.family.env
-        module = importlib.import_module("metajax.algorithms.inner_loop")
-        monkeypatch.setattr(module, "rollout", rollout_of_everything(env, problem.everything))
+        monkeypatch.setattr(ROLLOUT, rollout_of_everything(env, problem.everything))
         # The losses are means over steps: their rates carry a factor of the length.
         options = {
             "episodes": problem.count,
@@ -308,8 +304,7 @@ def test_e_maml_is_unbiased(monkeypatch):
         chosen = jax.tree.map(lambda x: x[index][None], stored)
         return chosen.__class__(**vars(chosen) | {"reward": reward(task)[index][None]})
 
-    module = importlib.import_module("metajax.algorithms.inner_loop")
-    monkeypatch.setattr(module, "rollout", rollout)
+    monkeypatch.setattr(ROLLOUT, rollout)
     rate = STEP * problem.length
 
     def adapted(flat, task, index):

@@ -5,7 +5,6 @@ All in float64. "Exact" is the derivative of the true return after adaptation, J
 
 import dataclasses
 import functools
-import importlib
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import optax
 import pytest
 from enumerated import (
     PLAIN,
+    ROLLOUT,
     Problem,
     meta_gradient_of,
     relative_error,
@@ -41,10 +41,7 @@ LENGTH = 3
 STEP = 1.0  # long enough for the curvature of the return to matter
 
 
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +191,7 @@ def test_without_the_factor_of_the_discount_no_second_derivative_is_exact(
 def everything(problem, monkeypatch):
     """Let `maml` play every trajectory, weighted by its probability; return a factory of it."""
     env = problem.family.env
-    module = importlib.import_module("metajax.algorithms.inner_loop")  # also a function's name
-    monkeypatch.setattr(module, "rollout", rollout_of_everything(env, problem.everything))
+    monkeypatch.setattr(ROLLOUT, rollout_of_everything(env, problem.everything))
     return functools.partial(maml, env, problem.policy, episodes=problem.count, **PLAIN)
 
 
@@ -425,8 +421,7 @@ def quadrature_rollout(key, env, task, act, memory, *, episodes, parallel):
 @pytest.fixture
 def on_bandit(monkeypatch):
     """Return a function: reward and options of `maml` to the meta-gradient at known parameters."""
-    module = importlib.import_module("metajax.algorithms.inner_loop")
-    monkeypatch.setattr(module, "rollout", quadrature_rollout)
+    monkeypatch.setattr(ROLLOUT, quadrature_rollout)
 
     def run(reward, **options):
         env = bandit(reward)

@@ -1,12 +1,11 @@
 """The natural-gradient step, through an inner adaptation, against dense linear algebra."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from enumerated import (
+    ROLLOUT,
     action_probabilities,
     enumerate_trajectories,
     expected_return,
@@ -31,10 +30,7 @@ STATES, ACTIONS, LENGTH = 2, 3, 2
 EVERYTHING = enumerate_trajectories(STATES, ACTIONS, LENGTH)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random_matrix(size, rank, damping):
@@ -208,8 +204,7 @@ def test_maml_takes_the_natural_gradient_step_of_the_adapted_policies(monkeypatc
     flat, unravel = ravel_pytree(policy.init(jax.random.key(1)))
     flat = flat + 0.5 * jax.random.normal(jax.random.key(2), flat.shape)
 
-    module = importlib.import_module("metajax.algorithms.inner_loop")
-    monkeypatch.setattr(module, "rollout", rollout_of_everything(family.env, EVERYTHING))
+    monkeypatch.setattr(ROLLOUT, rollout_of_everything(family.env, EVERYTHING))
     algorithm = maml(
         family.env,
         policy,

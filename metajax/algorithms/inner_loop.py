@@ -16,7 +16,7 @@ from metajax.algorithms._options import options_of
 from metajax.algorithms.credit import Credit, CreditAssignment, credit_assignment
 from metajax.errors import MetajaxError, check_at_least, unknown
 from metajax.losses import policy_gradient, returns
-from metajax.rollout import rollout, undiscounted_returns
+from metajax.rollout import over_tasks, rollout, undiscounted_returns
 from metajax.rules import RULES, RuleName, decayed
 from metajax.types import (
     Agent,
@@ -189,6 +189,9 @@ def inner_loop(
         del key
         return start(meta_params.policy, meta_params.rule)
 
+    def with_credit(meta_params: MetaParams, trajectory: Trajectory) -> Experience:
+        return Experience(trajectory, credit.assign(meta_params.critic, trajectory))
+
     def act(adapted: Adapted, memory, step_input, key):
         memory, output = policy.step(adapted.policy, memory, step_input)
         distribution = output.distribution
@@ -197,8 +200,7 @@ def inner_loop(
 
     def adapt(meta_params: MetaParams, adapted: Adapted, trajectory: Trajectory, key) -> Adapted:
         del key
-        experience = Experience(trajectory, credit.assign(meta_params.critic, trajectory))
-        return step(meta_params.rule, adapted, experience)
+        return step(meta_params.rule, adapted, with_credit(meta_params, trajectory))
 
     def collect(meta_params: MetaParams, adapted: Adapted, task, key, rounds: int):
         def round_(adapted, key):
@@ -207,7 +209,7 @@ def inner_loop(
 
             memory = policy.initial_memory()
             trajectory = rollout(key, env, task, act_now, memory, episodes=episodes, parallel=True)
-            experience = Experience(trajectory, credit.assign(meta_params.critic, trajectory))
+            experience = with_credit(meta_params, trajectory)
             return step(meta_params.rule, adapted, experience), experience
 
         adapted, experience = jax.lax.scan(round_, adapted, jax.random.split(key, rounds))
@@ -247,6 +249,26 @@ def inner_loop(
     agent = Agent(begin, policy.initial_memory, act, adapt)
     steps = episodes * env.episode_length
     return InnerLoop(init, agent, collect, readapt, evaluate, metrics, credit, steps)
+
+
+def collect_batch(
+    loop: InnerLoop, meta_params: MetaParams, tasks: Task, key: Key[Array, ""], rounds: int
+) -> tuple[Experience, Adapted]:
+    """Return what `loop.collect` does from the beginning of each task: `[task, round, ...]`.
+
+    Args:
+        loop: the inner loop.
+        meta_params: where adaptation begins.
+        tasks: `[task, ...]`.
+        key: consumed.
+        rounds: adaptation steps.
+    """
+
+    def of_task(meta_params, task, key):
+        return loop.collect(meta_params, loop.agent.begin(meta_params, key), task, key, rounds)
+
+    keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
+    return over_tasks(of_task, meta_params, tasks, keys)
 
 
 def behaviour_log_probs(trajectory: Trajectory) -> Float[Array, "*batch time"]:

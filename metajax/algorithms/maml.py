@@ -17,12 +17,12 @@ from metajax.algorithms.inner_loop import (
     Experience,
     MetaParams,
     behaviour_log_probs,
+    collect_batch,
     inner_loop,
 )
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
 from metajax.errors import check_at_least, check_positive, unknown
 from metajax.losses import policy_gradient, returns
-from metajax.rollout import over_tasks
 from metajax.types import Algorithm, Env, Policy, TrainState
 
 Outer = Literal["trpo", "ppo", "adam"]
@@ -83,12 +83,16 @@ def maml(
     loop = inner_loop(env, policy, **options)
     optimizer = optax.adam(outer_learning_rate)
 
+    def support_and_query(data: Experience) -> tuple[Experience, Experience]:
+        """Return rounds 0 ... K-1 and round K of a task."""
+        return jax.tree.map(lambda x: x[:-1], data), jax.tree.map(lambda x: x[-1], data)
+
     def readapt(theta, data: Experience):
         """Re-adapt θ on the stored rounds 0 ... K-1 of a task.
 
         Returns (distribution, log_prob) of θ' on round K, and of the policies before it on theirs.
         """
-        support, query = (jax.tree.map(lambda x, s=s: x[s], data) for s in (slice(-1), -1))
+        support, query = support_and_query(data)
         policy_params, rule_params = theta
         adapted, before = loop.readapt(policy_params, rule_params, support)
         return loop.evaluate(adapted.policy, query.trajectory), before
@@ -106,7 +110,7 @@ def maml(
 
         def of_task(data: Experience, outcome):
             (distribution, log_prob), before = readapt(theta, data)
-            support, query = (jax.tree.map(lambda x, s=s: x[s], data) for s in (slice(-1), -1))
+            support, query = support_and_query(data)
             steps = jnp.sum(query.trajectory.valid)
             gain = gain_of(log_prob, query.trajectory, query.credit.advantage, clip)
             if credit_exploration:
@@ -193,14 +197,7 @@ def maml(
 
     def update(state: TrainState, tasks, key):
         meta_params, optimizer_state = state.meta_params, state.optimizer_state
-        data, _ = over_tasks(
-            lambda meta_params, task, key: loop.collect(
-                meta_params, loop.agent.begin(meta_params, key), task, key, inner_steps + 1
-            ),
-            meta_params,
-            tasks,
-            jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0]),
-        )
+        data, _ = collect_batch(loop, meta_params, tasks, key, inner_steps + 1)
         improve = trust_region if outer == "trpo" else gradient_steps
         theta: Any = (meta_params.policy, meta_params.rule)
         theta, outer_state, metrics = improve(theta, optimizer_state, data)

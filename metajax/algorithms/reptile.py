@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from metajax.algorithms._options import options_of
-from metajax.algorithms.inner_loop import MetaParams, inner_loop
+from metajax.algorithms.inner_loop import MetaParams, collect_batch, inner_loop
 from metajax.errors import MetajaxError, check_at_least, check_positive
-from metajax.rollout import over_tasks
 from metajax.types import Algorithm, Env, Policy, TrainState
 
 
@@ -54,14 +53,7 @@ def reptile(
 
     def update(state: TrainState, tasks, key):
         meta_params = state.meta_params
-        data, adapted = over_tasks(
-            lambda meta_params, task, key: loop.collect(
-                meta_params, loop.agent.begin(meta_params, key), task, key, inner_steps
-            ),
-            meta_params,
-            tasks,
-            jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0]),
-        )
+        data, adapted = collect_batch(loop, meta_params, tasks, key, inner_steps)
         change = jax.tree.map(
             lambda adapted, old: jnp.mean(adapted, axis=0) - old, adapted.policy, meta_params.policy
         )

@@ -90,11 +90,13 @@ def test_update_is_compiled_once(case):
 
 
 def test_everything_is_finite_and_named(case):
-    _, _, _, states, metrics = case
+    algorithm, _, _, states, metrics = case
     for leaf in jax.tree.leaves((states, metrics)):
         assert np.all(np.isfinite(leaf))
     for found in metrics:
         assert {"return_before", "return_after", "meta_gradient_norm"} <= found.keys()
+        # Where policies are meta-learned, and not the rule alone.
+        assert "entropy" in found or algorithm.name == "learned-optimizer"
         assert all(value.shape == () for value in found.values())
 
 
