@@ -42,12 +42,19 @@ PUBLISHED = {
     ("anil", "halfcheetah-vel"): ([None, -120.9], "Raghu et al. 2020"),
     ("maml", "halfcheetah-vel"): ([None, -139.0], "Raghu et al. 2020"),
 }
+# Rows beside the algorithms: another name, and what it changes in the preset.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "maml, trpo": ("maml", {"outer": "trpo"}),
+}
+METHODS = (*ALGORITHMS, *VARIANTS)
 EVALUATION = {"tasks": 40, "rounds": ROUNDS, "episodes": 20, "final_tasks": 400}
 
 
-def configuration(algorithm: str, family: str) -> dict[str, Any]:
+def configuration(method: str, family: str) -> dict[str, Any]:
     """Return the preset of a pair, with as many iterations as the budget pays for."""
+    algorithm, changes = VARIANTS.get(method, (method, {}))
     config = presets.default_config(algorithm, family)
+    config["algorithm"] |= changes
     budget = BUDGETS[family]
     config["family"] |= budget["family"]
     config["training"] |= budget["training"]
@@ -59,8 +66,8 @@ def configuration(algorithm: str, family: str) -> dict[str, Any]:
     return config
 
 
-def run(algorithm: str, family: str, seeds: int) -> dict[str, Any]:
-    config = configuration(algorithm, family)
+def run(method: str, family: str, seeds: int) -> dict[str, Any]:
+    config = configuration(method, family)
     experiment = presets.build(config)
     training = experiment.training | {"seeds": seeds}
     began = time.perf_counter()
@@ -71,7 +78,7 @@ def run(algorithm: str, family: str, seeds: int) -> dict[str, Any]:
     per_seed = result.returns.mean(axis=(1, 3))
     steps = experiment.algorithm.steps_per_task * training["tasks"] * training["iterations"]
     return {
-        "algorithm": algorithm,
+        "algorithm": method,
         "family": family,
         "backend": experiment.family.backend,
         "seeds": seeds,
@@ -109,7 +116,7 @@ def draw(rows: list[dict[str, Any]], path) -> None:
     figure, axes = plt.subplots(
         1, len(families), figsize=(4 * len(families) + 2, 4.2), squeeze=False
     )
-    colors = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(ALGORITHMS)}
+    colors = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(METHODS)}
     for axis, family in zip(axes[0], families, strict=True):
         for row in rows:
             if row["family"] == family:
@@ -135,7 +142,7 @@ def draw(rows: list[dict[str, Any]], path) -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", default=list(BUDGETS), choices=BUDGETS)
-    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
+    parser.add_argument("--algorithms", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--again", action="store_true", help="also what is there already")
     parser.add_argument("--redraw", action="store_true", help="run nothing")
@@ -150,7 +157,7 @@ def main():
                 continue
             known[pair] = run(algorithm, family, arguments.seeds)
             print(table([known[pair]]).splitlines()[-1], flush=True)
-            order = [(f, a) for f in BUDGETS for a in ALGORITHMS]
+            order = [(f, a) for f in BUDGETS for a in METHODS]
             rows = [known[pair] for pair in order if pair in known]
             common.save(NAME, {"rows": rows})
     print(table(rows))

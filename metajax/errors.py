@@ -49,3 +49,14 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise MetajaxError(f"{name} is {value}; it must be above 0.")
+
+
+def check_fraction(**values: float) -> None:
+    """Check that the named values lie in [0, 1].
+
+    Raises:
+        MetajaxError: one does not.
+    """
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise MetajaxError(f"{name} is {value}; it must lie in [0, 1].")

@@ -42,6 +42,8 @@ class Evaluation:
         rounds: adaptation steps + 1; may exceed what training uses.
         episodes: per task and round.
         final_tasks: the evaluation at the end repeats until it has seen this many tasks.
+        mode: score separate episodes that take the distribution's mode (of a Q-network, the most
+            valuable action); adaptation always learns from sampled actions.
     """
 
     every: int = 50
@@ -49,6 +51,7 @@ class Evaluation:
     rounds: int = 4
     episodes: int = 20
     final_tasks: int = 40
+    mode: bool = False
 
 
 @pytree_dataclass
@@ -200,6 +203,7 @@ def make_segment(
                 tasks=plan.tasks,
                 rounds=plan.rounds,
                 episodes=plan.episodes,
+                mode=plan.mode,
             )
 
         return jax.vmap(one_seed)(state.train_state, seed_keys(key))
@@ -424,7 +428,11 @@ def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
         "devices": devices,
     }
     if evaluation is not None:
-        at_least_one |= {f"evaluation.{k}": v for k, v in dataclasses.asdict(evaluation).items()}
+        counts = dataclasses.asdict(evaluation)
+        mode = counts.pop("mode")
+        if not isinstance(mode, bool):
+            raise MetajaxError(f"evaluation.mode is {mode!r}; it must be True or False.")
+        at_least_one |= {f"evaluation.{k}": v for k, v in counts.items()}
     for name, value in at_least_one.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MetajaxError(f"{name} is {value!r}; it must be a whole number of at least 1.")

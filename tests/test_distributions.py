@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from metajax.policies import Categorical, DiagonalNormal
+from metajax.policies import Categorical, DiagonalNormal, EpsilonGreedy
 
 rng = np.random.default_rng(0)
 MEAN, LOG_STD = rng.normal(size=(2, 4, 3)).astype(np.float32)
@@ -42,6 +42,29 @@ def test_categorical():
         categorical.entropy(), scipy.stats.entropy(probabilities, axis=-1), rtol=1e-5
     )
     np.testing.assert_array_equal(categorical.mode(), LOGITS.argmax(-1))
+
+
+def test_epsilon_greedy():
+    """Against the table of its probabilities."""
+    epsilon, other_epsilon = np.array([0.05, 0.3, 0.5, 1.0]), np.array([0.2, 0.4, 0.6, 0.8])
+
+    def table(q_values, epsilon):
+        greedy = np.eye(5)[q_values.argmax(-1)]
+        return epsilon[:, None] / 5 + (1 - epsilon[:, None]) * greedy
+
+    one = EpsilonGreedy(jnp.asarray(LOGITS), jnp.asarray(epsilon))
+    other = EpsilonGreedy(jnp.asarray(OTHER_LOGITS), jnp.asarray(other_epsilon))
+    expected, other_expected = table(LOGITS, epsilon), table(OTHER_LOGITS, other_epsilon)
+    for action in range(5):
+        found = one.log_prob(jnp.full(4, action))
+        np.testing.assert_allclose(found, np.log(expected[:, action]), rtol=1e-5)
+    np.testing.assert_allclose(one.entropy(), scipy.stats.entropy(expected, axis=-1), rtol=1e-5)
+    divergence = scipy.stats.entropy(expected, other_expected, axis=-1)
+    np.testing.assert_allclose(one.kl(other), divergence, rtol=1e-5)
+    np.testing.assert_array_equal(one.mode(), LOGITS.argmax(-1))
+    drawn = jax.vmap(one.sample)(jax.random.split(jax.random.key(1), 20_000))
+    frequency = np.mean(np.asarray(drawn)[:, :, None] == np.arange(5), axis=0)
+    assert np.all(np.abs(frequency - expected) < 4 * np.sqrt(expected / 20_000))
 
 
 def test_categorical_divergence():

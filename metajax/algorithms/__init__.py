@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from metajax.algorithms.anil import anil
 from metajax.algorithms.cavia import cavia
+from metajax.algorithms.dqn import dqn, maml_dqn
 from metajax.algorithms.e_maml import e_maml
 from metajax.algorithms.joint import a2c, ppo, reinforce, trpo
 from metajax.algorithms.learned_optimizer import learned_optimizer
@@ -25,10 +26,12 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "promp": promp,
     "reptile": reptile,
     "learned-optimizer": learned_optimizer,
+    "maml-dqn": maml_dqn,
     "reinforce": reinforce,
     "a2c": a2c,
     "ppo": ppo,
     "trpo": trpo,
+    "dqn": dqn,
 }
 
 __all__ = [
@@ -36,10 +39,12 @@ __all__ = [
     "a2c",
     "anil",
     "cavia",
+    "dqn",
     "e_maml",
     "fomaml",
     "learned_optimizer",
     "maml",
+    "maml_dqn",
     "meta_lstm",
     "meta_sgd",
     "ppo",

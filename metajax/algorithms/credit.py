@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from metajax.errors import MetajaxError, check_at_least, check_positive, unknown
+from metajax.errors import check_at_least, check_fraction, check_positive, unknown
 from metajax.losses import baselines, returns
 from metajax.policies.mlp import value_network
 from metajax.types import Env, Metrics, Params, Trajectory, pytree_dataclass
@@ -73,9 +73,7 @@ def credit_assignment(
     """
     if baseline not in Baseline.__args__:
         raise unknown("baseline", baseline, Baseline.__args__)
-    for name, value in (("discount", discount), ("trace", trace)):
-        if not 0 <= value <= 1:
-            raise MetajaxError(f"{name} is {value}; it must lie in [0, 1].")
+    check_fraction(discount=discount, trace=trace)
     check_at_least(1, critic_epochs=critic_epochs)
     check_positive(critic_learning_rate=critic_learning_rate)
     network = value_network(env.observation_size, hidden=critic_hidden)

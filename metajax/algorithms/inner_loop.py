@@ -1,21 +1,27 @@
-"""The inner loop of the gradient family: play, assign credit, take a step of a rule, play again.
+"""The inner loop of the gradient family: play, take a step of a rule down an objective, play again.
 
-All that an agent which adapts by policy gradients does within one task. Meta-learners differ in
-what they make of it.
+All that an agent which adapts by gradients does within one task. Meta-learners differ in what they
+make of it.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from metajax.algorithms._options import options_of
-from metajax.algorithms.credit import Credit, CreditAssignment, credit_assignment
+from metajax.algorithms.objectives import (
+    Experience,
+    Objective,
+    evaluate_actions,
+    policy_gradient_objective,
+)
 from metajax.errors import MetajaxError, check_at_least, unknown
-from metajax.losses import policy_gradient, returns
+from metajax.losses import returns
 from metajax.rollout import over_tasks, rollout, undiscounted_returns
 from metajax.rules import RULES, RuleName, decayed
 from metajax.types import (
@@ -51,14 +57,6 @@ class Adapted:
     rule_state: Any
 
 
-@pytree_dataclass
-class Experience:
-    """Episodes `[episode, time]` of one adaptation step, and credit for their actions."""
-
-    trajectory: Trajectory
-    credit: Credit
-
-
 class InnerLoop(NamedTuple):
     """Adaptation to one task.
 
@@ -69,10 +67,9 @@ class InnerLoop(NamedTuple):
     - `readapt(policy_params, rule_params, experience[round]) -> (adapted, before)`: the same steps
       on stored episodes, to be differentiated; `before` is what the policy before each step says
       of its episodes, as `evaluate` returns it, `[round, ...]`;
-    - `evaluate(policy_params, trajectory) -> (distribution, log_prob)` `[episode, time]`: of the
-      actions taken;
+    - `evaluate(policy_params, trajectory) -> (distribution, log_prob)`: see `evaluate_actions`;
     - `metrics(meta_params, trajectories[task, round]) -> metrics`: what adaptation did;
-    - `credit`: see `CreditAssignment`;
+    - `objective`: what the steps descend;
     - `steps_per_round`: environment steps of an adaptation step, padding included.
     """
 
@@ -82,14 +79,14 @@ class InnerLoop(NamedTuple):
     readapt: Callable[[Params, Any, Experience], tuple[Adapted, Any]]
     evaluate: Callable[[Params, Trajectory], tuple[Any, Array]]
     metrics: Callable[[MetaParams, Trajectory], Metrics]
-    credit: CreditAssignment
+    objective: Objective
     steps_per_round: int
 
 
-@options_of(credit_assignment)
 def inner_loop(
     env: Env,
     policy: Policy,
+    objective: Objective,
     *,
     episodes: int = 20,
     inner_learning_rate: float = 0.1,
@@ -98,15 +95,14 @@ def inner_loop(
     rule: UpdateRule | RuleName = "sgd",
     adapts: Adapts = "all",
     first_order: bool = False,
-    estimator: policy_gradient.Estimator = "likelihood_ratio",
     rematerialize: bool = False,
-    **options: Any,
 ) -> InnerLoop:
-    """Return an inner loop of policy-gradient steps.
+    """Return an inner loop of gradient steps.
 
     Args:
         env: the environment that all tasks share.
         policy: what is adapted; episodes are independent, memory starts afresh in each.
+        objective: what the steps descend.
         episodes: per task and adaptation step.
         inner_learning_rate: α, of gradient descent on the mean over time steps; rules that are
             learned begin as gradient descent with it.
@@ -116,7 +112,6 @@ def inner_loop(
         adapts: what of the policy an inner step changes: "all" of it, its "head" (the last layer
             and the standard deviation) or its "context" (inputs of its own, from 0 in every task).
         first_order: treat inner gradients as constants.
-        estimator: the inner objective, one of `metajax.losses.policy_gradient.ESTIMATORS`.
         rematerialize: recompute inner steps in the backward pass; saves memory when there are
             many.
 
@@ -126,8 +121,6 @@ def inner_loop(
     check_at_least(1, episodes=episodes, inner_epochs=inner_epochs)
     check_at_least(0, inner_learning_rate=inner_learning_rate)
     check_at_least(0, inner_learning_rate_decay=inner_learning_rate_decay)
-    if estimator not in policy_gradient.ESTIMATORS:
-        raise unknown("estimator", estimator, policy_gradient.ESTIMATORS)
     if isinstance(rule, str):
         if rule not in RULES:
             raise unknown("rule", rule, RULES)
@@ -135,8 +128,6 @@ def inner_loop(
     if inner_learning_rate_decay != 1:
         rule = decayed(rule, inner_learning_rate_decay)
     _check_parts(policy, adapts)
-    estimate = policy_gradient.ESTIMATORS[estimator]
-    credit = credit_assignment(env, **options)
 
     def split(params):
         """Return what an inner step changes, and how to put it back."""
@@ -147,28 +138,15 @@ def inner_loop(
         )
 
     def evaluate(params, trajectory: Trajectory):
-        _, output = jax.vmap(lambda x: policy.unroll(params, policy.initial_memory(), x))(
-            trajectory.step_input
-        )
-        return output.distribution, output.distribution.log_prob(trajectory.action)
-
-    def loss(params, experience: Experience) -> Float[Array, ""]:
-        trajectory, credit = experience.trajectory, experience.credit
-        objective = jax.vmap(estimate)(
-            evaluate(params, trajectory)[1],
-            behaviour_log_probs(trajectory),
-            credit.advantage,
-            credit.baseline,
-            trajectory.valid,
-        )
-        return -jnp.sum(objective) / jnp.sum(trajectory.valid)
+        return evaluate_actions(policy, params, trajectory)
 
     def step(rule_params, adapted: Adapted, experience: Experience) -> Adapted:
         optimizer = optax.with_extra_args_support(rule.optimizer(rule_params))
 
         def epoch(adapted: Adapted, _):
             part, whole = split(adapted.policy)
-            value, gradient = jax.value_and_grad(lambda part: loss(whole(part), experience))(part)
+            loss = lambda part: objective.loss(whole(part), adapted.policy, experience)
+            value, gradient = jax.value_and_grad(loss)(part)
             if first_order:
                 value, gradient = jax.lax.stop_gradient((value, gradient))
             updates, rule_state = optimizer.update(gradient, adapted.rule_state, part, value=value)
@@ -190,7 +168,7 @@ def inner_loop(
         return start(meta_params.policy, meta_params.rule)
 
     def with_credit(meta_params: MetaParams, trajectory: Trajectory) -> Experience:
-        return Experience(trajectory, credit.assign(meta_params.critic, trajectory))
+        return Experience(trajectory, objective.assign(meta_params.critic, trajectory))
 
     def act(adapted: Adapted, memory, step_input, key):
         memory, output = policy.step(adapted.policy, memory, step_input)
@@ -228,7 +206,7 @@ def inner_loop(
         policy_key, rule_key, critic_key = jax.random.split(key, 3)
         policy_params = policy.init(policy_key)
         rule_params = rule.init(rule_key, split(policy_params)[0])
-        critic, critic_state = credit.init(critic_key)
+        critic, critic_state = objective.init(critic_key)
         return MetaParams(policy_params, rule_params, critic), critic_state
 
     def metrics(meta_params: MetaParams, trajectories: Trajectory) -> Metrics:
@@ -248,7 +226,17 @@ def inner_loop(
 
     agent = Agent(begin, policy.initial_memory, act, adapt)
     steps = episodes * env.episode_length
-    return InnerLoop(init, agent, collect, readapt, evaluate, metrics, credit, steps)
+    return InnerLoop(init, agent, collect, readapt, evaluate, metrics, objective, steps)
+
+
+@options_of(policy_gradient_objective)
+@options_of(inner_loop)
+def policy_gradient_loop(env: Env, policy: Policy, **options: Any) -> InnerLoop:
+    """Return an inner loop of policy-gradient steps."""
+    own = inspect.signature(policy_gradient_objective).parameters
+    of_objective = {name: options.pop(name) for name in own if name in options}
+    objective = policy_gradient_objective(env, policy, **of_objective)
+    return inner_loop(env, policy, objective, **options)
 
 
 def collect_batch(
@@ -269,11 +257,6 @@ def collect_batch(
 
     keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
     return over_tasks(of_task, meta_params, tasks, keys)
-
-
-def behaviour_log_probs(trajectory: Trajectory) -> Float[Array, "*batch time"]:
-    """Return the log-probabilities of the actions under the policy that took them."""
-    return trajectory.output.distribution.log_prob(trajectory.action)
 
 
 def _check_parts(policy: Policy, adapts: Adapts) -> None:

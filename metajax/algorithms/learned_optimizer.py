@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.algorithms._options import options_of
-from metajax.algorithms.inner_loop import Adapted, MetaParams, inner_loop
+from metajax.algorithms.inner_loop import Adapted, MetaParams, policy_gradient_loop
 from metajax.algorithms.unrolled import (
     begin_particles,
     persistent_evolution_strategies,
@@ -36,7 +36,7 @@ class Life:
     rounds: Any
 
 
-@options_of(inner_loop, without=_SETTLED)
+@options_of(policy_gradient_loop, without=_SETTLED)
 def learned_optimizer(
     env: Env,
     policy: Policy,
@@ -81,7 +81,7 @@ def learned_optimizer(
     if options.get("baseline") == "value_network":
         raise MetajaxError("baseline is 'value_network'; here it must be 'linear' or 'none'.")
     inner = {"rule": rule, "inner_epochs": inner_epochs, "estimator": estimator}
-    loop = inner_loop(env, policy, first_order=True, **inner, **options)
+    loop = policy_gradient_loop(env, policy, first_order=True, **inner, **options)
     if not jax.tree.leaves(jax.eval_shape(loop.init, jax.random.key(0))[0].rule):
         raise MetajaxError("the rule has nothing to learn; take a learned one.")
     ages = lifetime // unroll

@@ -13,13 +13,8 @@ import optax
 from jaxtyping import Float
 
 from metajax.algorithms._options import options_of
-from metajax.algorithms.inner_loop import (
-    Experience,
-    MetaParams,
-    behaviour_log_probs,
-    collect_batch,
-    inner_loop,
-)
+from metajax.algorithms.inner_loop import MetaParams, collect_batch, policy_gradient_loop
+from metajax.algorithms.objectives import Experience, behaviour_log_probs
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
 from metajax.errors import check_at_least, check_positive, unknown
 from metajax.losses import policy_gradient, returns
@@ -28,7 +23,7 @@ from metajax.types import Algorithm, Env, Policy, TrainState
 Outer = Literal["trpo", "ppo", "adam"]
 
 
-@options_of(inner_loop)
+@options_of(policy_gradient_loop)
 def maml(
     env: Env,
     policy: Policy,
@@ -80,7 +75,7 @@ def maml(
     check_at_least(1, outer_epochs=outer_epochs, cg_iterations=cg_iterations)
     check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
     check_positive(target_kl=target_kl)
-    loop = inner_loop(env, policy, **options)
+    loop = policy_gradient_loop(env, policy, **options)
     optimizer = optax.adam(outer_learning_rate)
 
     def support_and_query(data: Experience) -> tuple[Experience, Experience]:
@@ -207,7 +202,7 @@ def maml(
             metrics["inner_kl"] = jnp.mean(moved)
             penalty *= jnp.where(moved < target_kl / 1.5, 0.5, 1.0)
             penalty *= jnp.where(moved > target_kl * 1.5, 2.0, 1.0)
-        critic, critic_state, critic_metrics = loop.credit.fit(
+        critic, critic_state, critic_metrics = loop.objective.fit(
             meta_params.critic, optimizer_state["critic"], data.trajectory, data.credit
         )
         metrics |= critic_metrics | loop.metrics(meta_params, data.trajectory)

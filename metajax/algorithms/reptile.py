@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from metajax.algorithms._options import options_of
-from metajax.algorithms.inner_loop import MetaParams, collect_batch, inner_loop
+from metajax.algorithms.inner_loop import MetaParams, collect_batch, policy_gradient_loop
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.types import Algorithm, Env, Policy, TrainState
 
 
-@options_of(inner_loop, without=("first_order", "rematerialize"))
+@options_of(policy_gradient_loop, without=("first_order", "rematerialize"))
 def reptile(
     env: Env,
     policy: Policy,
@@ -42,7 +42,7 @@ def reptile(
     """
     check_at_least(1, inner_steps=inner_steps)
     check_positive(outer_learning_rate=outer_learning_rate)
-    loop = inner_loop(env, policy, first_order=True, **options)
+    loop = policy_gradient_loop(env, policy, first_order=True, **options)
     if jax.tree.leaves(jax.eval_shape(loop.init, jax.random.key(0))[0].rule):
         raise MetajaxError("reptile has no gradient to learn a rule with; take the rule 'sgd'.")
 
@@ -60,7 +60,7 @@ def reptile(
         policy_params = jax.tree.map(
             lambda old, step: old + outer_learning_rate * step, meta_params.policy, change
         )
-        critic, critic_state, metrics = loop.credit.fit(
+        critic, critic_state, metrics = loop.objective.fit(
             meta_params.critic, state.optimizer_state["critic"], data.trajectory, data.credit
         )
         metrics |= loop.metrics(meta_params, data.trajectory)

@@ -61,7 +61,7 @@ _STEPS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
 
 
 def _walk(cell: Int[Array, "2"], action: Int[Array, ""], size: int) -> Int[Array, "2"]:
-    return jnp.clip(cell + jnp.array(_STEPS)[action], 0, size - 1)
+    return jnp.clip(cell + jnp.array(_STEPS, jnp.int32)[action], 0, size - 1)
 
 
 def dark_key_door(*, size: int = 9, episode_length: int = 50) -> TaskFamily:

@@ -1,6 +1,6 @@
 """Policies and the distributions they return."""
 
-from metajax.policies.distributions import Categorical, DiagonalNormal
+from metajax.policies.distributions import Categorical, DiagonalNormal, EpsilonGreedy
 from metajax.policies.mlp import mlp
 
-__all__ = ["Categorical", "DiagonalNormal", "mlp"]
+__all__ = ["Categorical", "DiagonalNormal", "EpsilonGreedy", "mlp"]

@@ -85,3 +85,42 @@ class Categorical:
         """Return KL(self ‖ other)."""
         log_probs = jax.nn.log_softmax(self.logits)
         return jnp.sum(jnp.exp(log_probs) * (log_probs - jax.nn.log_softmax(other.logits)), axis=-1)
+
+
+@pytree_dataclass
+class EpsilonGreedy:
+    """The most valuable action, or with probability `epsilon` any of them.
+
+    Attributes:
+        q_values: of the actions, `[*batch, action]`.
+        epsilon: probability in (0, 1] of a uniformly drawn action, `[*batch]`.
+    """
+
+    q_values: Float[Array, "*batch action"]
+    epsilon: Float[Array, "*batch"]
+
+    def sample(self, key: Key[Array, ""]) -> Int[Array, "*batch"]:
+        """Draw an action; `key` is consumed."""
+        return self._categorical().sample(key)
+
+    def mode(self) -> Int[Array, "*batch"]:
+        """Return the most valuable action."""
+        return jnp.argmax(self.q_values, axis=-1).astype(jnp.int32)
+
+    def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """Return the log-probability of `action`."""
+        return self._categorical().log_prob(action)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return the entropy."""
+        return self._categorical().entropy()
+
+    def kl(self, other: "EpsilonGreedy") -> Float[Array, "*batch"]:
+        """Return KL(self ‖ other)."""
+        return self._categorical().kl(other._categorical())
+
+    def _categorical(self) -> Categorical:
+        size = self.q_values.shape[-1]
+        greedy = jax.nn.one_hot(self.mode(), size, dtype=self.q_values.dtype)
+        epsilon = self.epsilon[..., None]
+        return Categorical(jnp.log(epsilon / size + (1 - epsilon) * greedy))

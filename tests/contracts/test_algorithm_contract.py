@@ -33,13 +33,23 @@ VARIANTS = {
     "a2c": [{}],
     "ppo": [{}],
     "trpo": [{"baseline": "none"}],
+    "dqn": [{"updates": 2, "batch": 5, "replay_capacity": 60, "target_period": 3}],
+    "maml-dqn": [
+        {"updates": 2, "batch": 2, "replay_capacity": 7, "target_period": 3},
+        {"rule": "meta-sgd", "inner_steps": 2},
+    ],
 }
-JOINT = ("reinforce", "a2c", "ppo", "trpo")
-FAMILY = make("point-goal", episode_length=LENGTH)
+JOINT = ("reinforce", "a2c", "ppo", "trpo", "dqn")
+CONTINUOUS = make("point-goal", episode_length=LENGTH)
+DISCRETE = make("tabular", states=3, actions=2, episode_length=LENGTH)
+
+
+def family_of(name):
+    return DISCRETE if "dqn" in name else CONTINUOUS
 
 
 def build(name, options):
-    env = FAMILY.env
+    env = family_of(name).env
     # Wide enough to be clipped now and then, which no likelihood may notice.
     policy = mlp(
         env.observation_size,
@@ -48,7 +58,9 @@ def build(name, options):
         initial_std=0.1,
         context=2 if name == "cavia" else 0,
     )
-    return ALGORITHMS[name](env, policy, episodes=EPISODES, critic_hidden=(4,), **options)
+    if "dqn" not in name:
+        options = options | {"critic_hidden": (4,)}
+    return ALGORITHMS[name](env, policy, episodes=EPISODES, **options)
 
 
 def test_every_algorithm_is_covered():
@@ -64,7 +76,8 @@ def case(request):
     """Return an algorithm, its compiled update, tasks, and what two updates gave."""
     algorithm = build(*request.param)
     assert algorithm.name == request.param[0]
-    tasks = jax.vmap(FAMILY.train.sample)(jax.random.split(jax.random.key(0), TASKS))
+    family = family_of(algorithm.name)
+    tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), TASKS))
     update = jax.jit(algorithm.update)
     states, metrics = [algorithm.init(jax.random.key(1), tasks)], []
     for i in range(2):
@@ -145,11 +158,17 @@ def test_its_agent_adapts(case):
             return agent.act(adapted, memory, step_input, key)
 
         trajectory = rollout(
-            play_key, FAMILY.env, task, act, agent.initial_memory(), episodes=EPISODES + 2
+            play_key,
+            family_of(algorithm.name).env,
+            task,
+            act,
+            agent.initial_memory(),
+            episodes=EPISODES + 2,
         )
         first = jax.tree.map(lambda x: x[0, 0], trajectory.step_input)
         new = agent.adapt(meta_params, adapted, trajectory, adapt_key)
-        return [agent.act(a, agent.initial_memory(), first, None)[1] for a in (adapted, new)]
+        said = [agent.act(a, agent.initial_memory(), first, None)[2] for a in (adapted, new)]
+        return [jax.tree.leaves(x)[0] for x in said]
 
     before, after = trial(jax.random.key(5))
     assert jnp.all(jnp.isfinite(after)) and jnp.any(before != after)

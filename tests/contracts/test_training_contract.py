@@ -217,15 +217,18 @@ def test_four_devices_give_the_result_of_one(options):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_cut_interrupted_and_shared_out(name, tmp_path):
     """Four iterations at once; one by one, and resumed after two; on two devices."""
-    policy = mlp(2, FAMILY.env.action_space, hidden=(4,), initial_std=0.1, context=2)
-    options = {"lifetime": 4, "unroll": 2} if name == "learned-optimizer" else {}
+    family, options = FAMILY, {"critic_hidden": (4,)}
+    if name == "learned-optimizer":
+        options |= {"lifetime": 4, "unroll": 2}
+    if "dqn" in name:
+        family, options = make("gridnav", episode_length=4), {"updates": 3, "batch": 4}
+    policy = mlp(2, family.env.action_space, hidden=(4,), initial_std=0.1, context=2)
     # Five episodes: with fewer samples than features the baseline leaves nothing but rounding.
-    options |= {"episodes": 5, "critic_hidden": (4,)}
-    learner = ALGORITHMS[name](FAMILY.env, policy, **options)
+    learner = ALGORITHMS[name](family.env, policy, episodes=5, **options)
 
     def state_after(iterations, **options):
         options = {"segment": 4, "devices": 1, "evaluation": None} | options
-        return train(learner, FAMILY, iterations=iterations, tasks=4, **options).state
+        return train(learner, family, iterations=iterations, tasks=4, **options).state
 
     straight = state_after(4)
     state_after(2, segment=1, run_directory=tmp_path / "run")

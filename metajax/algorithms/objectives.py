@@ -1,0 +1,209 @@
+"""What adaptation steps descend: policy-gradient losses and the temporal-difference loss."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from metajax.algorithms._options import options_of
+from metajax.algorithms.credit import credit_assignment
+from metajax.errors import check_fraction, unknown
+from metajax.losses import policy_gradient, returns, temporal_difference
+from metajax.types import (
+    Env,
+    Metrics,
+    Params,
+    Policy,
+    StepInput,
+    Trajectory,
+    pytree_dataclass,
+)
+
+
+@pytree_dataclass
+class Experience:
+    """Episodes `[episode, time]` of one adaptation step, and what their loss takes as constants.
+
+    `credit` is a `metajax.algorithms.credit.Credit` for policy gradients, () for temporal
+    differences.
+    """
+
+    trajectory: Trajectory
+    credit: Any
+
+
+class Objective(NamedTuple):
+    """What an adaptation step descends, and the critic behind it, if there is one.
+
+    - `init(key) -> (critic, critic_state)`: parameters and optimizer state, () without a critic;
+    - `assign(critic, trajectory) -> credit`: constants of the loss of one task and round;
+    - `loss(params, fixed, experience) -> loss`: a step descends its derivative by `params`; `fixed`
+      are the same parameters again, where a semi-gradient holds them fixed;
+    - `fit(critic, critic_state, trajectories, credit) -> (critic, critic_state, metrics)`: on the
+      episodes of all tasks and rounds.
+    """
+
+    init: Callable[[Key[Array, ""]], tuple[Params, Any]]
+    assign: Callable[[Params, Trajectory], Any]
+    loss: Callable[[Params, Params, Experience], Float[Array, ""]]
+    fit: Callable[[Params, Any, Trajectory, Any], tuple[Params, Any, Metrics]]
+
+
+def evaluate_actions(policy: Policy, params: Params, trajectory: Trajectory) -> tuple[Any, Array]:
+    """Return (distribution, log_prob) `[episode, time]` of the actions that were taken.
+
+    Args:
+        policy: memory starts afresh in each episode.
+        params: of the policy to ask, not necessarily the one that acted.
+        trajectory: `[episode, time]`.
+    """
+    _, output = jax.vmap(lambda x: policy.unroll(params, policy.initial_memory(), x))(
+        trajectory.step_input
+    )
+    return output.distribution, output.distribution.log_prob(trajectory.action)
+
+
+def behaviour_log_probs(trajectory: Trajectory) -> Float[Array, "*batch time"]:
+    """Return the log-probabilities of the actions under the policy that took them."""
+    return trajectory.output.distribution.log_prob(trajectory.action)
+
+
+@options_of(credit_assignment)
+def policy_gradient_objective(
+    env: Env,
+    policy: Policy,
+    *,
+    estimator: policy_gradient.Estimator = "likelihood_ratio",
+    **options: Any,
+) -> Objective:
+    """Return minus a policy-gradient objective, the mean over the time steps played.
+
+    Args:
+        env: the environment that all tasks share.
+        policy: what is adapted.
+        estimator: the inner objective, one of `metajax.losses.policy_gradient.ESTIMATORS`.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range.
+    """
+    if estimator not in policy_gradient.ESTIMATORS:
+        raise unknown("estimator", estimator, policy_gradient.ESTIMATORS)
+    estimate = policy_gradient.ESTIMATORS[estimator]
+    credit = credit_assignment(env, **options)
+
+    def loss(params, fixed, experience: Experience):
+        del fixed
+        trajectory, credit = experience.trajectory, experience.credit
+        objective = jax.vmap(estimate)(
+            evaluate_actions(policy, params, trajectory)[1],
+            behaviour_log_probs(trajectory),
+            credit.advantage,
+            credit.baseline,
+            trajectory.valid,
+        )
+        return -jnp.sum(objective) / jnp.sum(trajectory.valid)
+
+    return Objective(credit.init, credit.assign, loss, credit.fit)
+
+
+@pytree_dataclass
+class Transitions:
+    """Steps of any episodes, in any order.
+
+    Attributes:
+        step_input: what the policy saw before each action.
+        action: that it took.
+        reward: earned by it.
+        terminated: the step ended the task itself.
+        next_input: what the policy saw after it, at the end of an episode too.
+        valid: the step was played.
+    """
+
+    step_input: StepInput
+    action: Int[Array, "*batch"]
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    next_input: StepInput
+    valid: Bool[Array, "*batch"]
+
+
+def transitions(trajectory: Trajectory) -> Transitions:
+    """Return the steps of episodes, with the axes that they have."""
+    valid = trajectory.valid
+    last = valid & ~jnp.concatenate([valid[..., 1:], jnp.zeros_like(valid[..., :1])], axis=-1)
+
+    def following(x, final):
+        shifted = jnp.concatenate([x[..., 1:, :], final[..., None, :]], axis=-2)
+        return jnp.where(last[..., None], final[..., None, :], shifted)
+
+    def next_of(x, final):
+        if x.ndim == valid.ndim:
+            return following(x[..., None], final[..., None])[..., 0]
+        return following(x, final)
+
+    return Transitions(
+        trajectory.step_input,
+        trajectory.action,
+        trajectory.reward,
+        trajectory.terminated,
+        jax.tree.map(next_of, trajectory.step_input, trajectory.final_input),
+        valid,
+    )
+
+
+def double_q_loss(
+    policy: Policy, params: Params, target_params: Params, steps: Transitions, discount: float
+) -> Float[Array, ""]:
+    """Return the mean Huber loss of double Q-learning over the valid steps.
+
+    The gradient for errors beyond ±1 is that of ±1, the error clipping of Mnih et al. (2015).
+
+    Args:
+        policy: its distributions have `q_values`; memory starts afresh at every step.
+        params: that are trained; they also choose the action whose value is the target's.
+        target_params: that value it.
+        steps: with any axes.
+        discount: γ per step.
+    """
+
+    def q_values(params, step_input: StepInput):
+        return policy.step(params, policy.initial_memory(), step_input)[1].distribution.q_values
+
+    errors = temporal_difference.double_q_learning(
+        q_values(params, steps.step_input),
+        steps.action,
+        steps.reward,
+        jnp.where(steps.terminated, 0.0, discount),
+        q_values(target_params, steps.next_input),
+        selector=q_values(params, steps.next_input),
+    )
+    return returns.masked_mean(optax.losses.huber_loss(errors), steps.valid)
+
+
+def temporal_difference_objective(policy: Policy, *, discount: float) -> Objective:
+    """Return the loss of Q-learning, whose bootstrapped values a step holds fixed.
+
+    Args:
+        policy: see `double_q_loss`.
+        discount: γ per step.
+
+    Raises:
+        MetajaxError: the discount is out of range.
+    """
+    check_fraction(discount=discount)
+
+    def init(key: Key[Array, ""]):
+        del key
+        return (), ()
+
+    def loss(params, fixed, experience: Experience):
+        return double_q_loss(policy, params, fixed, transitions(experience.trajectory), discount)
+
+    def fit(critic, critic_state, trajectories, credit):
+        del trajectories, credit
+        return critic, critic_state, {}
+
+    return Objective(init, lambda critic, trajectory: (), loss, fit)
