@@ -1,11 +1,56 @@
-"""Experience kept for later: a ring of items inside the program."""
+"""Experience kept for later: steps out of their episodes, and a ring of items in the program."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from metajax.errors import MetajaxError
-from metajax.types import pytree_dataclass
+from metajax.types import StepInput, Trajectory, pytree_dataclass
+
+
+@pytree_dataclass
+class Transitions:
+    """Steps of any episodes, in any order.
+
+    Attributes:
+        step_input: what the policy saw before each action.
+        action: that it took.
+        reward: earned by it.
+        terminated: the step ended the task itself.
+        next_input: what the policy saw after it, at the end of an episode too.
+        valid: the step was played.
+    """
+
+    step_input: StepInput
+    action: Shaped[Array, "..."]
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    next_input: StepInput
+    valid: Bool[Array, "*batch"]
+
+
+def transitions(trajectory: Trajectory) -> Transitions:
+    """Return the steps of episodes, with the axes that they have."""
+    valid = trajectory.valid
+    last = valid & ~jnp.concatenate([valid[..., 1:], jnp.zeros_like(valid[..., :1])], axis=-1)
+
+    def following(x, final):
+        shifted = jnp.concatenate([x[..., 1:, :], final[..., None, :]], axis=-2)
+        return jnp.where(last[..., None], final[..., None, :], shifted)
+
+    def next_of(x, final):
+        if x.ndim == valid.ndim:
+            return following(x[..., None], final[..., None])[..., 0]
+        return following(x, final)
+
+    return Transitions(
+        trajectory.step_input,
+        trajectory.action,
+        trajectory.reward,
+        trajectory.terminated,
+        jax.tree.map(next_of, trajectory.step_input, trajectory.final_input),
+        valid,
+    )
 
 
 @pytree_dataclass
@@ -33,19 +78,19 @@ def empty_replay(batch: PyTree, capacity: int) -> Replay:
     Raises:
         MetajaxError: a batch is larger than that.
     """
-    count = jax.tree.leaves(batch)[0].shape[0]
-    if count > capacity:
-        raise MetajaxError(
-            f"the replay keeps {capacity} items; it must have room for the {count} of one "
-            "meta-iteration."
-        )
+    _check_room(jax.tree.leaves(batch)[0].shape[0], capacity)
     items = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), batch)
     return Replay(items, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def extend_replay(replay: Replay, batch: PyTree, valid: Bool[Array, "item"]) -> Replay:
-    """Return the replay with the `valid` ones of `batch[item, ...]` in place of the oldest."""
+    """Return the replay with the `valid` ones of `batch[item, ...]` in place of the oldest.
+
+    Raises:
+        MetajaxError: there are more items than the replay keeps.
+    """
     capacity = jax.tree.leaves(replay.items)[0].shape[0]
+    _check_room(len(valid), capacity)
     rank = jnp.cumsum(valid, dtype=jnp.int32) - 1
     slot = jnp.where(valid, (replay.next + rank) % capacity, capacity)
     items = jax.tree.map(lambda kept, new: kept.at[slot].set(new, mode="drop"), replay.items, batch)
@@ -58,3 +103,11 @@ def sample_replay(replay: Replay, key: Key[Array, ""], count: int) -> PyTree:
     """Return `count` items `[item, ...]` drawn uniformly, with replacement; `key` is consumed."""
     slot = jax.random.randint(key, (count,), 0, replay.size)
     return jax.tree.map(lambda x: x[slot], replay.items)
+
+
+def _check_room(count: int, capacity: int) -> None:
+    if count > capacity:
+        raise MetajaxError(
+            f"the replay keeps {capacity} items; it must have room for the {count} of one "
+            "meta-iteration."
+        )

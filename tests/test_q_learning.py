@@ -14,13 +14,13 @@ from jax.flatten_util import ravel_pytree
 
 from metajax.algorithms import dqn, maml_dqn
 from metajax.algorithms.dqn import epsilon_greedy
-from metajax.algorithms.objectives import double_q_loss, transitions
+from metajax.algorithms.objectives import double_q_loss
 from metajax.envs import make
 from metajax.envs.tabular import tabular
 from metajax.errors import MetajaxError
 from metajax.losses.temporal_difference import double_q_learning, q_learning
 from metajax.policies import mlp
-from metajax.replay import empty_replay, extend_replay, sample_replay
+from metajax.replay import empty_replay, extend_replay, sample_replay, transitions
 from metajax.rollout import rollout
 from metajax.types import StepInput, Trajectory
 

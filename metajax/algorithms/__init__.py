@@ -6,7 +6,7 @@ from metajax.algorithms.anil import anil
 from metajax.algorithms.cavia import cavia
 from metajax.algorithms.dqn import dqn, maml_dqn
 from metajax.algorithms.e_maml import e_maml
-from metajax.algorithms.joint import a2c, ppo, reinforce, trpo
+from metajax.algorithms.joint import a2c, ppo, q_prop, reinforce, trpo
 from metajax.algorithms.learned_optimizer import learned_optimizer
 from metajax.algorithms.maml import fomaml, maml
 from metajax.algorithms.meta_lstm import meta_lstm
@@ -31,6 +31,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "a2c": a2c,
     "ppo": ppo,
     "trpo": trpo,
+    "q-prop": q_prop,
     "dqn": dqn,
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "meta_sgd",
     "ppo",
     "promp",
+    "q_prop",
     "reinforce",
     "reptile",
     "trpo",

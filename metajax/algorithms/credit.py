@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from metajax.algorithms.control_variates import action_values
 from metajax.errors import check_at_least, check_fraction, check_positive, unknown
-from metajax.losses import baselines, returns
+from metajax.losses import baselines, policy_gradient, returns
+from metajax.losses.policy_gradient import ControlVariate
 from metajax.policies.mlp import value_network
-from metajax.types import Env, Metrics, Params, Trajectory, pytree_dataclass
+from metajax.types import Env, Metrics, Params, Policy, Trajectory, pytree_dataclass
 
 Baseline = Literal["linear", "value_network", "none"]
 
@@ -21,12 +23,14 @@ class Credit:
     """Constants that an inner or outer loss weighs actions with, each `[episode, time]`.
 
     `advantage + baseline` is the return to go in the advantage's own units; `target` is the return
-    to go in the units of reward.
+    to go in the units of reward. `control`, `[episode, time, action]`, is what a control variate
+    took from the advantages, per unit of the mean action; None without one.
     """
 
     advantage: Float[Array, "*batch episode time"]
     baseline: Float[Array, "*batch episode time"]
     target: Float[Array, "*batch episode time"]
+    control: Float[Array, "*batch episode time action"] | None = None
 
 
 class CreditAssignment(NamedTuple):
@@ -34,17 +38,18 @@ class CreditAssignment(NamedTuple):
 
     - `init(key) -> (critic, critic_state)`: parameters and optimizer state, () without a critic;
     - `assign(critic, trajectory[episode, time]) -> Credit`: of one task and adaptation step;
-    - `fit(critic, critic_state, trajectories, credit) -> (critic, critic_state, metrics)`: on the
-      episodes of all tasks and rounds.
+    - `fit(critic, critic_state, trajectories, credit, policy_params, key) -> (critic, critic_state,
+      metrics)`: on the episodes of all tasks and rounds.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Params, Any]]
     assign: Callable[[Params, Trajectory], Credit]
-    fit: Callable[[Params, Any, Trajectory, Credit], tuple[Params, Any, Metrics]]
+    fit: Callable[..., tuple[Params, Any, Metrics]]
 
 
 def credit_assignment(
     env: Env,
+    policy: Policy,
     *,
     baseline: Baseline = "linear",
     discount: float = 0.99,
@@ -53,20 +58,30 @@ def credit_assignment(
     critic_hidden: tuple[int, ...] = (64, 64),
     critic_learning_rate: float = 1e-3,
     critic_epochs: int = 10,
+    control_variate: ControlVariate = "none",
+    q_updates: int = 500,
+    replay_capacity: int = 100_000,
 ) -> CreditAssignment:
-    """Return generalized advantages over a baseline.
+    """Return generalized advantages over a baseline, less a control variate.
 
     Args:
         env: the environment that all tasks share.
+        policy: that acts.
         baseline: "linear" fits features per task and adaptation step; they know the time, so the
             value is 0 at the horizon. "value_network" shares one network between the tasks, whose
             values also bootstrap truncated episodes. "none" uses plain returns.
         discount: γ per step.
         trace: λ of generalized advantage estimation.
         normalize_advantages: to mean 0 and standard deviation 1, per task and adaptation step.
-        critic_hidden: widths of the value network's hidden layers, baseline value_network only.
-        critic_learning_rate: of Adam on its squared error.
-        critic_epochs: its full-batch steps per meta-iteration.
+        critic_hidden: widths of the hidden layers of a value network or control variate.
+        critic_learning_rate: of Adam on their squared error.
+        critic_epochs: full-batch steps of the value network per meta-iteration.
+        control_variate: Q-Prop: a critic Q(s, a), shared by the tasks and trained off-policy, takes
+            from the advantages what it explains of them, and the objective gets it back in
+            expectation; "standard" always, "conservative" where they agree in sign, "aggressive"
+            with that sign. "none" for none.
+        q_updates: gradient steps of that critic per meta-iteration.
+        replay_capacity: environment steps that it learns from.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
@@ -74,17 +89,30 @@ def credit_assignment(
     if baseline not in Baseline.__args__:
         raise unknown("baseline", baseline, Baseline.__args__)
     check_fraction(discount=discount, trace=trace)
+    if control_variate not in ControlVariate.__args__:
+        raise unknown("control variate", control_variate, ControlVariate.__args__)
     check_at_least(1, critic_epochs=critic_epochs)
     check_positive(critic_learning_rate=critic_learning_rate)
     network = value_network(env.observation_size, hidden=critic_hidden)
     optimizer = optax.adam(critic_learning_rate)
+    q = None
+    if control_variate != "none":
+        q = action_values(
+            env,
+            policy,
+            discount=discount,
+            hidden=critic_hidden,
+            learning_rate=critic_learning_rate,
+            updates=q_updates,
+            replay_capacity=replay_capacity,
+        )
 
     def values(critic, trajectory: Trajectory):
         """Return values `[episode, time]` and of the observations after the last steps."""
         observation = trajectory.step_input.observation
         if baseline == "value_network":
-            final = network.apply(critic, trajectory.final_input.observation)
-            return network.apply(critic, observation), final
+            final = network.apply(critic["value"], trajectory.final_input.observation)
+            return network.apply(critic["value"], observation), final
         if baseline == "none":
             value = jnp.zeros_like(trajectory.reward)
             return value, value[:, -1]
@@ -104,33 +132,58 @@ def credit_assignment(
                 r, v, f, t, m, discount=discount, trace=trace
             )
         )(trajectory.reward, value, final_value, trajectory.terminated, trajectory.valid)
-        target = advantage + value
+        target, control = advantage + value, None
+        if q is not None:
+            control, explained = controlled(critic["q"], trajectory, advantage)
+            advantage, value = advantage - explained, value + explained
         if normalize_advantages:
             mean, std = returns.masked_moments(advantage, trajectory.valid)
             advantage, value = (advantage - mean) / (std + 1e-8), (value + mean) / (std + 1e-8)
-        return jax.lax.stop_gradient(Credit(advantage, value, target))
+            control = None if control is None else control / (std + 1e-8)
+        return jax.lax.stop_gradient(Credit(advantage, value, target, control))
+
+    def controlled(q_params, trajectory: Trajectory, advantage):
+        """Return η ∇_a Q and η Ā."""
+        assert q is not None and control_variate != "none"
+        gradient = q.gradient(q_params, trajectory)
+        offset = trajectory.action - trajectory.output.distribution.mode()
+        estimate = jnp.where(trajectory.valid, jnp.sum(gradient * offset, axis=-1), 0.0)
+        weight = policy_gradient.control_variate_weight(advantage, estimate, control_variate)
+        return weight[..., None] * gradient, weight * estimate
 
     def init(key):
-        if baseline != "value_network":
-            return (), ()
-        critic = network.init(key)
-        return critic, optimizer.init(critic)
+        critic, state = {}, {}
+        if baseline == "value_network":
+            critic["value"] = network.init(key)
+            state["value"] = optimizer.init(critic["value"])
+        if q is not None:
+            critic["q"], state["q"] = q.init(jax.random.fold_in(key, 1))
+        return critic, state
 
-    def fit(critic, critic_state, trajectories: Trajectory, credit: Credit):
-        if baseline != "value_network":
-            return critic, critic_state, {}
-
-        def loss(critic):
-            value = network.apply(critic, trajectories.step_input.observation)
+    def fit_value(value_params, state, trajectories: Trajectory, credit: Credit):
+        def loss(params):
+            value = network.apply(params, trajectories.step_input.observation)
             return returns.masked_mean((value - credit.target) ** 2, trajectories.valid)
 
         def epoch(carry, _):
-            critic, critic_state = carry
-            value, gradient = jax.value_and_grad(loss)(critic)
-            updates, critic_state = optimizer.update(gradient, critic_state)
-            return (optax.apply_updates(critic, updates), critic_state), value
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params)
+            updates, state = optimizer.update(gradient, state)
+            return (optax.apply_updates(params, updates), state), value
 
-        carry, losses = jax.lax.scan(epoch, (critic, critic_state), length=critic_epochs)
-        return *carry, {"critic_loss": losses[0]}
+        carry, losses = jax.lax.scan(epoch, (value_params, state), length=critic_epochs)
+        return *carry, losses[0]
+
+    def fit(critic, critic_state, trajectories, credit: Credit, policy_params, key):
+        critic, critic_state, metrics = dict(critic), dict(critic_state), {}
+        if baseline == "value_network":
+            critic["value"], critic_state["value"], metrics["critic_loss"] = fit_value(
+                critic["value"], critic_state["value"], trajectories, credit
+            )
+        if q is not None:
+            critic["q"], critic_state["q"], metrics["q_loss"] = q.fit(
+                critic["q"], critic_state["q"], trajectories, policy_params, key
+            )
+        return critic, critic_state, metrics
 
     return CreditAssignment(init, assign, fit)

@@ -13,14 +13,11 @@ import jax.numpy as jnp
 
 from metajax.algorithms._options import options_of
 from metajax.algorithms.inner_loop import InnerLoop, collect_batch, inner_loop
-from metajax.algorithms.objectives import (
-    double_q_loss,
-    temporal_difference_objective,
-    transitions,
-)
+from metajax.algorithms.objectives import double_q_loss, temporal_difference_objective
 from metajax.algorithms.replayed import replayed
 from metajax.errors import MetajaxError, check_at_least
 from metajax.policies import EpsilonGreedy
+from metajax.replay import transitions
 from metajax.rollout import over_tasks
 from metajax.types import Algorithm, Discrete, Env, Policy, PolicyOutput
 

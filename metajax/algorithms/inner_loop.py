@@ -259,6 +259,27 @@ def collect_batch(
     return over_tasks(of_task, meta_params, tasks, keys)
 
 
+def fit_critic(
+    loop: InnerLoop,
+    meta_params: MetaParams,
+    critic_state: Any,
+    data: Experience,
+    key: Key[Array, ""],
+) -> tuple[Params, Any, Metrics]:
+    """Return the critic trained on a batch, its state, and its metrics.
+
+    Args:
+        loop: the inner loop.
+        meta_params: that the batch was collected with.
+        critic_state: of the critic's training.
+        data: `[task, round]`, from `collect_batch`.
+        key: the one that `collect_batch` had.
+    """
+    # Not one of the tasks' keys: those count from 0.
+    fit_key = jax.random.fold_in(key, 2**32 - 1)
+    return loop.objective.fit(meta_params.critic, critic_state, data, meta_params.policy, fit_key)
+
+
 def _check_parts(policy: Policy, adapts: Adapts) -> None:
     if adapts not in Adapts.__args__:
         raise unknown("part of a policy", adapts, Adapts.__args__)

@@ -9,6 +9,7 @@ from typing import Any
 from metajax.algorithms._options import options_of
 from metajax.algorithms.credit import Baseline
 from metajax.algorithms.maml import maml
+from metajax.losses.policy_gradient import ControlVariate
 from metajax.types import Algorithm, Env, Policy
 
 _META = ("credit_exploration", "first_order", "inner_steps", "kl_penalty", "target_kl")
@@ -55,6 +56,27 @@ def ppo(
     """
     own = {"baseline": baseline, "clip": clip, "outer_epochs": outer_epochs, "trace": trace}
     return maml(env, policy, inner_steps=0, outer="ppo", **own, **options)._replace(name="ppo")
+
+
+@options_of(maml, without=(*_SETTLED, *_NO_PPO, "outer_learning_rate"))
+def q_prop(
+    env: Env,
+    policy: Policy,
+    *,
+    control_variate: ControlVariate = "conservative",
+    trace: float = 0.97,
+    **options: Any,
+) -> Algorithm:
+    """Return Q-Prop with a trust region (Gu et al. 2017): TRPO, a critic explaining its advantages.
+
+    Args:
+        control_variate: "conservative", "aggressive" or "standard", which alone is unbiased;
+            "none" is TRPO.
+        trace: λ of generalized advantage estimation.
+    """
+    fixed = {"inner_steps": 0, "outer": "trpo"}
+    own = {"control_variate": control_variate, "trace": trace}
+    return maml(env, policy, **fixed, **own, **options)._replace(name="q-prop")
 
 
 @options_of(maml, without=(*_SETTLED, *_NO_PPO, "outer_learning_rate"))

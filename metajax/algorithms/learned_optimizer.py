@@ -80,6 +80,8 @@ def learned_optimizer(
         raise MetajaxError(f"unroll is {unroll}; it must divide the lifetime, {lifetime}.")
     if options.get("baseline") == "value_network":
         raise MetajaxError("baseline is 'value_network'; here it must be 'linear' or 'none'.")
+    if options.get("control_variate", "none") != "none":
+        raise MetajaxError("there is no critic to train here; control_variate must be 'none'.")
     inner = {"rule": rule, "inner_epochs": inner_epochs, "estimator": estimator}
     loop = policy_gradient_loop(env, policy, first_order=True, **inner, **options)
     if not jax.tree.leaves(jax.eval_shape(loop.init, jax.random.key(0))[0].rule):

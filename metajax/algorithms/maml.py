@@ -13,8 +13,13 @@ import optax
 from jaxtyping import Float
 
 from metajax.algorithms._options import options_of
-from metajax.algorithms.inner_loop import MetaParams, collect_batch, policy_gradient_loop
-from metajax.algorithms.objectives import Experience, behaviour_log_probs
+from metajax.algorithms.inner_loop import (
+    MetaParams,
+    collect_batch,
+    fit_critic,
+    policy_gradient_loop,
+)
+from metajax.algorithms.objectives import Experience, behaviour_log_probs, control
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
 from metajax.errors import check_at_least, check_positive, unknown
 from metajax.losses import policy_gradient, returns
@@ -108,6 +113,7 @@ def maml(
             support, query = support_and_query(data)
             steps = jnp.sum(query.trajectory.valid)
             gain = gain_of(log_prob, query.trajectory, query.credit.advantage, clip)
+            gain += control(query.credit, distribution, query.trajectory)
             if credit_exploration:
                 advantage = jnp.broadcast_to(outcome, before[1].shape)
                 episodes = query.trajectory.valid.shape[0]
@@ -129,8 +135,8 @@ def maml(
 
         In the units of the advantages, so that both parts of the gradient are of one return.
         """
-        credit = jax.tree.map(lambda x: x[:, -1, :, 0], data.credit)
-        achieved = jnp.mean(credit.advantage + credit.baseline, axis=-1)
+        returns_to_go = (data.credit.advantage + data.credit.baseline)[:, -1]
+        achieved = jnp.mean(returns_to_go[:, :, 0], axis=-1)
         others = (jnp.sum(achieved) - achieved) / max(len(achieved) - 1, 1)
         return achieved - others
 
@@ -202,8 +208,8 @@ def maml(
             metrics["inner_kl"] = jnp.mean(moved)
             penalty *= jnp.where(moved < target_kl / 1.5, 0.5, 1.0)
             penalty *= jnp.where(moved > target_kl * 1.5, 2.0, 1.0)
-        critic, critic_state, critic_metrics = loop.objective.fit(
-            meta_params.critic, optimizer_state["critic"], data.trajectory, data.credit
+        critic, critic_state, critic_metrics = fit_critic(
+            loop, meta_params, optimizer_state["critic"], data, key
         )
         metrics |= critic_metrics | loop.metrics(meta_params, data.trajectory)
         new_optimizer_state = {

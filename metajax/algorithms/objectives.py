@@ -6,21 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from metajax.algorithms._options import options_of
-from metajax.algorithms.credit import credit_assignment
-from metajax.errors import check_fraction, unknown
+from metajax.algorithms.credit import Credit, credit_assignment
+from metajax.errors import MetajaxError, check_fraction, unknown
 from metajax.losses import policy_gradient, returns, temporal_difference
-from metajax.types import (
-    Env,
-    Metrics,
-    Params,
-    Policy,
-    StepInput,
-    Trajectory,
-    pytree_dataclass,
-)
+from metajax.replay import Transitions, transitions
+from metajax.types import Env, Metrics, Params, Policy, StepInput, Trajectory, pytree_dataclass
 
 
 @pytree_dataclass
@@ -42,14 +35,14 @@ class Objective(NamedTuple):
     - `assign(critic, trajectory) -> credit`: constants of the loss of one task and round;
     - `loss(params, fixed, experience) -> loss`: a step descends its derivative by `params`; `fixed`
       are the same parameters again, where a semi-gradient holds them fixed;
-    - `fit(critic, critic_state, trajectories, credit) -> (critic, critic_state, metrics)`: on the
-      episodes of all tasks and rounds.
+    - `fit(critic, critic_state, experience, policy_params, key) -> (critic, critic_state,
+      metrics)`: on the episodes of all tasks and rounds; parameters are those before adaptation.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Params, Any]]
     assign: Callable[[Params, Trajectory], Any]
     loss: Callable[[Params, Params, Experience], Float[Array, ""]]
-    fit: Callable[[Params, Any, Trajectory, Any], tuple[Params, Any, Metrics]]
+    fit: Callable[..., tuple[Params, Any, Metrics]]
 
 
 def evaluate_actions(policy: Policy, params: Params, trajectory: Trajectory) -> tuple[Any, Array]:
@@ -69,6 +62,26 @@ def evaluate_actions(policy: Policy, params: Params, trajectory: Trajectory) -> 
 def behaviour_log_probs(trajectory: Trajectory) -> Float[Array, "*batch time"]:
     """Return the log-probabilities of the actions under the policy that took them."""
     return trajectory.output.distribution.log_prob(trajectory.action)
+
+
+def control(credit: Credit, distribution: Any, trajectory: Trajectory) -> Float[Array, ""]:
+    """Return what a control variate took from the advantages, in expectation; 0 without one.
+
+    Args:
+        credit: of the episodes.
+        distribution: of the policy that is trained.
+        trajectory: `[episode, time]`.
+    """
+    if credit.control is None:
+        return jnp.zeros(())
+    return jnp.sum(
+        policy_gradient.control_variate(
+            credit.control,
+            distribution.mode(),
+            trajectory.output.distribution.mode(),
+            trajectory.valid,
+        )
+    )
 
 
 @options_of(credit_assignment)
@@ -91,67 +104,35 @@ def policy_gradient_objective(
     """
     if estimator not in policy_gradient.ESTIMATORS:
         raise unknown("estimator", estimator, policy_gradient.ESTIMATORS)
+    if estimator == "loaded_dice" and options.get("control_variate", "none") != "none":
+        raise MetajaxError(
+            "loaded_dice weighs advantages by the steps before, which a control variate must not "
+            "have; take another estimator."
+        )
     estimate = policy_gradient.ESTIMATORS[estimator]
-    credit = credit_assignment(env, **options)
+    credit = credit_assignment(env, policy, **options)
 
     def loss(params, fixed, experience: Experience):
         del fixed
         trajectory, credit = experience.trajectory, experience.credit
-        objective = jax.vmap(estimate)(
-            evaluate_actions(policy, params, trajectory)[1],
-            behaviour_log_probs(trajectory),
-            credit.advantage,
-            credit.baseline,
-            trajectory.valid,
+        distribution, log_prob = evaluate_actions(policy, params, trajectory)
+        objective = jnp.sum(
+            jax.vmap(estimate)(
+                log_prob,
+                behaviour_log_probs(trajectory),
+                credit.advantage,
+                credit.baseline,
+                trajectory.valid,
+            )
         )
-        return -jnp.sum(objective) / jnp.sum(trajectory.valid)
+        objective += control(credit, distribution, trajectory)
+        return -objective / jnp.sum(trajectory.valid)
 
-    return Objective(credit.init, credit.assign, loss, credit.fit)
+    def fit(critic, critic_state, experience: Experience, policy_params, key):
+        data = experience.trajectory, experience.credit
+        return credit.fit(critic, critic_state, *data, policy_params, key)
 
-
-@pytree_dataclass
-class Transitions:
-    """Steps of any episodes, in any order.
-
-    Attributes:
-        step_input: what the policy saw before each action.
-        action: that it took.
-        reward: earned by it.
-        terminated: the step ended the task itself.
-        next_input: what the policy saw after it, at the end of an episode too.
-        valid: the step was played.
-    """
-
-    step_input: StepInput
-    action: Int[Array, "*batch"]
-    reward: Float[Array, "*batch"]
-    terminated: Bool[Array, "*batch"]
-    next_input: StepInput
-    valid: Bool[Array, "*batch"]
-
-
-def transitions(trajectory: Trajectory) -> Transitions:
-    """Return the steps of episodes, with the axes that they have."""
-    valid = trajectory.valid
-    last = valid & ~jnp.concatenate([valid[..., 1:], jnp.zeros_like(valid[..., :1])], axis=-1)
-
-    def following(x, final):
-        shifted = jnp.concatenate([x[..., 1:, :], final[..., None, :]], axis=-2)
-        return jnp.where(last[..., None], final[..., None, :], shifted)
-
-    def next_of(x, final):
-        if x.ndim == valid.ndim:
-            return following(x[..., None], final[..., None])[..., 0]
-        return following(x, final)
-
-    return Transitions(
-        trajectory.step_input,
-        trajectory.action,
-        trajectory.reward,
-        trajectory.terminated,
-        jax.tree.map(next_of, trajectory.step_input, trajectory.final_input),
-        valid,
-    )
+    return Objective(credit.init, credit.assign, loss, fit)
 
 
 def double_q_loss(
@@ -202,8 +183,8 @@ def temporal_difference_objective(policy: Policy, *, discount: float) -> Objecti
     def loss(params, fixed, experience: Experience):
         return double_q_loss(policy, params, fixed, transitions(experience.trajectory), discount)
 
-    def fit(critic, critic_state, trajectories, credit):
-        del trajectories, credit
+    def fit(critic, critic_state, experience: Experience, policy_params, key):
+        del experience, policy_params, key
         return critic, critic_state, {}
 
     return Objective(init, lambda critic, trajectory: (), loss, fit)

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from metajax.algorithms._options import options_of
-from metajax.algorithms.inner_loop import MetaParams, collect_batch, policy_gradient_loop
+from metajax.algorithms.inner_loop import (
+    MetaParams,
+    collect_batch,
+    fit_critic,
+    policy_gradient_loop,
+)
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.types import Algorithm, Env, Policy, TrainState
 
@@ -60,8 +65,8 @@ def reptile(
         policy_params = jax.tree.map(
             lambda old, step: old + outer_learning_rate * step, meta_params.policy, change
         )
-        critic, critic_state, metrics = loop.objective.fit(
-            meta_params.critic, state.optimizer_state["critic"], data.trajectory, data.credit
+        critic, critic_state, metrics = fit_critic(
+            loop, meta_params, state.optimizer_state["critic"], data, key
         )
         metrics |= loop.metrics(meta_params, data.trajectory)
         metrics["meta_gradient_norm"] = optax.tree.norm(change)

@@ -160,3 +160,43 @@ def importance_weighted(
     if clip is None:
         return ratio * advantage
     return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+
+
+ControlVariate = Literal["none", "standard", "conservative", "aggressive"]
+
+
+def control_variate_weight(
+    advantage: Float[Array, "*shape"], estimate: Float[Array, "*shape"], variant: ControlVariate
+) -> Float[Array, "*shape"]:
+    """Return η, how much of the critic's advantage Q-Prop subtracts (Gu et al. 2017, section 3.2).
+
+    Args:
+        advantage: from returns.
+        estimate: Ā(s, a) = ∇_a Q(s, μ(s)) · (a - μ(s)), the critic's.
+        variant: "standard" 1; "conservative" 1 where the two agree in sign, else 0; "aggressive"
+            their common sign, 1 or -1. The last two look at the action, which leaves a bias.
+    """
+    if variant == "standard":
+        return jnp.ones_like(advantage)
+    agree = advantage * estimate
+    return (agree > 0).astype(agree.dtype) if variant == "conservative" else jnp.sign(agree)
+
+
+def control_variate(
+    control: Float[Array, "*shape action"],
+    mean: Float[Array, "*shape action"],
+    behaviour_mean: Float[Array, "*shape action"],
+    valid: Bool[Array, "*shape"],
+) -> Float[Array, "*shape"]:
+    """Return what policy gradients lose when η Ā is subtracted from the advantages.
+
+    Q-Prop's second term (Gu et al. 2017, equation 6), η ∇_a Q(s, μ_old) · (μ - μ_old), linear in
+    the mean action μ: then it makes up for E[ρ η Ā] in every derivative, not only in the first.
+
+    Args:
+        control: η ∇_a Q, constants.
+        mean: of the policy being trained.
+        behaviour_mean: of the policy that sampled.
+        valid: steps that were played.
+    """
+    return jnp.where(valid, jnp.sum(control * (mean - behaviour_mean), axis=-1), 0.0)

@@ -19,7 +19,8 @@ VARIANTS = {
         {"outer": outer, "baseline": baseline}
         for outer in Outer.__args__
         for baseline in Baseline.__args__
-    ],
+    ]
+    + [{"outer": "adam", "control_variate": "standard", "replay_capacity": 80}],
     "fomaml": [{"outer": "adam"}],
     "meta-sgd": [{"outer": "adam", "adapts": "head"}],
     "meta-lstm": [{"outer": "adam", "inner_steps": 2}],  # what it remembers counts from then on
@@ -33,13 +34,14 @@ VARIANTS = {
     "a2c": [{}],
     "ppo": [{}],
     "trpo": [{"baseline": "none"}],
+    "q-prop": [{"baseline": "none", "q_updates": 2, "replay_capacity": 80}],
     "dqn": [{"updates": 2, "batch": 5, "replay_capacity": 60, "target_period": 3}],
     "maml-dqn": [
         {"updates": 2, "batch": 2, "replay_capacity": 7, "target_period": 3},
         {"rule": "meta-sgd", "inner_steps": 2},
     ],
 }
-JOINT = ("reinforce", "a2c", "ppo", "trpo", "dqn")
+JOINT = ("reinforce", "a2c", "ppo", "trpo", "q-prop", "dqn")
 CONTINUOUS = make("point-goal", episode_length=LENGTH)
 DISCRETE = make("tabular", states=3, actions=2, episode_length=LENGTH)
 
