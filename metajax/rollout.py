@@ -55,7 +55,7 @@ def rollout(
     def play(carry, episode_key):
         memory, previous = carry
         reset_key, act_key = jax.random.split(episode_key)
-        state = env.reset(reset_key, task)
+        initial_state = env.reset(reset_key, task)
 
         def step(carry, time):
             state, memory, previous, ended = carry
@@ -75,11 +75,12 @@ def rollout(
             new_carry = (new_state, new_memory, (action, new_state.reward, end), ended | end)
             return _select(ended, carry, new_carry), record
 
-        carry = (state, memory, previous, jnp.zeros((), bool))
+        carry = (initial_state, memory, previous, jnp.zeros((), bool))
         carry, record = jax.lax.scan(step, carry, jnp.arange(env.episode_length))
         state, memory, previous, _ = carry
         final_input = StepInput(state.observation, *previous)
-        return (memory, previous), Trajectory(*record, final_input=final_input)
+        trajectory = Trajectory(*record, final_input=final_input, initial_state=initial_state)
+        return (memory, previous), trajectory
 
     episode_keys = jax.random.split(key, episodes)
     if parallel:

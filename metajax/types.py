@@ -100,6 +100,8 @@ class Trajectory:
         truncated: this step was the last one allowed (bootstrap from `final_input`).
         valid: this step was played.
         final_input: what the policy would have seen after the last valid step of each episode.
+        initial_state: where each episode started, for those who may simulate it again; None if it
+            was not played in the program.
     """
 
     step_input: StepInput
@@ -110,6 +112,7 @@ class Trajectory:
     truncated: Bool[Array, "*batch time"]
     valid: Bool[Array, "*batch time"]
     final_input: StepInput
+    initial_state: EnvState | None = None
 
 
 @pytree_dataclass

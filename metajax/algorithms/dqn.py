@@ -161,7 +161,7 @@ def maml_dqn(
 
     def collect(meta_params, tasks, key):
         data, _ = collect_batch(loop, meta_params, tasks, key, inner_steps + 1)
-        kept = dataclasses.replace(data.trajectory, output=())
+        kept = dataclasses.replace(data.trajectory, output=(), initial_state=())
         every = jnp.ones(kept.reward.shape[0], bool)
         return data, dataclasses.replace(data, trajectory=kept), every
 

@@ -13,13 +13,14 @@ import optax
 
 from metajax.algorithms._options import options_of
 from metajax.algorithms.inner_loop import Adapted, MetaParams, policy_gradient_loop
+from metajax.algorithms.objectives import Estimator
 from metajax.algorithms.unrolled import (
     begin_particles,
     persistent_evolution_strategies,
     restart,
 )
 from metajax.errors import MetajaxError, check_at_least, check_positive
-from metajax.losses import policy_gradient, returns
+from metajax.losses import returns
 from metajax.rollout import undiscounted_returns
 from metajax.rules import RuleName
 from metajax.types import Algorithm, Env, Policy, Task, TrainState, UpdateRule, pytree_dataclass
@@ -47,7 +48,7 @@ def learned_optimizer(
     outer_learning_rate: float = 3e-3,
     rule: UpdateRule | RuleName = "learned-mlp",
     inner_epochs: int = 4,
-    estimator: policy_gradient.Estimator = "clipped",
+    estimator: Estimator = "clipped",
     **options: Any,
 ) -> Algorithm:
     """Return a learned optimizer of PPO agents, trained by persistent evolution strategies.
@@ -68,7 +69,7 @@ def learned_optimizer(
         outer_learning_rate: of Adam on the rule's parameters.
         rule: what makes a step of a gradient, one of `metajax.rules.RULES` or a rule.
         inner_epochs: gradient steps on the same episodes in one adaptation step.
-        estimator: the inner objective, one of `metajax.losses.policy_gradient.ESTIMATORS`.
+        estimator: the inner objective.
 
     Raises:
         MetajaxError: an option is unknown or out of range, the rule has nothing to learn, or there

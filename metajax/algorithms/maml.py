@@ -21,7 +21,7 @@ from metajax.algorithms.inner_loop import (
 )
 from metajax.algorithms.objectives import Experience, behaviour_log_probs, control
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
-from metajax.errors import check_at_least, check_positive, unknown
+from metajax.errors import MetajaxError, check_at_least, check_positive, unknown
 from metajax.losses import policy_gradient, returns
 from metajax.types import Algorithm, Env, Policy, TrainState
 
@@ -80,6 +80,11 @@ def maml(
     check_at_least(1, outer_epochs=outer_epochs, cg_iterations=cg_iterations)
     check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
     check_positive(target_kl=target_kl)
+    if outer == "trpo" and inner_steps and options.get("estimator") == "pathwise":
+        raise MetajaxError(
+            "a trust region differentiates adaptation in forward mode, which pathwise adaptation "
+            "has not; take outer 'ppo' or 'adam'."
+        )
     loop = policy_gradient_loop(env, policy, **options)
     optimizer = optax.adam(outer_learning_rate)
 

@@ -1,7 +1,7 @@
 """What adaptation steps descend: policy-gradient losses and the temporal-difference loss."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,14 @@ from jaxtyping import Array, Float, Key
 
 from metajax.algorithms._options import options_of
 from metajax.algorithms.credit import Credit, credit_assignment
+from metajax.algorithms.pathwise import check_pathwise, forward_over_reverse, pathwise_returns
 from metajax.errors import MetajaxError, check_fraction, unknown
 from metajax.losses import policy_gradient, returns, temporal_difference
 from metajax.replay import Transitions, transitions
 from metajax.types import Env, Metrics, Params, Policy, StepInput, Trajectory, pytree_dataclass
+
+# Those of `metajax.losses.policy_gradient.ESTIMATORS`, and one through the simulator.
+Estimator = Literal["likelihood_ratio", "dice", "loaded_dice", "naive", "clipped", "pathwise"]
 
 
 @pytree_dataclass
@@ -89,7 +93,8 @@ def policy_gradient_objective(
     env: Env,
     policy: Policy,
     *,
-    estimator: policy_gradient.Estimator = "likelihood_ratio",
+    estimator: Estimator = "likelihood_ratio",
+    truncation: int = 10,
     **options: Any,
 ) -> Objective:
     """Return minus a policy-gradient objective, the mean over the time steps played.
@@ -97,24 +102,35 @@ def policy_gradient_objective(
     Args:
         env: the environment that all tasks share.
         policy: what is adapted.
-        estimator: the inner objective, one of `metajax.losses.policy_gradient.ESTIMATORS`.
+        estimator: the inner objective, one of `metajax.losses.policy_gradient.ESTIMATORS`, or
+            "pathwise": differentiate through the simulator.
+        truncation: environment steps that a pathwise gradient reaches back.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
     """
-    if estimator not in policy_gradient.ESTIMATORS:
-        raise unknown("estimator", estimator, policy_gradient.ESTIMATORS)
+    if estimator not in Estimator.__args__:
+        raise unknown("estimator", estimator, Estimator.__args__)
     if estimator == "loaded_dice" and options.get("control_variate", "none") != "none":
         raise MetajaxError(
             "loaded_dice weighs advantages by the steps before, which a control variate must not "
             "have; take another estimator."
         )
-    estimate = policy_gradient.ESTIMATORS[estimator]
     credit = credit_assignment(env, policy, **options)
 
-    def loss(params, fixed, experience: Experience):
+    @forward_over_reverse
+    def lost(params, trajectory: Trajectory):
+        earned = pathwise_returns(env, policy, params, trajectory, truncation=truncation)
+        return -jnp.sum(earned) / jnp.sum(trajectory.valid)
+
+    def pathwise(params, fixed, experience: Experience):
+        del fixed
+        return lost(params, experience.trajectory)
+
+    def score_function(params, fixed, experience: Experience):
         del fixed
         trajectory, credit = experience.trajectory, experience.credit
+        estimate = policy_gradient.ESTIMATORS[estimator]
         distribution, log_prob = evaluate_actions(policy, params, trajectory)
         objective = jnp.sum(
             jax.vmap(estimate)(
@@ -132,7 +148,10 @@ def policy_gradient_objective(
         data = experience.trajectory, experience.credit
         return credit.fit(critic, critic_state, *data, policy_params, key)
 
-    return Objective(credit.init, credit.assign, loss, fit)
+    if estimator == "pathwise":
+        check_pathwise(env, truncation)
+        return Objective(credit.init, credit.assign, pathwise, fit)
+    return Objective(credit.init, credit.assign, score_function, fit)
 
 
 def double_q_loss(

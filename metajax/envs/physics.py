@@ -35,6 +35,7 @@ import mujoco.batch
 import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.experimental.buffer_callback import buffer_callback
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from metajax.errors import MetajaxError, unknown
@@ -460,7 +461,7 @@ def _without_gradient(function, engine: str) -> Any:
     def no_gradient(primals, tangents):
         raise MetajaxError(
             f"{engine}, which has no gradient: to differentiate through the physics take backend "
-            "'spring', 'positional' or 'generalized', or 'mjx' in forward mode."
+            "'mjx', 'spring', 'positional' or 'generalized'."
         )
 
     return function
@@ -473,8 +474,11 @@ LINE_SEARCH = 8  # MJX computes all of them, needed or not
 def mjx(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False) -> Physics:
     """Return the physics of `model` on MJX, MuJoCo's JAX port.
 
-    Pure JAX, in JAX's precision. Differentiable in forward mode; in reverse mode only with
-    `model.opt.iterations` 1, since the constraint solver is a loop of unknown length.
+    Pure JAX, in JAX's precision. Differentiable in both modes: the constraint solver is a loop of
+    unknown length, which knows forward mode only, so a derivative takes the Jacobian of the step by
+    as many tangents as there are positions, velocities, accelerations and controls. Second
+    derivatives take forward over reverse mode (`jax.hessian`): when a loop is differentiated in
+    reverse mode twice, JAX forgets how the step is to be.
 
     The constraint solver is limited to `SOLVER_ITERATIONS` iterations of `LINE_SEARCH` evaluations,
     which give the half-cheetah the same digits as the shipped 100 and 50 at several times the
@@ -518,9 +522,11 @@ def mjx(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False)
         with _foreign_code():
             return jax.lax.scan(one, state, jnp.arange(frame_skip) == frame_skip - 1)[0]
 
-    chunked = _in_chunks(step, CHUNK) if _on_cpu() and model.opt.iterations > 1 else step
+    in_chunks = _on_cpu() and model.opt.iterations > 1
+    batch = functools.partial(_in_chunks, most=CHUNK) if in_chunks else lambda step: step
+    step = _by_jacobians(step, batch)
     return _mujoco_bundle(
-        model, chunked, frame_skip=frame_skip, backend="mjx", contact_forces=contact_forces
+        model, step, frame_skip=frame_skip, backend="mjx", contact_forces=contact_forces
     )
 
 
@@ -710,6 +716,31 @@ def _length(vector: Float[Array, "n"]) -> Float[Array, ""]:
 
 
 CHUNK = 16  # beyond one vector register of single precision, XLA's code for MJX is half as fast
+
+
+def _by_jacobians(function, batch=lambda function: function):
+    """Return `function` with derivatives in both modes, where it has them in forward mode only.
+
+    Its Jacobian is made in forward mode, and has derivatives in the same way.
+
+    Args:
+        function: of pytrees of floating-point arrays.
+        batch: how `function` itself is to be computed: see `_in_chunks`.
+    """
+    computed = jax.custom_jvp(batch(function))
+
+    @computed.defjvp
+    def jvp(primals, tangents):
+        flat, unravel = ravel_pytree(primals)
+
+        def of_flat(flat):
+            after = function(*unravel(flat))
+            return ravel_pytree(after)[0], after
+
+        jacobian, after = _by_jacobians(jax.jacfwd(of_flat, has_aux=True))(flat)
+        return after, ravel_pytree(after)[1](jacobian @ ravel_pytree(tangents)[0])
+
+    return computed
 
 
 def _in_chunks(step, most: int):

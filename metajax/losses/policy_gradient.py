@@ -36,8 +36,6 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-Estimator = Literal["likelihood_ratio", "dice", "loaded_dice", "naive", "clipped"]
-
 CLIP = 0.2  # ε of `clipped`
 
 

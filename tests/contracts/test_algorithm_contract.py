@@ -20,7 +20,11 @@ VARIANTS = {
         for outer in Outer.__args__
         for baseline in Baseline.__args__
     ]
-    + [{"outer": "adam", "control_variate": "standard", "replay_capacity": 80}],
+    + [
+        {"outer": "adam", "control_variate": "standard", "replay_capacity": 80},
+        {"outer": "adam", "estimator": "pathwise"},
+        {"outer": "ppo", "estimator": "pathwise", "inner_steps": 2, "adapts": "head"},
+    ],
     "fomaml": [{"outer": "adam"}],
     "meta-sgd": [{"outer": "adam", "adapts": "head"}],
     "meta-lstm": [{"outer": "adam", "inner_steps": 2}],  # what it remembers counts from then on
