@@ -3,6 +3,7 @@
     python benchmarks/throughput.py                        # this machine's default backends
     python benchmarks/throughput.py --backends mjx --tasks 512 --episodes 64
     python benchmarks/throughput.py --backends mjx --widths 400 1600 6400 25600 65536
+    python benchmarks/throughput.py --backends mujoco --inner      # rules, and inner steps
 
 For every backend: the seconds of a whole meta-iteration (sampling, adaptation, outer step) divided
 by those of simulating the same environment steps with the same policy and nothing else, the two
@@ -40,8 +41,8 @@ def experiment(backend, episodes, horizon, **options):
     return family, algorithm
 
 
-def simulation(mesh, backend, tasks, episodes, horizon):
-    """Return the two rounds of a meta-iteration's rollouts, without learning."""
+def simulation(mesh, backend, tasks, episodes, horizon, rounds=2):
+    """Return the rollouts of a meta-iteration, without learning."""
     family, algorithm = experiment(backend, episodes, horizon, outer="adam")
     agent = algorithm.agent
 
@@ -58,7 +59,7 @@ def simulation(mesh, backend, tasks, episodes, horizon):
                 )
                 return total + jnp.sum(trajectory.reward), None
 
-            return jax.lax.scan(round_, jnp.zeros(()), jax.random.split(key))[0]
+            return jax.lax.scan(round_, jnp.zeros(()), jax.random.split(key, rounds))[0]
 
         return over_tasks(trial, state.meta_params, batch, jax.random.split(key, tasks))
 
@@ -209,6 +210,56 @@ def measure_memory(backend, arguments):
     return rows
 
 
+RULES = ("meta-sgd", "sgd", "meta-lstm", "learned-mlp", "learned-lstm")
+INNER_STEPS = (1, 2, 3, 5)
+
+
+def measure_inner(backend, arguments):
+    """Return what rules cost beside Meta-SGD, and K inner steps beside K + 1 rollouts."""
+    mesh = mesh_of(backend, arguments.tasks, arguments)
+    size = (mesh, backend, arguments.tasks, arguments.episodes, arguments.horizon)
+    calls, rows = {}, []
+    for rule in RULES:
+        # As the algorithm of that name: what Meta-LSTM's rule reads are constants.
+        first_order = rule == "meta-lstm"
+        calls[rule], _, temporary = meta_iteration(
+            *size, outer="adam", rule=rule, first_order=first_order
+        )
+        rows.append({"backend": backend, "rule": rule, "temporary_bytes": temporary})
+    times = common.timed(*calls.values(), repeats=arguments.repeats)
+    for row, seconds in zip(rows, times, strict=True):
+        row |= {
+            "seconds": statistics.median(seconds),
+            "over_meta_sgd": common.ratio(seconds, times[0]),
+        }
+        print(
+            f"  {backend:<12} {row['rule']:<13} {row['over_meta_sgd']:.3f} x meta-sgd", flush=True
+        )
+    per_round = None
+    for steps in INNER_STEPS:
+        iterate, _, temporary = meta_iteration(*size, outer="adam", inner_steps=steps)
+        simulate, _, _ = simulation(*size, rounds=steps + 1)
+        pair = common.timed(iterate, simulate, repeats=arguments.repeats)
+        seconds = statistics.median(pair[0])
+        per_round = per_round or seconds / 2
+        rows.append(
+            {
+                "backend": backend,
+                "inner_steps": steps,
+                "seconds": seconds,
+                "over_simulation": common.ratio(*pair),
+                "over_proportional": seconds / (per_round * (steps + 1)),
+                "temporary_bytes": temporary,
+            }
+        )
+        print(
+            "  {backend:<12} {inner_steps} inner steps: {over_simulation:.3f} x the rollouts, "
+            "{over_proportional:.3f} x in proportion".format(**rows[-1]),
+            flush=True,
+        )
+    return rows
+
+
 def draw(results, widths, path):
     figure, axes = plt.subplots(1, 2 if widths else 1, figsize=(10 if widths else 6, 3.6))
     axes = np.atleast_1d(axes)
@@ -249,9 +300,14 @@ def main():
     parser.add_argument("--widths", nargs="*", type=int, default=[], help="tasks × episodes")
     parser.add_argument("--devices", type=int, help="as many as training takes by default")
     parser.add_argument("--memory", action="store_true", help="also double every size once")
+    parser.add_argument("--inner", action="store_true", help="only rules and inner steps")
     parser.add_argument("--name", default=f"throughput-{'cpu' if cpu else 'gpu'}")
     arguments = parser.parse_args()
 
+    if arguments.inner:
+        rows = [row for backend in arguments.backends for row in measure_inner(backend, arguments)]
+        print(f"wrote {common.save(f'{arguments.name}-inner', {'rows': rows})}")
+        return
     results = [measure(backend, arguments) for backend in arguments.backends]
     widths = [
         measure_width(backend, worlds, arguments)
