@@ -1,0 +1,156 @@
+"""A learned optimizer as PPO's optimizer, beside tuned Adam, on held-out tasks and fresh weights.
+
+    python benchmarks/learned_optimizer.py            # reacher-goal on C MuJoCo, hours on two cores
+    python benchmarks/learned_optimizer.py --iterations 50
+
+An agent begins with random weights and lives through 20 rounds of 20 episodes, each followed by 4
+epochs of PPO; the optimizer makes the steps. Adam's rate is tuned on training tasks over a grid,
+and so is gradient descent's; the learned optimizers are meta-trained there by persistent evolution
+strategies. All are then compared on the same held-out tasks, from the same random weights: return
+of the last round, and mean over the life. Errors are standard errors over tasks.
+"""
+
+import argparse
+import dataclasses
+import time
+from typing import Any
+
+import common
+import jax
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+import metajax
+from metajax.algorithms import learned_optimizer
+from metajax.algorithms.inner_loop import MetaParams, policy_gradient_loop
+from metajax.rules import fixed
+
+LIFETIME, EPISODES, EPOCHS = 20, 20, 4
+NOTHING = MetaParams((), (), {})  # is meta-learned where the optimizer is Adam
+BEGIN = {"inner_learning_rate": 0.03}  # the best of gradient descent, where the rule begins
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+INNER = {"inner_epochs": EPOCHS, "estimator": "clipped", "trace": 0.95, "episodes": EPISODES}
+
+
+def problem():
+    family = metajax.make("reacher-goal", backend="mujoco")
+    policy = metajax.mlp(family.env.observation_size, family.env.action_space, initial_std=0.5)
+    return family, policy
+
+
+def lives(agent, family, meta_params, key, tasks) -> np.ndarray:
+    """Return the learning curves `[task, round]`; random weights depend on the key alone."""
+    run = jax.jit(
+        lambda meta_params, key: metajax.evaluate(
+            agent, family, meta_params, key, tasks=tasks, rounds=LIFETIME, episodes=EPISODES
+        )
+    )
+    return np.asarray(run(meta_params, key)).mean(axis=-1)
+
+
+def with_optimizer(optimizer):
+    """Return an agent that begins with random weights and trains them by `optimizer`."""
+    family, policy = problem()
+    rule = fixed(optimizer, second_order=False)
+    loop = policy_gradient_loop(family.env, policy, rule=rule, first_order=True, **INNER)
+
+    def begin(meta_params, key):
+        return loop.agent.begin(dataclasses.replace(NOTHING, policy=policy.init(key)), key)
+
+    return loop.agent._replace(begin=begin)
+
+
+def tuned(name, make, tasks) -> tuple[Any, dict[str, Any]]:
+    """Return the agent with the rate whose last rounds are best on training tasks."""
+    family, _ = problem()
+    training = family._replace(test=family.train)
+    last = {}
+    for rate in RATES:
+        curve = lives(with_optimizer(make(rate)), training, NOTHING, jax.random.key(7), tasks)
+        last[rate] = float(curve[:, -5:].mean())
+        print(f"{name} {rate:g}: {last[rate]:.2f} in the last five rounds", flush=True)
+    best = max(last, key=last.__getitem__)
+    return with_optimizer(make(best)), {"rate": best, "tried": last}
+
+
+def learned(rule, iterations, tasks) -> tuple[Any, Any, dict[str, Any]]:
+    family, policy = problem()
+    algorithm = learned_optimizer(
+        family.env, policy, rule=rule, lifetime=LIFETIME, **INNER, **BEGIN
+    )
+    began = time.perf_counter()
+    result = metajax.train(
+        algorithm, family, iterations=iterations, tasks=tasks, segment=10, evaluation=None
+    )
+    meta_params = jax.tree.map(lambda x: x[0], result.state.train_state.meta_params)
+    after = np.asarray(result.metrics["return_after"])[:, 0]
+    seconds = time.perf_counter() - began
+    print(
+        f"{rule}: {after[:10].mean():.2f} -> {after[-10:].mean():.2f} in training, {seconds:.0f} s"
+    )
+    record = {"iterations": iterations, "tasks": tasks, "seconds": seconds}
+    return algorithm.agent, meta_params, record | {"return_after": after.tolist()}
+
+
+def draw(rows, path):
+    figure, axis = plt.subplots(figsize=(6.5, 4))
+    for row in rows:
+        mean, error = np.array(row["curve"]), np.array(row["curve_error"])
+        (line,) = axis.plot(mean, label=row["optimizer"])
+        axis.fill_between(
+            range(LIFETIME), mean - error, mean + error, alpha=0.2, color=line.get_color()
+        )
+    axis.set(xlabel="rounds of 20 episodes", ylabel="return", title="reacher-goal, held-out tasks")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--iterations", type=int, default=400, help="of meta-training")
+    parser.add_argument("--tasks", type=int, default=20, help="per meta-iteration")
+    parser.add_argument("--test-tasks", type=int, default=100)
+    parser.add_argument("--rules", nargs="+", default=["learned-mlp"])
+    arguments = parser.parse_args()
+    family, _ = problem()
+    candidates = {}
+    for name, make in {"adam": optax.adam, "sgd": optax.sgd}.items():
+        agent, record = tuned(name, make, 20)
+        candidates[f"{name}, tuned"] = agent, NOTHING, record
+    for rule in arguments.rules:
+        candidates[rule] = learned(rule, arguments.iterations, arguments.tasks)
+    rows = []
+    for name, (agent, meta_params, record) in candidates.items():
+        curves = lives(agent, family, meta_params, jax.random.key(11), arguments.test_tasks)
+        error = lambda x: float(np.std(x, ddof=1) / np.sqrt(len(x)))
+        last, whole = curves[:, -1], curves.mean(axis=1)
+        rows.append(
+            {
+                "optimizer": name,
+                "last": float(last.mean()),
+                "last_error": error(last),
+                "life": float(whole.mean()),
+                "life_error": error(whole),
+                "curve": curves.mean(axis=0).tolist(),
+                "curve_error": (curves.std(axis=0, ddof=1) / np.sqrt(len(curves))).tolist(),
+                **record,
+            }
+        )
+        print(
+            "{optimizer:14s} last round {last:.2f} ± {last_error:.2f}, whole life {life:.2f} ± "
+            "{life_error:.2f}".format(**rows[-1]),
+            flush=True,
+        )
+    path = common.save("learned-optimizer", {"rows": rows})
+    draw(rows, path.with_suffix(".png"))
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
