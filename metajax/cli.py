@@ -37,7 +37,7 @@ from metajax.deployment import load_run
 from metajax.envs import FAMILIES, SOURCES, make
 from metajax.envs.splits import Split, on_split
 from metajax.errors import MetajaxError, unknown
-from metajax.evaluation import adaptation_curve, evaluate
+from metajax.evaluation import adaptation_curve, evaluate, hurtful_steps
 from metajax.recorder import Progress as TrainingProgress
 from metajax.run_directory import open_run, read_metrics
 from metajax.train import Result, default_devices, train
@@ -87,7 +87,7 @@ class ResumeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate a run on held-out tasks, with sampled and mean actions.
+    """Evaluate a run on held-out tasks, with sampled and likeliest actions.
 
     Attributes:
         run: the run directory.
@@ -294,6 +294,9 @@ def _progress() -> Iterator[Callable[[TrainingProgress], None]]:
         yield report_live
 
 
+MODE = "likeliest"  # the mean of a normal distribution, the best action of a Q-network
+
+
 def _show_curve(returns: np.ndarray, acting: str) -> None:
     """Print the adaptation curve of `returns` `[seed, task, round, episode]`."""
     seeds, tasks, _, episodes = returns.shape
@@ -304,7 +307,8 @@ def _show_curve(returns: np.ndarray, acting: str) -> None:
     table = Table(box=rich.box.SIMPLE_HEAD)
     for column in ("adaptation steps", "interquartile mean", "95 % interval", "mean"):
         table.add_column(column, justify="right")
-    for k, summary in enumerate(adaptation_curve(returns)):
+    curve = adaptation_curve(returns)
+    for k, summary in enumerate(curve):
         interval = f"{summary.low:.1f} ... {summary.high:.1f}"
         mean = f"{returns[:, :, k].mean():.1f}"
         table.add_row(str(k), f"{summary.mean:.1f}", interval, mean)
@@ -312,6 +316,13 @@ def _show_curve(returns: np.ndarray, acting: str) -> None:
     with console.capture() as capture:
         console.print(table)
     _say(capture.get().rstrip())
+    if hurtful := hurtful_steps(curve):
+        steps = ", ".join(map(str, hurtful)) + (" step" if hurtful == [1] else " steps")
+        worse = np.mean(returns[:, :, hurtful[0]].mean(-1) < returns[:, :, 0].mean(-1))
+        _say(
+            f"Adaptation hurts: the return after {steps} is below that before; after "
+            f"{hurtful[0]} on {worse:.0%} of the tasks. A smaller inner learning rate may help."
+        )
 
 
 def _describe(config: presets.Config, experiment: presets.Experiment, *, resume: bool) -> None:
@@ -428,17 +439,18 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
         _say(f"  {_command(*again)}")
         return status
     seconds = time.perf_counter() - began
-    _conclude(result, result.returns, directory, done, seconds)
+    acting = MODE if experiment.evaluation.mode else "sampled"
+    _conclude(result, result.returns, acting, directory, done, seconds)
     return status
 
 
 def _conclude(
-    result: Result, returns: np.ndarray, directory: Path, done: int, seconds: float
+    result: Result, returns: np.ndarray, acting: str, directory: Path, done: int, seconds: float
 ) -> None:
     from metajax.plotting import plot_run  # Matplotlib takes long to import
 
     _say()
-    _show_curve(returns, "sampled")
+    _show_curve(returns, acting)
     _say()
     picture = directory / "curves.png"
     plot_run(directory, picture)
@@ -496,7 +508,7 @@ def _evaluate(options: EvaluateOptions) -> int:
     sampled, mode = map(np.asarray, evaluate_both(meta_params, keys))
     _show_curve(sampled, "sampled")
     _say()
-    _show_curve(mode, "mean")
+    _show_curve(mode, MODE)
     _say()
     output = options.run / "evaluation.json"
     record = {

@@ -115,3 +115,14 @@ def adaptation_curve(returns: Float[np.ndarray, "seed task round episode"]) -> l
     """Return the interquartile mean over tasks, with its interval, of every round."""
     per_task = np.asarray(returns, np.float64).mean(axis=-1)
     return [interquartile_mean(per_task[:, :, k]) for k in range(per_task.shape[2])]
+
+
+def hurtful_steps(curve: list[Summary]) -> list[int]:
+    """Return the numbers of adaptation steps after which agents do worse than without any.
+
+    Worse beyond doubt: the interval lies below that before adaptation.
+
+    Args:
+        curve: from `adaptation_curve`.
+    """
+    return [k for k, after in enumerate(curve) if after.high < curve[0].low]

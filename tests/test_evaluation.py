@@ -11,7 +11,7 @@ from metajax.envs.splits import finite as finite_tasks
 from metajax.envs.splits import is_held_out, on_split, two_splits, uniform
 from metajax.envs.tabular import tabular
 from metajax.errors import MetajaxError
-from metajax.evaluation import adaptation_curve, evaluate, interquartile_mean
+from metajax.evaluation import adaptation_curve, evaluate, hurtful_steps, interquartile_mean
 from metajax.policies import mlp
 from metajax.types import Agent, Continuous, Env, EnvState, PolicyOutput, TaskFamily
 
@@ -174,3 +174,12 @@ def test_another_split_takes_the_place_of_the_held_out_tasks():
         on_split(make("halfcheetah-dir", backend="mujoco"), "extrapolate")
     with pytest.raises(MetajaxError, match="unknown split 'tests'; did you mean 'test'"):
         on_split(family, "tests")
+
+
+def test_steps_that_hurt():
+    """Only those whose interval lies below that of step 0; not those that merely help less."""
+    rng = np.random.default_rng(0)
+    means = np.array([0.0, 3.0, -0.05, -2.0])
+    returns = means[None, None, :, None] + rng.normal(size=(2, 50, 4, 3))
+    assert hurtful_steps(adaptation_curve(returns)) == [3]
+    assert hurtful_steps(adaptation_curve(returns[:, :, :2])) == []
