@@ -87,7 +87,7 @@ class ResumeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate a run on held-out tasks, with sampled and likeliest actions.
+    """Evaluate a run on held-out tasks, sampled and likeliest actions.
 
     Attributes:
         run: the run directory.
