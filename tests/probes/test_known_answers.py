@@ -123,5 +123,6 @@ def test_the_critic_learns_what_is_to_come():
     result = train(algorithm, family, iterations=100, tasks=8, segment=100, evaluation=None)
     critic = value_network(4, hidden=(16,))
     states = np.concatenate([np.eye(3), np.eye(3)]), np.repeat([[0.0], [1.0]], 3, axis=0)
-    found = critic.apply(result.meta_params().critic, jnp.asarray(np.concatenate(states, axis=1)))
+    params = result.meta_params().critic["value"]
+    found = critic.apply(params, jnp.asarray(np.concatenate(states, axis=1)))
     np.testing.assert_allclose(found, [2, 2, 2, 1.75, 1.5, 1], atol=0.05)
