@@ -67,8 +67,6 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "training": {"iterations": 500, "tasks": 40},
         "evaluation": {"every": 100, "tasks": 40, "episodes": 20, "final_tasks": 400},
     },
-    # Five epochs, each of a fifth of what is one there: see above.
-    ("promp", "point-goal"): {"algorithm": {"outer_learning_rate": 1e-4}},
     ("maml", "reacher-goal"): {
         "policy": {"initial_std": 0.5},
         "algorithm": {"outer": "ppo", "episodes": 10},
