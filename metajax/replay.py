@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from metajax.errors import MetajaxError
+from metajax.losses import returns
 from metajax.types import StepInput, Trajectory, pytree_dataclass
 
 
@@ -32,25 +33,27 @@ class Transitions:
 def transitions(trajectory: Trajectory) -> Transitions:
     """Return the steps of episodes, with the axes that they have."""
     valid = trajectory.valid
-    last = valid & ~jnp.concatenate([valid[..., 1:], jnp.zeros_like(valid[..., :1])], axis=-1)
+    last, time = returns.last_steps(valid), valid.ndim - 1
 
     def following(x, final):
-        shifted = jnp.concatenate([x[..., 1:, :], final[..., None, :]], axis=-2)
-        return jnp.where(last[..., None], final[..., None, :], shifted)
-
-    def next_of(x, final):
-        if x.ndim == valid.ndim:
-            return following(x[..., None], final[..., None])[..., 0]
-        return following(x, final)
+        final = jnp.expand_dims(final, time)
+        shifted = jnp.concatenate([jax.lax.slice_in_dim(x, 1, None, axis=time), final], axis=time)
+        return jnp.where(jnp.expand_dims(last, range(last.ndim, x.ndim)), final, shifted)
 
     return Transitions(
         trajectory.step_input,
         trajectory.action,
         trajectory.reward,
         trajectory.terminated,
-        jax.tree.map(next_of, trajectory.step_input, trajectory.final_input),
+        jax.tree.map(following, trajectory.step_input, trajectory.final_input),
         valid,
     )
+
+
+def all_transitions(trajectory: Trajectory) -> Transitions:
+    """Return the steps of all episodes, `[item, ...]`."""
+    axes = trajectory.valid.ndim
+    return jax.tree.map(lambda x: jax.lax.collapse(x, 0, axes), transitions(trajectory))
 
 
 @pytree_dataclass

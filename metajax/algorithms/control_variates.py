@@ -10,7 +10,13 @@ from jaxtyping import Array, Float, Key
 
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.policies.mlp import value_network
-from metajax.replay import Transitions, empty_replay, extend_replay, sample_replay, transitions
+from metajax.replay import (
+    Transitions,
+    all_transitions,
+    empty_replay,
+    extend_replay,
+    sample_replay,
+)
 from metajax.types import Continuous, Env, Params, Policy, StepInput, Trajectory
 
 BATCH = 64  # steps in each gradient step
@@ -87,8 +93,7 @@ def action_values(
         return params, {"adam": optimizer.init(params), "target": params, "replay": replay}
 
     def fit(params, state, trajectories: Trajectory, policy_params, key):
-        leading = trajectories.valid.ndim
-        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[leading:]), transitions(trajectories))
+        steps = all_transitions(trajectories)
         replay = extend_replay(state["replay"], steps, steps.valid)
 
         def gradient_step(carry, key):

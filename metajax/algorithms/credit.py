@@ -36,7 +36,7 @@ class Credit:
 class CreditAssignment(NamedTuple):
     """How actions are given credit, and how the critic behind it is trained, if there is one.
 
-    - `init(key) -> (critic, critic_state)`: parameters and optimizer state, () without a critic;
+    - `init(key) -> (critic, critic_state)`: parameters and optimizer state, by the critic's name;
     - `assign(critic, trajectory[episode, time]) -> Credit`: of one task and adaptation step;
     - `fit(critic, critic_state, trajectories, credit, policy_params, key) -> (critic, critic_state,
       metrics)`: on the episodes of all tasks and rounds.

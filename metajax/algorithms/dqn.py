@@ -17,7 +17,7 @@ from metajax.algorithms.objectives import double_q_loss, temporal_difference_obj
 from metajax.algorithms.replayed import replayed
 from metajax.errors import MetajaxError, check_at_least
 from metajax.policies import EpsilonGreedy
-from metajax.replay import transitions
+from metajax.replay import all_transitions, transitions
 from metajax.rollout import over_tasks
 from metajax.types import Algorithm, Discrete, Env, Policy, PolicyOutput
 
@@ -105,8 +105,7 @@ def dqn(
 
     def collect(meta_params, tasks, key):
         data, _ = collect_batch(loop, meta_params, tasks, key, 1)
-        steps = transitions(data.trajectory)
-        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[4:]), steps)
+        steps = all_transitions(data.trajectory)
         return data, steps, steps.valid
 
     def loss(theta, target, steps):

@@ -42,7 +42,7 @@ _PARTS = {"head": ("head", "log_std"), "context": ("context",)}
 
 @pytree_dataclass
 class MetaParams:
-    """What is meta-learned: `policy` (θ), `rule` (the inner rule's own), `critic` (() without)."""
+    """What is meta-learned: `policy` (θ), `rule` (the inner rule's own), `critic` (by name)."""
 
     policy: Params
     rule: Any

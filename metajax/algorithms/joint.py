@@ -59,27 +59,6 @@ def ppo(
 
 
 @options_of(maml, without=(*_SETTLED, *_NO_PPO, "outer_learning_rate"))
-def q_prop(
-    env: Env,
-    policy: Policy,
-    *,
-    control_variate: ControlVariate = "conservative",
-    trace: float = 0.97,
-    **options: Any,
-) -> Algorithm:
-    """Return Q-Prop with a trust region (Gu et al. 2017): TRPO, a critic explaining its advantages.
-
-    Args:
-        control_variate: "conservative", "aggressive" or "standard", which alone is unbiased;
-            "none" is TRPO.
-        trace: λ of generalized advantage estimation.
-    """
-    fixed = {"inner_steps": 0, "outer": "trpo"}
-    own = {"control_variate": control_variate, "trace": trace}
-    return maml(env, policy, **fixed, **own, **options)._replace(name="q-prop")
-
-
-@options_of(maml, without=(*_SETTLED, *_NO_PPO, "outer_learning_rate"))
 def trpo(env: Env, policy: Policy, *, trace: float = 0.97, **options: Any) -> Algorithm:
     """Return trust region policy optimization (Schulman et al. 2015).
 
@@ -88,3 +67,20 @@ def trpo(env: Env, policy: Policy, *, trace: float = 0.97, **options: Any) -> Al
     """
     fixed = {"inner_steps": 0, "outer": "trpo"}
     return maml(env, policy, trace=trace, **fixed, **options)._replace(name="trpo")
+
+
+@options_of(trpo)
+def q_prop(
+    env: Env,
+    policy: Policy,
+    *,
+    control_variate: ControlVariate = "conservative",
+    **options: Any,
+) -> Algorithm:
+    """Return Q-Prop with a trust region (Gu et al. 2017): TRPO, a critic explaining its advantages.
+
+    Args:
+        control_variate: "conservative", "aggressive" or "standard", which alone is unbiased;
+            "none" is TRPO.
+    """
+    return trpo(env, policy, control_variate=control_variate, **options)._replace(name="q-prop")

@@ -35,7 +35,7 @@ class Experience:
 class Objective(NamedTuple):
     """What an adaptation step descends, and the critic behind it, if there is one.
 
-    - `init(key) -> (critic, critic_state)`: parameters and optimizer state, () without a critic;
+    - `init(key) -> (critic, critic_state)`: parameters and optimizer state, empty without a critic;
     - `assign(critic, trajectory) -> credit`: constants of the loss of one task and round;
     - `loss(params, fixed, experience) -> loss`: a step descends its derivative by `params`; `fixed`
       are the same parameters again, where a semi-gradient holds them fixed;
@@ -118,19 +118,37 @@ def policy_gradient_objective(
         )
     credit = credit_assignment(env, policy, **options)
 
+    if estimator == "pathwise":
+        loss = _pathwise_loss(env, policy, truncation)
+    else:
+        loss = _score_function_loss(policy, policy_gradient.ESTIMATORS[estimator])
+
+    def fit(critic, critic_state, experience: Experience, policy_params, key):
+        data = experience.trajectory, experience.credit
+        return credit.fit(critic, critic_state, *data, policy_params, key)
+
+    return Objective(credit.init, credit.assign, loss, fit)
+
+
+def _pathwise_loss(env: Env, policy: Policy, truncation: int):
+    check_pathwise(env, truncation)
+
     @forward_over_reverse
-    def lost(params, trajectory: Trajectory):
+    def of_trajectory(params, trajectory: Trajectory):
         earned = pathwise_returns(env, policy, params, trajectory, truncation=truncation)
         return -jnp.sum(earned) / jnp.sum(trajectory.valid)
 
-    def pathwise(params, fixed, experience: Experience):
+    def loss(params, fixed, experience: Experience):
         del fixed
-        return lost(params, experience.trajectory)
+        return of_trajectory(params, experience.trajectory)
 
-    def score_function(params, fixed, experience: Experience):
+    return loss
+
+
+def _score_function_loss(policy: Policy, estimate: Callable[..., Float[Array, ""]]):
+    def loss(params, fixed, experience: Experience):
         del fixed
         trajectory, credit = experience.trajectory, experience.credit
-        estimate = policy_gradient.ESTIMATORS[estimator]
         distribution, log_prob = evaluate_actions(policy, params, trajectory)
         objective = jnp.sum(
             jax.vmap(estimate)(
@@ -144,14 +162,7 @@ def policy_gradient_objective(
         objective += control(credit, distribution, trajectory)
         return -objective / jnp.sum(trajectory.valid)
 
-    def fit(critic, critic_state, experience: Experience, policy_params, key):
-        data = experience.trajectory, experience.credit
-        return credit.fit(critic, critic_state, *data, policy_params, key)
-
-    if estimator == "pathwise":
-        check_pathwise(env, truncation)
-        return Objective(credit.init, credit.assign, pathwise, fit)
-    return Objective(credit.init, credit.assign, score_function, fit)
+    return loss
 
 
 def double_q_loss(

@@ -47,11 +47,16 @@ def generalized_advantages(
         discount: per step.
         trace: the paper's λ; 1 gives discounted returns minus values, 0 one-step residuals.
     """
-    last = valid & ~jnp.append(valid[1:], False)
+    last = last_steps(valid)
     next_value = jnp.where(last, final_value, jnp.append(value[1:], 0.0))
     next_value = jnp.where(terminated, 0.0, next_value)
     residual = reward + discount * next_value - value
     return discounted_returns(residual, valid, discount * trace)
+
+
+def last_steps(valid: Bool[Array, "*batch time"]) -> Bool[Array, "*batch time"]:
+    """Return which step is the last valid one of each episode."""
+    return valid & ~jnp.concatenate([valid[..., 1:], jnp.zeros_like(valid[..., :1])], axis=-1)
 
 
 def normalize(
