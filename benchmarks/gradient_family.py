@@ -46,7 +46,8 @@ PUBLISHED = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "maml, trpo": ("maml", {"outer": "trpo"}),
 }
-METHODS = (*ALGORITHMS, *VARIANTS)
+# All families of the table have continuous actions.
+METHODS = (*(name for name in ALGORITHMS if "dqn" not in name), *VARIANTS)
 EVALUATION = {"tasks": 40, "rounds": ROUNDS, "episodes": 20, "final_tasks": 400}
 
 

@@ -113,7 +113,7 @@ def draw(rows, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=400, help="of meta-training")
+    parser.add_argument("--iterations", type=int, default=300, help="of meta-training")
     parser.add_argument("--tasks", type=int, default=20, help="per meta-iteration")
     parser.add_argument("--test-tasks", type=int, default=100)
     parser.add_argument("--rules", nargs="+", default=["learned-mlp"])

@@ -58,7 +58,7 @@ class Training(NamedTuple):
 LEARNED = {
     "LSTM, backpropagation": Training(learned_lstm(), "truncated", 6000, 3e-3, 128),
     "LSTM, PES": Training(learned_lstm(), "pes", 6000, 3e-3, 128),
-    "MLP, PES": Training(learned_mlp(0.01), "pes", 6000, 3e-3, 128),
+    "MLP, PES": Training(learned_mlp(0.01, scale=1e-3), "pes", 6000, 3e-3, 128),
 }
 TUNED = {
     "SGD": (optax.sgd, (0.005, 0.01, 0.015, 0.02, 0.025, 0.03)),

@@ -79,6 +79,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 # What an algorithm needs on any family, over MAML's own presets.
 OF_ALGORITHM: dict[str, dict[str, dict[str, Any]]] = {
     "cavia": {"policy": {"context": 2}, "algorithm": {"inner_learning_rate": 1.0}},
+    "learned-optimizer": {"algorithm": {"inner_learning_rate": 0.03, "outer_learning_rate": 0.01}},
 }
 
 

@@ -26,6 +26,7 @@ from metajax.algorithms import (
     cavia,
     e_maml,
     fomaml,
+    inner_loop,
     maml,
     meta_lstm,
     meta_sgd,
@@ -81,6 +82,37 @@ def loss(problem, flat, task):
 def average(problem, of_task, *arguments):
     """Return the mean over tasks of minus the loss after adaptation."""
     return -jnp.mean(jax.vmap(lambda task: of_task(task, *arguments))(problem.tasks))
+
+
+# --- natural steps -------------------------------------------------------------------------------
+
+
+def test_adaptation_by_natural_gradients(plain, play_everything):
+    """Steps and meta-gradient against dense algebra; every stand-in episode counts the same."""
+    max_kl, rate = 0.2, 0.7
+    options = {"inner_max_kl": max_kl, "inner_learning_rate": rate, "estimator": "dice"}
+    algorithm = play_everything(plain, maml, **options, **PLAIN)
+
+    def after(flat):
+        def log_pi(flat):
+            return jnp.log(action_probabilities(plain.policy, plain.unravel(flat), plain.states))
+
+        visits = np.bincount(plain.everything.states.ravel()) / plain.everything.states.size
+        slopes = jax.jacobian(log_pi)(flat)
+        weight = visits[:, None] * jnp.exp(log_pi(flat))
+        fisher = jnp.einsum("sa,sai,saj->ij", weight, slopes, slopes)
+        fisher += inner_loop.DAMPING * jnp.eye(len(flat))
+
+        def of_task(task):
+            direction = jnp.linalg.solve(fisher, jax.grad(plain.expected_return)(flat, task))
+            length = jnp.sqrt(2 * max_kl / (direction @ fisher @ direction))
+            return loss(plain, flat + rate * length * direction, task)
+
+        return average(plain, of_task)
+
+    exact = jax.jit(jax.grad(after))(plain.flat)
+    found = meta_gradient_of(algorithm, start(algorithm, plain.params), plain.tasks)
+    assert relative_error(found, exact) < 1e-7
 
 
 # --- learned rules -------------------------------------------------------------------------------

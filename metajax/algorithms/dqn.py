@@ -47,7 +47,7 @@ def epsilon_greedy(policy: Policy, epsilon: float) -> Policy:
     return Policy(policy.init, policy.initial_memory, acting(policy.step), acting(policy.unroll))
 
 
-@options_of(inner_loop)
+@options_of(inner_loop, without=("inner_max_kl",))
 def q_learning_loop(
     env: Env, policy: Policy, *, epsilon: float = 0.1, discount: float = 0.99, **options: Any
 ) -> tuple[InnerLoop, Policy]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
 from metajax.algorithms._options import options_of
@@ -20,6 +21,7 @@ from metajax.algorithms.objectives import (
     evaluate_actions,
     policy_gradient_objective,
 )
+from metajax.algorithms.trust_region import fisher_vector_product, natural_step
 from metajax.errors import MetajaxError, check_at_least, unknown
 from metajax.losses import returns
 from metajax.rollout import over_tasks, rollout, undiscounted_returns
@@ -37,6 +39,7 @@ from metajax.types import (
 )
 
 Adapts = Literal["all", "head", "context"]
+DAMPING = 1e-2  # of the Fisher matrix of natural adaptation steps; these are differentiated
 _PARTS = {"head": ("head", "log_std"), "context": ("context",)}
 
 
@@ -92,6 +95,7 @@ def inner_loop(
     inner_learning_rate: float = 0.1,
     inner_learning_rate_decay: float = 1.0,
     inner_epochs: int = 1,
+    inner_max_kl: float = 0.0,
     rule: UpdateRule | RuleName = "sgd",
     adapts: Adapts = "all",
     first_order: bool = False,
@@ -108,6 +112,9 @@ def inner_loop(
             learned begin as gradient descent with it.
         inner_learning_rate_decay: factor on steps after the first (0.5 in MAML's own tests).
         inner_epochs: gradient steps on the same episodes in one adaptation step.
+        inner_max_kl: above 0, the rule gets natural gradients, as long as moves the policy by so
+            many nats: with the rule "sgd" and a rate of 1 a step is that of TRPO, without its line
+            search.
         rule: what makes a step of a gradient, one of `metajax.rules.RULES` or a rule.
         adapts: what of the policy an inner step changes: "all" of it, its "head" (the last layer
             and the standard deviation) or its "context" (inputs of its own, from 0 in every task).
@@ -121,6 +128,7 @@ def inner_loop(
     check_at_least(1, episodes=episodes, inner_epochs=inner_epochs)
     check_at_least(0, inner_learning_rate=inner_learning_rate)
     check_at_least(0, inner_learning_rate_decay=inner_learning_rate_decay)
+    check_at_least(0, inner_max_kl=inner_max_kl)
     if isinstance(rule, str):
         if rule not in RULES:
             raise unknown("rule", rule, RULES)
@@ -140,6 +148,17 @@ def inner_loop(
     def evaluate(params, trajectory: Trajectory):
         return evaluate_actions(policy, params, trajectory)
 
+    def natural(gradient, part, whole, trajectory: Trajectory):
+        """Return the gradient in the metric of the policy, scaled to `inner_max_kl`."""
+        flat, unravel = ravel_pytree(gradient)
+        product = fisher_vector_product(
+            lambda part: evaluate(whole(part), trajectory)[0],
+            lambda old, new: returns.masked_mean(old.kl(new), trajectory.valid),
+            part,
+            damping=DAMPING,
+        )
+        return unravel(natural_step(product, flat, max_kl=inner_max_kl))
+
     def step(rule_params, adapted: Adapted, experience: Experience) -> Adapted:
         optimizer = optax.with_extra_args_support(rule.optimizer(rule_params))
 
@@ -147,6 +166,8 @@ def inner_loop(
             part, whole = split(adapted.policy)
             loss = lambda part: objective.loss(whole(part), adapted.policy, experience)
             value, gradient = jax.value_and_grad(loss)(part)
+            if inner_max_kl:
+                gradient = natural(gradient, part, whole, experience.trajectory)
             if first_order:
                 value, gradient = jax.lax.stop_gradient((value, gradient))
             updates, rule_state = optimizer.update(gradient, adapted.rule_state, part, value=value)

@@ -44,8 +44,8 @@ def learned_optimizer(
     *,
     lifetime: int = 20,
     unroll: int = 4,
-    perturbation_std: float = 0.01,
-    outer_learning_rate: float = 3e-3,
+    perturbation_std: float = 0.1,
+    outer_learning_rate: float = 1e-2,
     rule: UpdateRule | RuleName = "learned-mlp",
     inner_epochs: int = 4,
     estimator: Estimator = "clipped",
@@ -65,7 +65,7 @@ def learned_optimizer(
         policy: what the rule trains; each life begins with other random parameters.
         lifetime: adaptation steps in a life.
         unroll: adaptation steps per meta-iteration, a divisor of `lifetime`.
-        perturbation_std: of the rule's parameters.
+        perturbation_std: of the rule's parameters. Returns are noisy: ten times the papers'.
         outer_learning_rate: of Adam on the rule's parameters.
         rule: what makes a step of a gradient, one of `metajax.rules.RULES` or a rule.
         inner_epochs: gradient steps on the same episodes in one adaptation step.

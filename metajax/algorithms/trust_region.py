@@ -96,6 +96,34 @@ def conjugate_gradient(
     return jax.lax.fori_loop(0, iterations, iterate, start)[0]
 
 
+def natural_step(
+    product: Callable[[Float[Array, "parameter"]], Float[Array, "parameter"]],
+    gradient: Float[Array, "parameter"],
+    *,
+    max_kl: float,
+    iterations: int = 10,
+) -> Float[Array, "parameter"]:
+    """Return the step uphill along F⁻¹g whose divergence is `max_kl` to second order.
+
+    Its derivatives are those of the exact solution, approximated by conjugate gradients as well.
+
+    Args:
+        product: v ↦ Fv, see `fisher_vector_product`.
+        gradient: g.
+        max_kl: nats.
+        iterations: of conjugate gradient.
+    """
+
+    def solve(product, b):
+        return conjugate_gradient(product, b, iterations=iterations)
+
+    direction = jax.lax.custom_linear_solve(product, gradient, solve, symmetric=True)
+    curvature = jnp.vdot(direction, product(direction))
+    uphill = curvature > 0
+    length = jnp.sqrt(2 * max_kl / jnp.where(uphill, curvature, 1.0))
+    return direction * jnp.where(uphill, length, 0.0)
+
+
 def trust_region_step(
     objective: Callable[[PyTree[Array]], tuple[Float[Array, ""], Float[Array, ""]]],
     gradient: PyTree[Array],
@@ -121,9 +149,7 @@ def trust_region_step(
     """
     flat, unravel = ravel_pytree(params)
     flat_gradient = ravel_pytree(gradient)[0]
-    direction = conjugate_gradient(product, flat_gradient, iterations=iterations)
-    curvature = jnp.vdot(direction, product(direction))
-    full = direction * jnp.where(curvature > 0, jnp.sqrt(2 * max_kl / curvature), 0.0)
+    full = natural_step(product, flat_gradient, max_kl=max_kl, iterations=iterations)
     before, _ = objective(params)
 
     def attempt(count):

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from metajax.errors import check_at_least
+from metajax.errors import check_at_least, check_positive
 from metajax.rules.coordinatewise import log_and_sign, lstm_step, map_weights, zeros
 from metajax.types import UpdateRule, pytree_dataclass
 
 LSTM_SCALE = 0.1  # of the LSTM's output
-MLP_SCALE = 1e-3  # of the perceptron's outputs, direction and logarithm of the length
 DECAYS = (0.5, 0.9, 0.99)  # of the averages of the gradient
 SQUARE_DECAY = 0.999  # of the average of its square
 TIMES = (1, 3, 10, 30, 100, 300, 1000, 3000)  # steps
@@ -95,22 +94,25 @@ class MLPOptimizerState:
     count: Any
 
 
-def learned_mlp(learning_rate: float = 0.0, *, hidden: int = 32) -> UpdateRule:
+def learned_mlp(learning_rate: float = 0.0, *, hidden: int = 32, scale: float = 1e-2) -> UpdateRule:
     """Return a perceptron optimizer on momentum and RMS features (after Metz et al. 2020, 2022).
 
     It sees of each weight: its value, its gradient, averages of it over several spans, the same
     divided by the root mean square of past gradients, and that; each brought to mean square 1 over
-    the array; and how long training has lasted. Of the two outputs, one is the direction and the
-    other the logarithm of the length: -10⁻³ d exp(10⁻³ l).
+    the array; and how long training has lasted. Of the two outputs, one is the direction d and the
+    other the logarithm of the length l: the step is -s d exp(s l), s the scale.
 
     Args:
         learning_rate: of the descent beside it, 0 in the papers.
         hidden: units of each of the two hidden layers.
+        scale: of the outputs. Agents take tens of steps; for trainings of thousands the papers have
+            10⁻³.
 
     Raises:
-        MetajaxError: the size is less than 1, or the rate is below 0.
+        MetajaxError: the size is less than 1, the rate is below 0, or the scale is not above 0.
     """
     check_at_least(1, hidden=hidden)
+    check_positive(scale=scale)
     check_at_least(0, learning_rate=learning_rate)
     features = 4 + 2 * len(DECAYS) + len(TIMES)
 
@@ -137,8 +139,8 @@ def learned_mlp(learning_rate: float = 0.0, *, hidden: int = 32) -> UpdateRule:
                 g, decays = gradient[:, None], jnp.asarray(DECAYS, gradient.dtype)[None]
                 means = decays * means + (1 - decays) * g
                 square = SQUARE_DECAY * square + (1 - SQUARE_DECAY) * g**2
-                scale = jax.lax.rsqrt(square / (1 - SQUARE_DECAY**count) + 1e-8)
-                x = [theta[:, None], g, means, g * scale, means * scale, scale]
+                inverse = jax.lax.rsqrt(square / (1 - SQUARE_DECAY**count) + 1e-8)
+                x = [theta[:, None], g, means, g * inverse, means * inverse, inverse]
                 x = _unit_mean_square(jnp.concatenate(x, axis=-1))
                 x = jnp.concatenate(
                     [x, jnp.broadcast_to(elapsed, (theta.size, len(TIMES)))], axis=-1
@@ -146,7 +148,7 @@ def learned_mlp(learning_rate: float = 0.0, *, hidden: int = 32) -> UpdateRule:
                 for index, layer in enumerate(weights):
                     x = x @ layer["kernel"] + layer["bias"][None]
                     x = jax.nn.relu(x) if index < 2 else x
-                step = MLP_SCALE * x[:, 0] * jnp.exp(MLP_SCALE * x[:, 1])
+                step = scale * x[:, 0] * jnp.exp(scale * x[:, 1])
                 return -step - learning_rate * gradient, means, square
 
             updates, means, square = map_weights(

@@ -23,6 +23,7 @@ VARIANTS = {
     + [
         {"outer": "adam", "control_variate": "standard", "replay_capacity": 80},
         {"outer": "adam", "estimator": "pathwise"},
+        {"outer": "trpo", "inner_max_kl": 0.01, "inner_learning_rate": 1.0},
         {"outer": "ppo", "estimator": "pathwise", "inner_steps": 2, "adapts": "head"},
     ],
     "fomaml": [{"outer": "adam"}],
