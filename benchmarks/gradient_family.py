@@ -3,10 +3,11 @@
     python benchmarks/gradient_family.py                                # everything, hours on a CPU
     python benchmarks/gradient_family.py --families point-goal --algorithms maml promp
     python benchmarks/gradient_family.py --redraw                       # table and picture only
+    taskset -c 0 python benchmarks/gradient_family.py ...               # as here, one core each
 
 Budget: environment steps per seed, the same for all algorithms of a family. Results are kept one by
-one, and what is there already is not run again (`--again` runs it). Returns are those of fresh
-held-out tasks after 0 to 3 adaptation steps, sampled actions.
+one, and what is there already is not run again (`--again` runs it); commands may run side by side.
+Returns are those of fresh held-out tasks after 0 to 3 adaptation steps, sampled actions.
 """
 
 import argparse
@@ -82,6 +83,7 @@ def run(method: str, family: str, seeds: int) -> dict[str, Any]:
         "algorithm": method,
         "family": family,
         "backend": experiment.family.backend,
+        "cores": common.machine()["cores"],
         "seeds": seeds,
         "steps_per_seed": steps,
         "iterations": training["iterations"],
@@ -95,6 +97,12 @@ def run(method: str, family: str, seeds: int) -> dict[str, Any]:
         "discarded_updates": int(np.sum(result.state.discarded)),
         "config": config,
     }
+
+
+def known_rows() -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what is saved, by family and algorithm."""
+    rows = common.saved(NAME).get("rows", [])
+    return {(row["family"], row["algorithm"]): row for row in rows}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -149,18 +157,18 @@ def main():
     parser.add_argument("--redraw", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     path = common.RESULTS / f"{NAME}.json"
-    rows = common.saved(NAME).get("rows", [])
-    known = {(row["family"], row["algorithm"]): row for row in rows}
+    known = known_rows()
     for family in arguments.families:
         for algorithm in arguments.algorithms:
             pair = family, algorithm
             if arguments.redraw or (pair in known and not arguments.again):
                 continue
-            known[pair] = run(algorithm, family, arguments.seeds)
-            print(table([known[pair]]).splitlines()[-1], flush=True)
-            order = [(f, a) for f in BUDGETS for a in METHODS]
-            rows = [known[pair] for pair in order if pair in known]
-            common.save(NAME, {"rows": rows})
+            row = run(algorithm, family, arguments.seeds)
+            print(table([row]).splitlines()[-1], flush=True)
+            known = known_rows() | {pair: row}
+            common.save(NAME, {"rows": list(known.values())})
+    order = [(f, a) for f in BUDGETS for a in METHODS]
+    rows = [known[pair] for pair in order if pair in known]
     print(table(rows))
     path.with_suffix(".md").write_text(table(rows) + "\n")
     draw(rows, path.with_suffix(".png"))

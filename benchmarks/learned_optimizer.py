@@ -1,13 +1,14 @@
 """A learned optimizer as PPO's optimizer, beside tuned Adam, on held-out tasks and fresh weights.
 
-    python benchmarks/learned_optimizer.py            # reacher-goal on C MuJoCo, hours on two cores
-    python benchmarks/learned_optimizer.py --iterations 50
+    python benchmarks/learned_optimizer.py    # reacher-goal on C MuJoCo, half an hour on two cores
 
 An agent begins with random weights and lives through 20 rounds of 20 episodes, each followed by 4
 epochs of PPO; the optimizer makes the steps. Adam's rate is tuned on training tasks over a grid,
 and so is gradient descent's; the learned optimizers are meta-trained there by persistent evolution
-strategies. All are then compared on the same held-out tasks, from the same random weights: return
-of the last round, and mean over the life. Errors are standard errors over tasks.
+strategies, one beside gradient descent and one beside the tuned Adam. All are then compared
+on the same held-out tasks, from the same random weights: return of the last round, and mean over
+the life. Errors are standard errors over tasks. Results are kept one by one, and what is there
+already is not run again (`--again` runs it).
 """
 
 import argparse
@@ -27,12 +28,13 @@ import optax
 import metajax
 from metajax.algorithms import learned_optimizer
 from metajax.algorithms.inner_loop import MetaParams, policy_gradient_loop
-from metajax.rules import fixed
+from metajax.rules import beside, fixed, learned_mlp
 
+NAME = "learned-optimizer"
 LIFETIME, EPISODES, EPOCHS = 20, 20, 4
 NOTHING = MetaParams((), (), {})  # is meta-learned where the optimizer is Adam
-BEGIN = {"inner_learning_rate": 0.03}  # the best of gradient descent, where the rule begins
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (3e-3, 5e-3, 7e-3, 1e-2, 1.5e-2, 2e-2, 3e-2, 5e-2, 1e-1)
+TUNED = {"Adam, tuned": optax.adam, "SGD, tuned": optax.sgd}
 INNER = {"inner_epochs": EPOCHS, "estimator": "clipped", "trace": 0.95, "episodes": EPISODES}
 
 
@@ -64,7 +66,7 @@ def with_optimizer(optimizer):
     return loop.agent._replace(begin=begin)
 
 
-def tuned(name, make, tasks) -> tuple[Any, dict[str, Any]]:
+def tuned(name, make, tasks) -> tuple[Any, Any, dict[str, Any]]:
     """Return the agent with the rate whose last rounds are best on training tasks."""
     family, _ = problem()
     training = family._replace(test=family.train)
@@ -74,26 +76,25 @@ def tuned(name, make, tasks) -> tuple[Any, dict[str, Any]]:
         last[rate] = float(curve[:, -5:].mean())
         print(f"{name} {rate:g}: {last[rate]:.2f} in the last five rounds", flush=True)
     best = max(last, key=last.__getitem__)
-    return with_optimizer(make(best)), {"rate": best, "tried": last}
+    return with_optimizer(make(best)), NOTHING, {"rate": best, "tried": last}
 
 
 def learned(rule, iterations, tasks) -> tuple[Any, Any, dict[str, Any]]:
     family, policy = problem()
-    algorithm = learned_optimizer(
-        family.env, policy, rule=rule, lifetime=LIFETIME, **INNER, **BEGIN
-    )
+    algorithm = learned_optimizer(family.env, policy, rule=rule, lifetime=LIFETIME, **INNER)
     began = time.perf_counter()
     result = metajax.train(
         algorithm, family, iterations=iterations, tasks=tasks, segment=10, evaluation=None
     )
     meta_params = jax.tree.map(lambda x: x[0], result.state.train_state.meta_params)
     after = np.asarray(result.metrics["return_after"])[:, 0]
-    seconds = time.perf_counter() - began
-    print(
-        f"{rule}: {after[:10].mean():.2f} -> {after[-10:].mean():.2f} in training, {seconds:.0f} s"
-    )
-    record = {"iterations": iterations, "tasks": tasks, "seconds": seconds}
-    return algorithm.agent, meta_params, record | {"return_after": after.tolist()}
+    record = {
+        "iterations": iterations,
+        "tasks": tasks,
+        "seconds": time.perf_counter() - began,
+        "return_after": after.tolist(),
+    }
+    return algorithm.agent, meta_params, record
 
 
 def draw(rows, path):
@@ -105,6 +106,7 @@ def draw(rows, path):
             range(LIFETIME), mean - error, mean + error, alpha=0.2, color=line.get_color()
         )
     axis.set(xlabel="rounds of 20 episodes", ylabel="return", title="reacher-goal, held-out tasks")
+    axis.set_xticks(range(0, LIFETIME, 5))
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
@@ -116,39 +118,46 @@ def main():
     parser.add_argument("--iterations", type=int, default=300, help="of meta-training")
     parser.add_argument("--tasks", type=int, default=20, help="per meta-iteration")
     parser.add_argument("--test-tasks", type=int, default=100)
-    parser.add_argument("--rules", nargs="+", default=["learned-mlp"])
+    parser.add_argument("--again", action="store_true", help="also what is there already")
     arguments = parser.parse_args()
     family, _ = problem()
-    candidates = {}
-    for name, make in {"adam": optax.adam, "sgd": optax.sgd}.items():
-        agent, record = tuned(name, make, 20)
-        candidates[f"{name}, tuned"] = agent, NOTHING, record
-    for rule in arguments.rules:
-        candidates[rule] = learned(rule, arguments.iterations, arguments.tasks)
-    rows = []
-    for name, (agent, meta_params, record) in candidates.items():
+    rows = (
+        {} if arguments.again else {r["optimizer"]: r for r in common.saved(NAME).get("rows", [])}
+    )
+
+    def compare(name, agent, meta_params, record):
         curves = lives(agent, family, meta_params, jax.random.key(11), arguments.test_tasks)
-        error = lambda x: float(np.std(x, ddof=1) / np.sqrt(len(x)))
+        error = lambda x: (np.std(x, axis=0, ddof=1) / np.sqrt(len(x))).tolist()
         last, whole = curves[:, -1], curves.mean(axis=1)
-        rows.append(
-            {
-                "optimizer": name,
-                "last": float(last.mean()),
-                "last_error": error(last),
-                "life": float(whole.mean()),
-                "life_error": error(whole),
-                "curve": curves.mean(axis=0).tolist(),
-                "curve_error": (curves.std(axis=0, ddof=1) / np.sqrt(len(curves))).tolist(),
-                **record,
-            }
-        )
+        rows[name] = {
+            "optimizer": name,
+            "last": float(last.mean()),
+            "last_error": error(last),
+            "life": float(whole.mean()),
+            "life_error": error(whole),
+            "curve": curves.mean(axis=0).tolist(),
+            "curve_error": error(curves),
+            **record,
+        }
+        common.save(NAME, {"rows": list(rows.values())})
+
+    for name, make in TUNED.items():
+        if name not in rows:
+            compare(name, *tuned(name, make, arguments.tasks))
+    adam = optax.adam(rows["Adam, tuned"]["rate"])
+    for name, rule in {
+        "learned-mlp beside SGD": learned_mlp(0.03),
+        "learned-mlp beside Adam": beside(learned_mlp(), fixed(adam, second_order=False)),
+    }.items():
+        if name not in rows:
+            compare(name, *learned(rule, arguments.iterations, arguments.tasks))
+    for row in rows.values():
         print(
-            "{optimizer:14s} last round {last:.2f} ± {last_error:.2f}, whole life {life:.2f} ± "
-            "{life_error:.2f}".format(**rows[-1]),
-            flush=True,
+            "{optimizer:24s} last round {last:6.2f} ± {last_error:.2f}, whole life {life:6.2f} ± "
+            "{life_error:.2f}".format(**row)
         )
-    path = common.save("learned-optimizer", {"rows": rows})
-    draw(rows, path.with_suffix(".png"))
+    path = common.RESULTS / f"{NAME}.png"
+    draw(rows.values(), path)
     print(f"wrote {path}")
 
 

@@ -80,6 +80,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 OF_ALGORITHM: dict[str, dict[str, dict[str, Any]]] = {
     "cavia": {"policy": {"context": 2}, "algorithm": {"inner_learning_rate": 1.0}},
     "learned-optimizer": {"algorithm": {"inner_learning_rate": 0.03, "outer_learning_rate": 0.01}},
+    "reptile": {"algorithm": {"outer_learning_rate": 0.1}},  # a fraction, not Adam's rate
 }
 
 

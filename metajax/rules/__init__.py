@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
-from metajax.rules.fixed import decayed, fixed, sgd
+from metajax.rules.fixed import beside, decayed, fixed, sgd
 from metajax.rules.learned import learned_lstm, learned_mlp
 from metajax.rules.lstm import meta_lstm
 from metajax.rules.meta_sgd import meta_sgd
@@ -23,6 +23,7 @@ RULES: dict[str, Callable[[float], UpdateRule]] = {
 __all__ = [
     "RULES",
     "RuleName",
+    "beside",
     "decayed",
     "fixed",
     "learned_lstm",

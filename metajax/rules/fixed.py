@@ -1,4 +1,6 @@
-"""Update rules that are not themselves learned: any optax transformation."""
+"""Update rules that are not themselves learned, any optax transformation, and sums with them."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,3 +52,39 @@ def decayed(rule: UpdateRule, decay: float) -> UpdateRule:
         return optax.chain(rule.optimizer(rule_params), shorter)
 
     return UpdateRule(rule.init, optimizer)
+
+
+def beside(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
+    """Return the rule whose steps are the sum of two rules' steps.
+
+    A learned rule beside a good optimizer has only to learn what that lacks (Harrison et al. 2022).
+
+    Args:
+        rule: one of them; its parameters are the first of a pair.
+        nominal: the other.
+    """
+
+    def init(key, params):
+        keys = jax.random.split(key)
+        return rule.init(keys[0], params), nominal.init(keys[1], params)
+
+    def optimizer(rule_params):
+        parts = [
+            optax.with_extra_args_support(part.optimizer(part_params))
+            for part, part_params in zip((rule, nominal), rule_params, strict=True)
+        ]
+
+        def begin(params) -> Any:
+            return tuple(part.init(params) for part in parts)
+
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+            both = [
+                part.update(updates, part_state, params, **extra)
+                for part, part_state in zip(parts, state, strict=True)
+            ]
+            (step, state), (other_step, other_state) = both
+            return optax.tree.add(step, other_step), (state, other_state)
+
+        return optax.GradientTransformationExtraArgs(begin, update)
+
+    return UpdateRule(init, optimizer)

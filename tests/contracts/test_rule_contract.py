@@ -9,10 +9,23 @@ import optax
 import pytest
 
 import metajax.rules
-from metajax.rules import decayed, fixed, learned_lstm, learned_mlp, meta_lstm, meta_sgd, sgd
+from metajax.rules import (
+    beside,
+    decayed,
+    fixed,
+    learned_lstm,
+    learned_mlp,
+    meta_lstm,
+    meta_sgd,
+    sgd,
+)
 from metajax.types import UpdateRule
 
 RULES = {
+    "beside": [
+        beside(learned_mlp(hidden=4), fixed(optax.sgd(0.1, momentum=0.5))),
+        beside(meta_lstm(0.1), meta_sgd(0.1)),
+    ],
     "fixed": [
         fixed(optax.sgd(0.1, momentum=0.5)),
         fixed(optax.adam(0.1, eps_root=1e-8)),
