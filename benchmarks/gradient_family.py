@@ -142,8 +142,11 @@ def draw(rows: list[dict[str, Any]], path) -> None:
         axis.set(title=family, xlabel="adaptation steps", xticks=range(ROUNDS))
         axis.grid(color="#e6e6e6")
     axes[0, 0].set_ylabel("return on held-out tasks")
-    handles, labels = max((a.get_legend_handles_labels() for a in axes[0]), key=lambda x: len(x[1]))
-    figure.legend(handles, labels, loc="center right", frameon=False, fontsize=8)
+    drawn = {
+        label: h for a in axes[0] for h, label in zip(*a.get_legend_handles_labels(), strict=True)
+    }
+    handles = [drawn[name] for name in METHODS if name in drawn]
+    figure.legend(handles=handles, loc="center right", frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0, 1 - 1.4 / figure.get_figwidth(), 1))
     figure.savefig(path, dpi=150)
 

@@ -30,16 +30,18 @@ class Benchmark(NamedTuple):
     """A run and what it is compared with.
 
     Attributes:
-        family: its name; the algorithm is MAML.
+        family: its name.
         overrides: of the pair's preset, by group.
         published: return after 0, 1, ... gradient steps.
         source: of the published numbers.
+        algorithm: its name.
     """
 
     family: str
     overrides: dict[str, dict[str, Any]]
     published: list[float] | None
     source: str
+    algorithm: str = "maml"
 
 
 # The paper's horizon of 200; 2 seeds of 750 x 10 tasks x 10 episodes x 2 rounds: 60 million steps.
@@ -67,11 +69,17 @@ BENCHMARKS = {
     "halfcheetah-vel": Benchmark(
         "halfcheetah-vel", _LONG, None, "doing nothing: -200 (Finn et al. 2017 print a figure only)"
     ),
+    "dqn-cartpole": Benchmark(
+        "cartpole-params", {"training": {"seeds": 3}}, None, "at most 200", "dqn"
+    ),
+    "maml-dqn-gridnav": Benchmark(
+        "gridnav", {"training": {"seeds": 3}}, None, "standing still: -1.5", "maml-dqn"
+    ),
 }
 
 
 def configuration(benchmark: Benchmark) -> dict[str, Any]:
-    config = presets.default_config("maml", benchmark.family)
+    config = presets.default_config(benchmark.algorithm, benchmark.family)
     for group, values in benchmark.overrides.items():
         config[group] |= values
     return config

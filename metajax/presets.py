@@ -67,6 +67,29 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "training": {"iterations": 500, "tasks": 40},
         "evaluation": {"every": 100, "tasks": 40, "episodes": 20, "final_tasks": 400},
     },
+    ("promp", "point-goal"): {"algorithm": {"outer_learning_rate": 1e-4}},
+    ("dqn", "cartpole-params"): {
+        "policy": {"activation": "relu"},
+        "family": {"episode_length": 200},
+        "algorithm": {
+            "episodes": 1,
+            "updates": 100,
+            "batch": 128,
+            "outer_learning_rate": 5e-4,
+            "target_period": 200,
+            "replay_capacity": 300_000,
+            # Fine-tuning an agent that balances can only hurt it.
+            "inner_learning_rate": 1e-4,
+        },
+        "training": {"iterations": 200, "tasks": 16},
+        "evaluation": {"every": 50, "tasks": 40, "episodes": 10, "mode": True},
+    },
+    ("maml-dqn", "gridnav"): {
+        # Before it has adapted, an agent has nothing better to do than to look around.
+        "algorithm": {"episodes": 10, "epsilon": 0.5, "inner_learning_rate": 1.0},
+        "training": {"iterations": 500, "tasks": 10},
+        "evaluation": {"every": 100, "tasks": 40, "episodes": 10, "mode": True},
+    },
     ("maml", "reacher-goal"): {
         "policy": {"initial_std": 0.5},
         "algorithm": {"outer": "ppo", "episodes": 10},
