@@ -72,9 +72,6 @@ BENCHMARKS = {
     "dqn-cartpole": Benchmark(
         "cartpole-params", {"training": {"seeds": 3}}, None, "at most 200", "dqn"
     ),
-    "maml-dqn-gridnav": Benchmark(
-        "gridnav", {"training": {"seeds": 3}}, None, "standing still: -1.5", "maml-dqn"
-    ),
 }
 
 

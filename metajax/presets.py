@@ -84,12 +84,6 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "training": {"iterations": 200, "tasks": 16},
         "evaluation": {"every": 50, "tasks": 40, "episodes": 10, "mode": True},
     },
-    ("maml-dqn", "gridnav"): {
-        # Before it has adapted, an agent has nothing better to do than to look around.
-        "algorithm": {"episodes": 10, "epsilon": 0.5, "inner_learning_rate": 1.0},
-        "training": {"iterations": 500, "tasks": 10},
-        "evaluation": {"every": 100, "tasks": 40, "episodes": 10, "mode": True},
-    },
     ("maml", "reacher-goal"): {
         "policy": {"initial_std": 0.5},
         "algorithm": {"outer": "ppo", "episodes": 10},
