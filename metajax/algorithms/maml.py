@@ -60,7 +60,7 @@ def maml(
             trajectories) or "adam" (one step).
         outer_learning_rate: of Adam (ppo, adam).
         outer_epochs: ppo only.
-        clip: ε of PPO, ppo only.
+        clip: ε of PPO, ppo only; of every policy whose actions are credited.
         max_kl: trust region on the adapted policies, trpo only.
         cg_iterations: conjugate-gradient iterations, trpo only.
         cg_damping: added to the Fisher matrix, trpo only.
@@ -122,7 +122,7 @@ def maml(
             if credit_exploration:
                 advantage = jnp.broadcast_to(outcome, before[1].shape)
                 episodes = query.trajectory.valid.shape[0]
-                gain += episodes * gain_of(before[1], support.trajectory, advantage)
+                gain += episodes * gain_of(before[1], support.trajectory, advantage, clip)
             kl = jnp.zeros(inner_steps)
             if kl_penalty:
                 played = support.trajectory.output.distribution
