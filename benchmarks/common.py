@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import statistics
@@ -92,3 +93,9 @@ def saved(name: str) -> dict[str, Any]:
     """Return what was saved as `name`, {} if nothing was."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def saved_rows(name: str, *fields: str) -> dict[Any, dict[str, Any]]:
+    """Return the rows of what was saved as `name`, by the value of a field, or of several."""
+    key = operator.itemgetter(*fields)
+    return {key(row): row for row in saved(name).get("rows", [])}

@@ -121,9 +121,7 @@ def main():
     parser.add_argument("--again", action="store_true", help="also what is there already")
     arguments = parser.parse_args()
     family, _ = problem()
-    rows = (
-        {} if arguments.again else {r["optimizer"]: r for r in common.saved(NAME).get("rows", [])}
-    )
+    rows = {} if arguments.again else common.saved_rows(NAME, "optimizer")
 
     def compare(name, agent, meta_params, record):
         curves = lives(agent, family, meta_params, jax.random.key(11), arguments.test_tasks)

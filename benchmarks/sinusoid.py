@@ -222,11 +222,11 @@ def main():
     parser.add_argument("--iterations", type=int, default=70_000)
     parser.add_argument("--name", default="sinusoid")
     arguments = parser.parse_args()
-    by_name = {row["method"]: row for row in common.saved(arguments.name).get("rows", ())}
     for name in arguments.methods:
         iterations = round(METHODS[name].share * arguments.iterations)
         errors, seconds = run(METHODS[name], arguments.seeds, iterations)
         final = mean_error(errors[-1])
+        by_name = common.saved_rows(arguments.name, "method")
         by_name[name] = {
             "method": name,
             "iterations": iterations,

@@ -385,6 +385,44 @@ def test_e_maml_is_unbiased(monkeypatch):
     assert relative_error(expected(functools.partial(maml, estimator="naive")), exact) > 0.1
 
 
+def test_e_maml_clips_the_ratios_of_exploration(monkeypatch):
+    """Many epochs on one step per task, which its baseline explains: exploration alone moves."""
+    problem, clip = Problem(states=1, length=1), 0.2
+
+    def rollout(key, env, task, act, memory, *, episodes, parallel):
+        """Play the action that the task names."""
+        both = rollout_of_everything(env, problem.everything)(
+            key, env, task, act, memory, episodes=problem.count, parallel=parallel
+        )
+        chosen = jax.tree.map(lambda x: x[task["action"]][None], both)
+        return chosen.__class__(**vars(chosen) | {"reward": task["return"][None, None]})
+
+    monkeypatch.setattr(ROLLOUT, rollout)
+    algorithm = e_maml(
+        problem.family.env,
+        problem.policy,
+        episodes=1,
+        inner_learning_rate=1e-9,
+        outer="ppo",
+        outer_learning_rate=1e-3,
+        outer_epochs=300,
+        clip=clip,
+        **NO_OUTER | {"baseline": "linear"},
+    )
+    # Credit for the first action in one task, blame for the second in the other.
+    named = {"action": jnp.array([0, 1]), "return": jnp.array([1.0, -1.0])}
+    tasks = problem.tasks | named
+    new, _ = jax.jit(algorithm.update)(start(algorithm, problem.params), tasks, jax.random.key(0))
+    probabilities = [
+        action_probabilities(problem.policy, params, 1)[0]
+        for params in (problem.params, new.meta_params.policy)
+    ]
+    ratio = probabilities[1] / probabilities[0]
+    # Each side stops at its own bound; the epochs go on until both are there.
+    assert ratio[0] > 1 + 0.9 * clip or ratio[1] < 1 - 0.9 * clip
+    assert ratio[0] < 1 + 1.1 * clip or ratio[1] > 1 - 1.1 * clip
+
+
 # --- Reptile -------------------------------------------------------------------------------------
 
 

@@ -78,12 +78,14 @@ def beside(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
             return tuple(part.init(params) for part in parts)
 
         def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            both = [
-                part.update(updates, part_state, params, **extra)
-                for part, part_state in zip(parts, state, strict=True)
-            ]
-            (step, state), (other_step, other_state) = both
-            return optax.tree.add(step, other_step), (state, other_state)
+            steps, state = zip(
+                *(
+                    part.update(updates, part_state, params, **extra)
+                    for part, part_state in zip(parts, state, strict=True)
+                ),
+                strict=True,
+            )
+            return optax.tree.add(*steps), state
 
         return optax.GradientTransformationExtraArgs(begin, update)
 
