@@ -93,8 +93,19 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 }
 
 
+# Nothing in joint training makes a gradient step of some length the right one: fine-tuning takes
+# natural gradients, whose length does not depend on how far the standard deviation has shrunk.
+_FINE_TUNED = {
+    "algorithm": {
+        "inner_learning_rate": 1.0,
+        "inner_learning_rate_decay": 1.0,
+        "inner_max_kl": 0.1,
+    }
+}
+
 # What an algorithm needs on any family, over MAML's own presets.
 OF_ALGORITHM: dict[str, dict[str, dict[str, Any]]] = {
+    **dict.fromkeys(("reinforce", "a2c", "ppo", "trpo", "q-prop"), _FINE_TUNED),
     "cavia": {"policy": {"context": 2}, "algorithm": {"inner_learning_rate": 1.0}},
     "learned-optimizer": {"algorithm": {"inner_learning_rate": 0.03, "outer_learning_rate": 0.01}},
     "reptile": {"algorithm": {"outer_learning_rate": 0.1}},  # a fraction, not Adam's rate
