@@ -5,8 +5,8 @@ import inspect
 import pytest
 
 from metajax._arguments import help_of
+from metajax._options import options_of
 from metajax.algorithms import ALGORITHMS
-from metajax.algorithms._options import options_of
 
 
 def parent(*, kept: int = 1, changed: float = 2.0, settled: bool = True):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.algorithms._options import options_of
+from metajax._options import options_of
 from metajax.algorithms.inner_loop import InnerLoop, collect_batch, inner_loop
 from metajax.algorithms.objectives import double_q_loss, temporal_difference_objective
 from metajax.algorithms.replayed import replayed

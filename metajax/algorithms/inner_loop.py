@@ -14,7 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
-from metajax.algorithms._options import options_of
+from metajax._options import options_of
 from metajax.algorithms.objectives import (
     Experience,
     Objective,

@@ -6,7 +6,7 @@ fine-tuning, is the baseline that a meta-learner has to beat.
 
 from typing import Any
 
-from metajax.algorithms._options import options_of
+from metajax._options import options_of
 from metajax.algorithms.credit import Baseline
 from metajax.algorithms.maml import maml
 from metajax.losses.policy_gradient import ControlVariate

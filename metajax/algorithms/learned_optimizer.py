@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.algorithms._options import options_of
+from metajax._options import options_of
 from metajax.algorithms.inner_loop import Adapted, MetaParams, policy_gradient_loop
 from metajax.algorithms.objectives import Estimator
 from metajax.algorithms.unrolled import (

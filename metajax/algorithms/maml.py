@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
-from metajax.algorithms._options import options_of
+from metajax._options import options_of
 from metajax.algorithms.inner_loop import (
     MetaParams,
     collect_batch,

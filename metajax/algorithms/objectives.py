@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from metajax.algorithms._options import options_of
+from metajax._options import options_of
 from metajax.algorithms.credit import Credit, credit_assignment
 from metajax.algorithms.pathwise import check_pathwise, forward_over_reverse, pathwise_returns
 from metajax.errors import MetajaxError, check_fraction, unknown

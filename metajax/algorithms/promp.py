@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from metajax.algorithms._options import options_of
+from metajax._options import options_of
 from metajax.algorithms.maml import maml
 from metajax.types import Algorithm, Env, Policy
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.algorithms._options import options_of
+from metajax._options import options_of
 from metajax.algorithms.inner_loop import (
     MetaParams,
     collect_batch,

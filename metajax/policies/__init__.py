@@ -1,6 +1,18 @@
 """Policies and the distributions they return."""
 
+from metajax.policies.attention import snail, transformer, window
 from metajax.policies.distributions import Categorical, DiagonalNormal, EpsilonGreedy
 from metajax.policies.mlp import mlp
+from metajax.policies.recurrent import gru, lstm
 
-__all__ = ["Categorical", "DiagonalNormal", "EpsilonGreedy", "mlp"]
+__all__ = [
+    "Categorical",
+    "DiagonalNormal",
+    "EpsilonGreedy",
+    "gru",
+    "lstm",
+    "mlp",
+    "snail",
+    "transformer",
+    "window",
+]

@@ -8,13 +8,24 @@ import numpy as np
 import pytest
 
 import metajax.policies
-from metajax.policies import mlp
+from metajax.policies import gru, lstm, mlp, snail, transformer, window
 from metajax.types import Continuous, Discrete, Policy, StepInput
 
 TIME, SIZE = 6, 3
 
-POLICIES = {"mlp": lambda space: mlp(SIZE, space, hidden=(4,))}
-SPACES = [Continuous(2), Discrete(3)]
+POLICIES = {
+    "mlp": lambda space: mlp(SIZE, space, hidden=(4,)),
+    "gru": lambda space: gru(SIZE, space, width=4),
+    "lstm": lambda space: lstm(SIZE, space, width=4, critic="separate"),
+    "snail": lambda space: snail(SIZE, space, trial_length=TIME, filters=3, key_size=2),
+    "transformer": lambda space: transformer(
+        SIZE, space, trial_length=TIME, width=4, heads=2, layers=2, critic="separate"
+    ),
+    "window": lambda space: window(SIZE, space, steps=3, hidden=(4,), critic="none"),
+}
+CONTINUOUS, DISCRETE = Continuous(2), Discrete(3)
+# Both kinds of actions for one without and one with a memory.
+CASES = [(name, DISCRETE) for name in POLICIES] + [("mlp", CONTINUOUS), ("gru", CONTINUOUS)]
 
 
 def test_every_policy_is_covered():
@@ -27,11 +38,12 @@ def test_every_policy_is_covered():
     assert factories == POLICIES.keys()
 
 
-@pytest.fixture(params=[(name, space) for name in POLICIES for space in SPACES], ids=str)
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def case(request):
-    """Return a policy, its parameters and a sequence that ends an episode halfway."""
+    """Return a policy with a compiled `unroll`, its parameters, a sequence with an end halfway."""
     name, space = request.param
     policy = POLICIES[name](space)
+    policy = policy._replace(unroll=jax.jit(policy.unroll))
     discrete = isinstance(space, Discrete)
     action = jnp.arange(TIME) % 3 if discrete else jnp.linspace(-1, 1, 2 * TIME).reshape(TIME, 2)
     sequence = StepInput(
@@ -40,7 +52,7 @@ def case(request):
         jnp.linspace(0, 1, TIME),
         jnp.arange(TIME) == 3,
     )
-    return policy, policy.init(jax.random.key(0)), sequence
+    return policy, jax.jit(policy.init)(jax.random.key(0)), sequence
 
 
 def leaves(policy, params, sequence):
@@ -48,16 +60,28 @@ def leaves(policy, params, sequence):
     return jax.tree.leaves(memory), jax.tree.leaves(output)
 
 
+def assert_close(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_unroll_is_a_scan_of_step(case):
     policy, params, sequence = case
     memory, output = jax.lax.scan(
         lambda memory, x: policy.step(params, memory, x), policy.initial_memory(), sequence
     )
-    found_memory, found_output = leaves(policy, params, sequence)
-    for a, b in zip(found_memory, jax.tree.leaves(memory), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    for a, b in zip(found_output, jax.tree.leaves(output), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert_close(leaves(policy, params, sequence), (memory, output))
+
+
+@pytest.mark.parametrize("time", [2, TIME - 2])
+def test_unroll_goes_on_where_it_stopped(case, time):
+    policy, params, sequence = case
+    first = jax.tree.map(lambda x: x[:time], sequence)
+    second = jax.tree.map(lambda x: x[time:], sequence)
+    memory, earlier = policy.unroll(params, policy.initial_memory(), first)
+    memory, later = policy.unroll(params, memory, second)
+    output = jax.tree.map(lambda *x: jnp.concatenate(x), earlier, later)
+    assert_close((memory, output), leaves(policy, params, sequence))
 
 
 @pytest.mark.parametrize("time", [1, TIME - 1])
@@ -80,7 +104,8 @@ def test_every_parameter_matters(case):
         _, output = policy.unroll(params, policy.initial_memory(), sequence)
         action = jax.tree.map(jax.lax.stop_gradient, output.distribution.mode())
         chosen = action + 0.5 if jnp.issubdtype(action.dtype, jnp.floating) else action
-        return jnp.sum(output.distribution.log_prob(chosen))
+        value = 0.0 if output.value is None else jnp.sum(output.value)
+        return jnp.sum(output.distribution.log_prob(chosen)) + value
 
-    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.grad(score)(params)):
+    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(score))(params)):
         assert np.all(np.isfinite(gradient)) and np.any(gradient), jax.tree_util.keystr(path)

@@ -1,0 +1,32 @@
+"""Affine maps, for the networks that are written here by hand."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+Affine = dict[str, Array]
+
+_LECUN = nn.initializers.lecun_normal()
+
+
+def init_affine(key: Key[Array, ""], inputs: int, outputs: int, initializer=_LECUN) -> Affine:
+    """Return a kernel `[input, output]` drawn by `initializer`, and a bias of zeros."""
+    kernel = initializer(key, (inputs, outputs), jnp.result_type(float))
+    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+
+
+def affine(
+    params: Affine, x: Float[Array, "*batch input"], *, bfloat16: bool = False
+) -> Float[Array, "*batch output"]:
+    """Return x·kernel + bias.
+
+    Args:
+        params: from `init_affine`.
+        x: any leading axes.
+        bfloat16: multiply in bfloat16; sums are of full precision.
+    """
+    kernel = params["kernel"]
+    if bfloat16:
+        x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    product = jnp.dot(x, kernel, preferred_element_type=params["bias"].dtype)
+    return product + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))

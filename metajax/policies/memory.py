@@ -1,0 +1,127 @@
+"""What policies with a memory have in common: what they hear of each step, and what they say."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from metajax.errors import check_positive, unknown
+from metajax.policies.distributions import Categorical, DiagonalNormal
+from metajax.policies.layers import affine, init_affine
+from metajax.types import (
+    ActionSpace,
+    Discrete,
+    Memory,
+    Params,
+    Policy,
+    PolicyOutput,
+    StepInput,
+)
+
+Critic = Literal["shared", "separate", "none"]
+
+
+class Network(NamedTuple):
+    """A causal network over time; `unroll` equals a scan of `step`.
+
+    - `init(key) -> params`;
+    - `initial_memory() -> memory`;
+    - `step(params, memory, x[input]) -> (memory, y[output])`;
+    - `unroll(params, memory, x[time, input]) -> (memory, y[time, output])`;
+    - `output_size`: numbers in an output.
+    """
+
+    init: Callable[[Key[Array, ""]], Params]
+    initial_memory: Callable[[], Memory]
+    step: Callable[[Params, Memory, Float[Array, "input"]], tuple[Memory, Float[Array, "output"]]]
+    unroll: Callable[
+        [Params, Memory, Float[Array, "time input"]], tuple[Memory, Float[Array, "time output"]]
+    ]
+    output_size: int
+
+
+def with_memory(
+    network_of: Callable[[int], Network],
+    observation_size: int,
+    action_space: ActionSpace,
+    *,
+    critic: Critic = "shared",
+    initial_std: float = 1.0,
+    minimum_std: float = 1e-6,
+) -> Policy:
+    """Return the policy that hears all of a `StepInput` and remembers with a network.
+
+    Its input is the observation, the action before (one-hot, if actions are discrete), the reward
+    before and whether an episode ended there (Duan et al. 2016, section 2.2). Actions are
+    distributed as those of `metajax.mlp`.
+
+    Args:
+        network_of: makes the network for a number of inputs.
+        observation_size: numbers in an observation.
+        action_space: the environment's.
+        critic: whether the value is read from the network that chooses the actions ("shared") or
+            from another of the same kind ("separate"), or there is none.
+        initial_std: standard deviation at the start, in the policy's action units.
+        minimum_std: the standard deviation is never below this.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range.
+    """
+    if critic not in Critic.__args__:
+        raise unknown("critic", critic, Critic.__args__)
+    check_positive(initial_std=initial_std, minimum_std=minimum_std)
+    discrete = isinstance(action_space, Discrete)
+    network = network_of(observation_size + action_space.size + 2)
+    separate = critic == "separate"
+
+    def init(key: Key[Array, ""]) -> Params:
+        actor_key, head_key, critic_key, value_key = jax.random.split(key, 4)
+        small = nn.initializers.variance_scaling(0.01, "fan_avg", "uniform")
+        params = {
+            "actor": network.init(actor_key),
+            "head": init_affine(head_key, network.output_size, action_space.size, small),
+        }
+        if not discrete:
+            params["log_std"] = jnp.full(action_space.size, jnp.log(initial_std), float)
+        if separate:
+            params["critic"] = network.init(critic_key)
+        if critic != "none":
+            params["value"] = init_affine(value_key, network.output_size, 1)
+        return params
+
+    def initial_memory() -> Memory:
+        return [network.initial_memory() for _ in range(1 + separate)]
+
+    def heard(x: StepInput) -> Float[Array, "*batch input"]:
+        action = (
+            jax.nn.one_hot(x.previous_action, action_space.size)
+            if discrete
+            else (x.previous_action)
+        )
+        outcome = jnp.stack([x.previous_reward, x.previous_end.astype(float)], axis=-1)
+        return jnp.concatenate([x.observation, action, outcome], axis=-1)
+
+    def say(params, acting, valuing) -> PolicyOutput:
+        chosen = affine(params["head"], acting)
+        value = None if critic == "none" else affine(params["value"], valuing)[..., 0]
+        if discrete:
+            return PolicyOutput(Categorical(chosen), value)
+        log_std = jnp.maximum(params["log_std"], jnp.log(minimum_std))
+        return PolicyOutput(DiagonalNormal(chosen, jnp.broadcast_to(log_std, chosen.shape)), value)
+
+    def through(advance):
+        def run(params, memory, step_input) -> tuple[Memory, PolicyOutput]:
+            x = heard(step_input)
+            memory = list(memory)
+            memory[0], acting = advance(params["actor"], memory[0], x)
+            valuing = acting
+            if separate:
+                memory[1], valuing = advance(params["critic"], memory[1], x)
+            return memory, say(params, acting, valuing)
+
+        return run
+
+    return Policy(init, initial_memory, through(network.step), through(network.unroll))

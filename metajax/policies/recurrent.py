@@ -1,0 +1,111 @@
+"""Recurrent policies: a memory of fixed size."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from metajax._options import options_of
+from metajax.errors import check_at_least
+from metajax.policies.layers import affine, init_affine
+from metajax.policies.memory import Network, with_memory
+from metajax.types import ActionSpace, Policy
+
+
+@options_of(with_memory)
+def gru(
+    observation_size: int,
+    action_space: ActionSpace,
+    *,
+    width: int = 64,
+    bfloat16: bool = False,
+    **options: Any,
+) -> Policy:
+    """Return a policy with gated recurrent units (Cho et al. 2014), the memory of RL².
+
+    The reset gate is applied after the recurrent product.
+
+    Args:
+        observation_size: numbers in an observation.
+        action_space: the environment's.
+        width: of the memory.
+        bfloat16: multiply matrices in bfloat16; memory, gates and sums have full precision.
+    """
+
+    def cell(params, h, x):
+        recurrent = affine(params["recurrent"], h, bfloat16=bfloat16)
+        (reset_x, update_x, new_x), (reset_h, update_h, new_h) = (
+            jnp.split(part, 3, axis=-1) for part in (x, recurrent)
+        )
+        reset, update = jax.nn.sigmoid(reset_x + reset_h), jax.nn.sigmoid(update_x + update_h)
+        new = jnp.tanh(new_x + reset * new_h)
+        h = (1 - update) * new + update * h
+        return h, h
+
+    check_at_least(1, width=width)
+    network_of = _recurrent(cell, lambda: jnp.zeros(width), 3, width, bfloat16)
+    return with_memory(network_of, observation_size, action_space, **options)
+
+
+@options_of(with_memory)
+def lstm(
+    observation_size: int,
+    action_space: ActionSpace,
+    *,
+    width: int = 64,
+    bfloat16: bool = False,
+    **options: Any,
+) -> Policy:
+    """Return a policy with long short-term memory (Hochreiter & Schmidhuber 1997).
+
+    The forget gate's bias begins at 1 (Jozefowicz et al. 2015).
+
+    Args:
+        observation_size: numbers in an observation.
+        action_space: the environment's.
+        width: of the memory: a cell and an output of this size.
+        bfloat16: multiply matrices in bfloat16; memory, gates and sums have full precision.
+    """
+
+    def cell(params, memory, x):
+        h, c = memory
+        gates = x + affine(params["recurrent"], h, bfloat16=bfloat16)
+        enter, forget, new, leave = jnp.split(gates, 4, axis=-1)
+        c = jax.nn.sigmoid(forget + 1) * c + jax.nn.sigmoid(enter) * jnp.tanh(new)
+        h = jax.nn.sigmoid(leave) * jnp.tanh(c)
+        return (h, c), h
+
+    check_at_least(1, width=width)
+    nothing = lambda: (jnp.zeros(width), jnp.zeros(width))
+    network_of = _recurrent(cell, nothing, 4, width, bfloat16)
+    return with_memory(network_of, observation_size, action_space, **options)
+
+
+def _recurrent(cell, initial_memory, gates: int, width: int, bfloat16: bool):
+    """Return `network_of` for `cell(params, memory, x[gates * width]) -> (memory, y[width])`."""
+
+    def network_of(inputs: int) -> Network:
+        def init(key):
+            input_key, recurrent_key = jax.random.split(key)
+            orthogonal = nn.initializers.orthogonal()
+            blocks = [
+                init_affine(key, width, width, orthogonal)
+                for key in jax.random.split(recurrent_key, gates)
+            ]
+            return {
+                "input": init_affine(input_key, inputs, gates * width),
+                "recurrent": jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *blocks),
+            }
+
+        def step(params, memory, x):
+            return cell(params, memory, affine(params["input"], x, bfloat16=bfloat16))
+
+        def unroll(params, memory, x):
+            # What does not depend on the memory is one product for all steps.
+            projected = affine(params["input"], x, bfloat16=bfloat16)
+            return jax.lax.scan(lambda memory, x: cell(params, memory, x), memory, projected)
+
+        return Network(init, initial_memory, step, unroll, width)
+
+    return network_of
