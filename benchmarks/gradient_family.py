@@ -163,6 +163,11 @@ def draw(rows: list[dict[str, Any]], path) -> None:
                     label=row["algorithm"],
                 )
         axis.set(title=family, xlabel="adaptation steps", xticks=range(ROUNDS))
+        # A row that ran away is in the table; here it would flatten all others.
+        returns = np.array([row["returns"] for row in rows if row["family"] == family])
+        start, best = np.median(returns[:, 0]), returns.max()
+        if returns.min() < start - (best - start):
+            axis.set_ylim(start - (best - start), best + 0.1 * (best - start))
         axis.grid(color="#e6e6e6")
     axes[0, 0].set_ylabel("return on held-out tasks")
     drawn = {
