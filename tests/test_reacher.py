@@ -117,6 +117,7 @@ def arm(backend):
     )
 
 
+@pytest.mark.slow
 def test_mjx_in_single_precision_follows_the_c_engine(actions):
     ours, reference = (
         play(reacher_goal(backend=backend).env, jnp.asarray(actions, jnp.float32))

@@ -188,7 +188,7 @@ def on_devices(count, **options):
     [
         {"outer": "adam", "baseline": "linear"},
         pytest.param({"outer": "ppo", "baseline": "value_network"}, marks=pytest.mark.slow),
-        {"outer": "trpo", "baseline": "none"},
+        pytest.param({"outer": "trpo", "baseline": "none"}, marks=pytest.mark.slow),
     ],
     ids=lambda options: options["outer"],
 )

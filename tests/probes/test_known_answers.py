@@ -48,7 +48,9 @@ def test_standing_still_on_point_goal(split):
     assert abs(found.mean() - expected) < 3 * found.std() / np.sqrt(len(found))
 
 
-@pytest.mark.parametrize("outer", ["adam", "ppo", "trpo"])
+@pytest.mark.parametrize(
+    "outer", ["adam", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ppo", "trpo"))]
+)
 def test_adaptation_beats_everything_that_does_not_adapt(outer):
     """Two arms whose rewards are N(1, 1): 1 is all that can be had without knowing which is which.
 
