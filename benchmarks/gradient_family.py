@@ -106,7 +106,6 @@ def run(method: str, family: str, seeds: int) -> dict[str, Any]:
         "processor_seconds": time.process_time() - began_work,
         "compile_seconds": result.compile_seconds,
         "train_and_evaluate_seconds": result.train_seconds,
-        "steps_per_second": steps * seeds / result.train_seconds,
         "discarded_updates": int(np.sum(result.state.discarded)),
         "config": config,
     }

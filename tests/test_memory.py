@@ -161,6 +161,14 @@ def test_window_sees_so_many_steps():
     np.testing.assert_array_equal(np.flatnonzero(moved), [2, 3, 4])
 
 
+def test_window_without_hidden_layers_is_linear():
+    policy = window(2, ACTIONS, steps=2, hidden=())
+    params, x = jax.jit(policy.init)(jax.random.key(1)), sequence(0)
+    inputs = heard(x)
+    before = jnp.concatenate([jnp.zeros((1, inputs.shape[-1])), inputs[:-1]])
+    assert_says(unrolled(policy, params, x), params, jnp.concatenate([before, inputs], axis=-1))
+
+
 def test_convolutions_alone_see_the_whole_trial():
     """With attention that reads nothing: the last value hears every reward."""
     (policy, params), x = prepared("snail"), sequence(0)

@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from metajax._options import options_of
 from metajax.errors import MetajaxError, check_at_least
-from metajax.policies.layers import affine, init_affine
-from metajax.policies.memory import Network, with_memory
+from metajax.policies.layers import affine, check_hidden, init_affine
+from metajax.policies.memory import Network, one_step, with_memory
 from metajax.types import ActionSpace, Memory, Policy
 
 
@@ -146,10 +146,7 @@ def transformer(
 
     def normalized(params, x):
         x = jax.nn.standardize(x, axis=-1, epsilon=1e-5)
-        scale, offset = (
-            params[n].reshape((1,) * (x.ndim - 1) + (-1,)) for n in ("scale", "offset")
-        )
-        return x * scale + offset
+        return x * params["scale"][None] + params["offset"][None]
 
     def network_of(inputs: int) -> Network:
         def init_norm():
@@ -203,11 +200,7 @@ def transformer(
                 caches.append(cache)
             return {"time": time + length, "layers": caches}, normalized(params["norm"], x)
 
-        def step(params, memory, x):
-            memory, y = unroll(params, memory, x[None])
-            return memory, y[0]
-
-        return Network(init, initial_memory, step, unroll, width)
+        return Network(init, initial_memory, one_step(unroll), unroll, width)
 
     return with_memory(network_of, observation_size, action_space, **options)
 
@@ -230,12 +223,12 @@ def window(
         hidden: widths of its layers, tanh after each.
     """
     check_at_least(1, steps=steps)
-    for width in hidden:
-        check_at_least(1, **{"a width in hidden": width})
+    check_hidden(hidden)
 
     def network_of(inputs: int) -> Network:
+        sizes = [steps * inputs, *hidden]
+
         def init(key):
-            sizes = [steps * inputs, *hidden]
             keys = jax.random.split(key, len(hidden))
             return [init_affine(*pair) for pair in zip(keys, sizes[:-1], sizes[1:], strict=True)]
 
@@ -247,11 +240,8 @@ def window(
                 y = jnp.tanh(affine(layer, y))
             return known[len(x) :], y
 
-        def step(params, memory, x):
-            memory, y = unroll(params, memory, x[None])
-            return memory, y[0]
-
-        return Network(init, lambda: jnp.zeros((steps - 1, inputs)), step, unroll, hidden[-1])
+        nothing = lambda: jnp.zeros((steps - 1, inputs))
+        return Network(init, nothing, one_step(unroll), unroll, sizes[-1])
 
     return with_memory(network_of, observation_size, action_space, **options)
 

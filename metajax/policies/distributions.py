@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from metajax.types import pytree_dataclass
+from metajax.types import ActionSpace, Continuous, Params, pytree_dataclass
 
 
 @pytree_dataclass
@@ -124,3 +124,26 @@ class EpsilonGreedy:
         greedy = jax.nn.one_hot(self.mode(), size, dtype=self.q_values.dtype)
         epsilon = self.epsilon[..., None]
         return Categorical(jnp.log(epsilon / size + (1 - epsilon) * greedy))
+
+
+def initial_spread(action_space: ActionSpace, initial_std: float) -> dict[str, Array]:
+    """Return the parameter "log_std" `[action]` of continuous actions; discrete ones have none."""
+    if not isinstance(action_space, Continuous):
+        return {}
+    return {"log_std": jnp.full(action_space.size, math.log(initial_std), float)}
+
+
+def action_distribution(
+    outputs: Float[Array, "*batch action"], params: Params, minimum_std: float
+) -> Categorical | DiagonalNormal:
+    """Return what a network's outputs say: means, if there is a "log_std", else logits.
+
+    Args:
+        outputs: of the network.
+        params: of the policy, with those of `initial_spread`.
+        minimum_std: the standard deviation is never below this.
+    """
+    if "log_std" not in params:
+        return Categorical(outputs)
+    log_std = jnp.maximum(params["log_std"], jnp.log(minimum_std))
+    return DiagonalNormal(outputs, jnp.broadcast_to(log_std, outputs.shape))

@@ -1,8 +1,12 @@
 """Affine maps, for the networks that are written here by hand."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+
+from metajax.errors import check_at_least
 
 Affine = dict[str, Array]
 
@@ -30,3 +34,13 @@ def affine(
         x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     product = jnp.dot(x, kernel, preferred_element_type=params["bias"].dtype)
     return product + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def check_hidden(hidden: Sequence[int]) -> None:
+    """Check the widths of hidden layers.
+
+    Raises:
+        MetajaxError: one is below 1.
+    """
+    for width in hidden:
+        check_at_least(1, **{"a width in hidden": width})

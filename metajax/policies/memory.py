@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from metajax.errors import check_positive, unknown
-from metajax.policies.distributions import Categorical, DiagonalNormal
+from metajax.policies.distributions import action_distribution, initial_spread
 from metajax.policies.layers import affine, init_affine
 from metajax.types import (
     ActionSpace,
@@ -84,8 +84,7 @@ def with_memory(
             "actor": network.init(actor_key),
             "head": init_affine(head_key, network.output_size, action_space.size, small),
         }
-        if not discrete:
-            params["log_std"] = jnp.full(action_space.size, jnp.log(initial_std), float)
+        params |= initial_spread(action_space, initial_std)
         if separate:
             params["critic"] = network.init(critic_key)
         if critic != "none":
@@ -107,10 +106,7 @@ def with_memory(
     def say(params, acting, valuing) -> PolicyOutput:
         chosen = affine(params["head"], acting)
         value = None if critic == "none" else affine(params["value"], valuing)[..., 0]
-        if discrete:
-            return PolicyOutput(Categorical(chosen), value)
-        log_std = jnp.maximum(params["log_std"], jnp.log(minimum_std))
-        return PolicyOutput(DiagonalNormal(chosen, jnp.broadcast_to(log_std, chosen.shape)), value)
+        return PolicyOutput(action_distribution(chosen, params, minimum_std), value)
 
     def through(advance):
         def run(params, memory, step_input) -> tuple[Memory, PolicyOutput]:
@@ -125,3 +121,13 @@ def with_memory(
         return run
 
     return Policy(init, initial_memory, through(network.step), through(network.unroll))
+
+
+def one_step(unroll: Callable[..., tuple[Memory, Array]]) -> Callable[..., tuple[Memory, Array]]:
+    """Return the `step` of a network whose `unroll` of a single input costs no more than that."""
+
+    def step(params, memory, x):
+        memory, y = unroll(params, memory, x[None])
+        return memory, y[0]
+
+    return step

@@ -1,7 +1,6 @@
 """Feed-forward policies and value networks: no memory, the observation alone decides."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from metajax.errors import check_at_least, check_positive, unknown
-from metajax.policies.distributions import Categorical, DiagonalNormal
-from metajax.types import ActionSpace, Continuous, Params, Policy, PolicyOutput
+from metajax.policies.distributions import action_distribution, initial_spread
+from metajax.policies.layers import check_hidden
+from metajax.types import ActionSpace, Params, Policy, PolicyOutput
 
 ACTIVATIONS: dict[str, Callable] = {"tanh": nn.tanh, "relu": nn.relu}
 Activation = Literal["tanh", "relu"]
@@ -73,8 +73,7 @@ def mlp(
     def init(key: Key[Array, ""]) -> Params:
         layers = dict(network.init(key, jnp.zeros(observation_size + context))["params"])
         params = {"head": layers.pop(last_layer), "body": layers}
-        if isinstance(action_space, Continuous):
-            params["log_std"] = jnp.full(action_space.size, math.log(initial_std), float)
+        params |= initial_spread(action_space, initial_std)
         if context:
             params["context"] = jnp.zeros(context)
         return params
@@ -85,10 +84,7 @@ def mlp(
             observation = jnp.concatenate([observation, inputs], axis=-1)
         layers = params["body"] | {last_layer: params["head"]}
         x = jnp.asarray(network.apply({"params": layers}, observation))
-        if not isinstance(action_space, Continuous):
-            return PolicyOutput(Categorical(x))
-        log_std = jnp.maximum(params["log_std"], jnp.log(minimum_std))
-        return PolicyOutput(DiagonalNormal(x, jnp.broadcast_to(log_std, x.shape)))
+        return PolicyOutput(action_distribution(x, params, minimum_std))
 
     def step(params, memory, step_input):
         return memory, output(params, step_input.observation)
@@ -129,5 +125,4 @@ def value_network(
 def _check(hidden: Sequence[int], activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
-    for width in hidden:
-        check_at_least(1, **{"a width in hidden": width})
+    check_hidden(hidden)
