@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from metajax.envs.splits import sample_batch
-from metajax.rollout import over_tasks, rollout, undiscounted_returns
+from metajax.rollout import first_previous, over_tasks, play_on, rollout, undiscounted_returns
 from metajax.types import Agent, Task, TaskFamily
 
 
@@ -26,7 +26,7 @@ def evaluate(
 
     A round is `episodes` episodes with what the agent has learnt so far, then one `adapt`. So for
     a gradient-based agent round k holds the returns after k gradient steps, each from a fresh
-    batch of `episodes` episodes.
+    batch of `episodes` episodes. A memory lives through the whole trial, all rounds of a task.
 
     Args:
         agent: of the algorithm that trained `meta_params`.
@@ -36,8 +36,8 @@ def evaluate(
         tasks: how many held-out tasks.
         rounds: how many rounds, adaptation steps + 1.
         episodes: episodes per round.
-        mode: score separate episodes that take the distribution's mode; adaptation always learns
-            from sampled actions.
+        mode: score separate episodes that take the distribution's mode; agents always learn from,
+            and remember, sampled actions.
     """
     task_key, trial_key = jax.random.split(key)
     held_out = sample_batch(family.test, task_key, tasks)
@@ -51,24 +51,30 @@ def evaluate(
 
 def _trial(agent: Agent, family, meta_params, task: Task, key, rounds, episodes, mode):
     begin_key, rounds_key = jax.random.split(key)
-    memory = agent.initial_memory()
-    parallel = not jax.tree.leaves(memory)
+    start = (agent.initial_memory(), first_previous(family.env))
+    parallel = not jax.tree.leaves(start[0])  # nothing connects the episodes of a round
 
-    def play(adapted, key, sampled):
+    def play(adapted, carried, key, sampled):
         def act(memory, step_input, key):
             return agent.act(adapted, memory, step_input, key if sampled else None)
 
-        return rollout(key, family.env, task, act, memory, episodes=episodes, parallel=parallel)
+        if parallel:
+            trajectory = rollout(
+                key, family.env, task, act, carried[0], episodes=episodes, parallel=True
+            )
+            return carried, trajectory
+        return play_on(key, family.env, task, act, carried, episodes=episodes)
 
-    def round_(adapted, key):
+    def round_(carry, key):
+        adapted, carried = carry
         sample_key, adapt_key, score_key = jax.random.split(key, 3)
-        trajectory = play(adapted, sample_key, sampled=True)
-        scored = play(adapted, score_key, sampled=False) if mode else trajectory
+        new_carried, trajectory = play(adapted, carried, sample_key, sampled=True)
+        scored = play(adapted, carried, score_key, sampled=False)[1] if mode else trajectory
         new_adapted = agent.adapt(meta_params, adapted, trajectory, adapt_key)
-        return new_adapted, undiscounted_returns(scored)
+        return (new_adapted, new_carried), undiscounted_returns(scored)
 
-    adapted = agent.begin(meta_params, begin_key)
-    return jax.lax.scan(round_, adapted, jax.random.split(rounds_key, rounds))[1]
+    carry = (agent.begin(meta_params, begin_key), start)
+    return jax.lax.scan(round_, carry, jax.random.split(rounds_key, rounds))[1]
 
 
 class Summary(NamedTuple):

@@ -18,6 +18,7 @@ from metajax.types import (
 )
 
 Act = Callable[[Memory, StepInput, Key[Array, ""]], tuple[Memory, Array, PolicyOutput]]
+Previous = tuple[Array, Array, Array]  # action, reward and end of the step before
 
 
 def rollout(
@@ -50,42 +51,70 @@ def rollout(
     Returns:
         `Trajectory[episode, time]` with `env.episode_length` steps per episode.
     """
-    nothing = first_previous(env)
-
-    def play(carry, episode_key):
-        memory, previous = carry
-        reset_key, act_key = jax.random.split(episode_key)
-        initial_state = env.reset(reset_key, task)
-
-        def step(carry, time):
-            state, memory, previous, ended = carry
-            step_input = StepInput(state.observation, *previous)
-            new_memory, action, output = act(memory, step_input, jax.random.fold_in(act_key, time))
-            new_state = env.step(state, action)
-            end = new_state.terminated | new_state.truncated
-            record = (
-                step_input,
-                action,
-                output,
-                jnp.where(ended, 0.0, new_state.reward),
-                new_state.terminated & ~ended,
-                new_state.truncated & ~ended,
-                ~ended,
-            )
-            new_carry = (new_state, new_memory, (action, new_state.reward, end), ended | end)
-            return _select(ended, carry, new_carry), record
-
-        carry = (initial_state, memory, previous, jnp.zeros((), bool))
-        carry, record = jax.lax.scan(step, carry, jnp.arange(env.episode_length))
-        state, memory, previous, _ = carry
-        final_input = StepInput(state.observation, *previous)
-        trajectory = Trajectory(*record, final_input=final_input, initial_state=initial_state)
-        return (memory, previous), trajectory
-
-    episode_keys = jax.random.split(key, episodes)
+    start = (memory, first_previous(env))
     if parallel:
-        return jax.vmap(lambda k: play((memory, nothing), k)[1])(episode_keys)
-    return jax.lax.scan(play, (memory, nothing), episode_keys)[1]
+        keys = jax.random.split(key, episodes)
+        return jax.vmap(lambda key: _episode(key, env, task, act, start)[1])(keys)
+    return play_on(key, env, task, act, start, episodes=episodes)[1]
+
+
+def play_on(
+    key: Key[Array, ""],
+    env: Env,
+    task: Task,
+    act: Act,
+    carried: tuple[Memory, Previous],
+    *,
+    episodes: int,
+) -> tuple[tuple[Memory, Previous], Trajectory]:
+    """Play more episodes of a trial that has begun; see `rollout`.
+
+    Args:
+        key: consumed.
+        env: the environment.
+        task: one task of the family.
+        act: `(memory, step_input, key) -> (memory, action, policy_output)`.
+        carried: the memory, and the outcome of the step before: `first_previous` at the start of a
+            trial, then what this function returned.
+        episodes: how many.
+
+    Returns:
+        What the rest of the trial carries on with, and `Trajectory[episode, time]`.
+    """
+    keys = jax.random.split(key, episodes)
+    return jax.lax.scan(lambda c, key: _episode(key, env, task, act, c), carried, keys)
+
+
+def _episode(key, env: Env, task: Task, act: Act, carried):
+    """Return what a trial carries on with after an episode, and its `Trajectory[time]`."""
+    memory, previous = carried
+    reset_key, act_key = jax.random.split(key)
+    initial_state = env.reset(reset_key, task)
+
+    def step(carry, time):
+        state, memory, previous, ended = carry
+        step_input = StepInput(state.observation, *previous)
+        new_memory, action, output = act(memory, step_input, jax.random.fold_in(act_key, time))
+        new_state = env.step(state, action)
+        end = new_state.terminated | new_state.truncated
+        record = (
+            step_input,
+            action,
+            output,
+            jnp.where(ended, 0.0, new_state.reward),
+            new_state.terminated & ~ended,
+            new_state.truncated & ~ended,
+            ~ended,
+        )
+        new_carry = (new_state, new_memory, (action, new_state.reward, end), ended | end)
+        return _select(ended, carry, new_carry), record
+
+    carry = (initial_state, memory, previous, jnp.zeros((), bool))
+    carry, record = jax.lax.scan(step, carry, jnp.arange(env.episode_length))
+    state, memory, previous, _ = carry
+    final_input = StepInput(state.observation, *previous)
+    trajectory = Trajectory(*record, final_input=final_input, initial_state=initial_state)
+    return (memory, previous), trajectory
 
 
 def over_tasks(function: Callable, shared: PyTree, *arguments: PyTree) -> PyTree:
@@ -110,7 +139,7 @@ def over_tasks(function: Callable, shared: PyTree, *arguments: PyTree) -> PyTree
     return placed(shared, *arguments)
 
 
-def first_previous(env: Env) -> tuple[Array, Array, Array]:
+def first_previous(env: Env) -> Previous:
     """Return the (previous_action, previous_reward, previous_end) of a trial's first step."""
     space = env.action_space
     action = jnp.zeros(space.size) if isinstance(space, Continuous) else jnp.zeros((), jnp.int32)

@@ -96,11 +96,14 @@ def test_mode_is_scored_but_not_learnt_from():
     assert seen == [(4, LENGTH, 1)]
 
 
-def test_memory_lives_through_the_episodes_of_a_round():
-    agent = counting_agent(memory=jnp.zeros(()))
-    returns = curve(agent, scoreboard())
-    first = returns[:, 0] - (returns[:, 0, :1] - 1)  # less the task's part
-    np.testing.assert_allclose(first, np.broadcast_to([1, 5, 9, 13], first.shape), rtol=1e-5)
+@pytest.mark.parametrize("mode", [False, True])
+def test_memory_lives_through_the_whole_trial(mode):
+    returns = curve(counting_agent(memory=jnp.zeros(())), scoreboard(), mode=mode)
+    rounds, episodes = np.arange(3)[:, None], np.arange(12).reshape(3, 4)
+    expected = LENGTH * (1000 if mode else 10 * rounds) + 4 * episodes + 1
+    task = returns[:, :1, :1] - expected[0, 0]
+    assert np.all((task >= 0) & (task <= LENGTH))
+    np.testing.assert_allclose(returns - task, np.broadcast_to(expected, returns.shape), rtol=1e-5)
 
 
 def test_of_finitely_many_tasks_each_is_played_as_often():
