@@ -158,7 +158,7 @@ def meta_gradient_of_policy(algorithm, problem):
     return meta_gradient_of(algorithm, start(algorithm, problem.params), problem.tasks)
 
 
-@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("first_order", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_meta_lstm(plain, play_everything, first_order):
     """Two steps, so that the memory of the first matters to the second."""
     options = {"inner_steps": 2, "inner_learning_rate": 0.5, "first_order": first_order}

@@ -78,7 +78,7 @@ def callbacks(text):
     return [t for t in targets if "callback" in t.lower() or "lapack" in t.lower()]
 
 
-@pytest.mark.parametrize("outer", ["ppo", "trpo"])
+@pytest.mark.parametrize("outer", [pytest.param("ppo", marks=pytest.mark.slow), "trpo"])
 def test_no_host_callback_without_physics(outer):
     text = optimized(metajax.make("point-goal", episode_length=5), outer=outer)
     assert "while" in text

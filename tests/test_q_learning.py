@@ -201,7 +201,10 @@ def test_dqn_solves_a_process(linear):
     assert min(np.max(np.abs(best - at_random)), np.max(np.abs(best - linear.task["reward"]))) > 0.5
 
 
-@pytest.mark.parametrize(("inner_steps", "first_order"), [(2, False), (1, True)])
+@pytest.mark.parametrize(
+    ("inner_steps", "first_order"),
+    [pytest.param(1, False, marks=pytest.mark.slow), (2, False), (1, True)],
+)
 def test_the_meta_gradient_of_maml_dqn(linear, inner_steps, first_order):
     """Of one trial: central differences of the same steps by hand, bootstrapped values and all."""
     alpha, discount, size = 2.0, 0.9, 1e-5

@@ -46,6 +46,8 @@ VARIANTS = {
         {"rule": "meta-sgd", "inner_steps": 2},
     ],
 }
+# Of MAML's combinations, those that have every outer step and every baseline once.
+QUICK = [("trpo", "linear"), ("ppo", "value_network"), ("adam", "none")]
 JOINT = ("reinforce", "a2c", "ppo", "trpo", "q-prop", "dqn")
 CONTINUOUS = make("point-goal", episode_length=LENGTH)
 DISCRETE = make("tabular", states=3, actions=2, episode_length=LENGTH)
@@ -74,11 +76,18 @@ def test_every_algorithm_is_covered():
     assert VARIANTS.keys() == ALGORITHMS.keys()
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(name, options) for name in VARIANTS for options in VARIANTS[name]],
-    ids=lambda p: "-".join([p[0], *map(str, p[1].values())]),
-)
+def cases():
+    for name, variants in VARIANTS.items():
+        for options in variants:
+            combined = options.keys() == {"outer", "baseline"}
+            yield pytest.param(
+                (name, options),
+                id="-".join([name, *map(str, options.values())]),
+                marks=[pytest.mark.slow] if combined and (*options.values(),) not in QUICK else [],
+            )
+
+
+@pytest.fixture(scope="module", params=cases())
 def case(request):
     """Return an algorithm, its compiled update, tasks, and what two updates gave."""
     algorithm = build(*request.param)

@@ -97,8 +97,8 @@ BODIES = {
 }
 
 
-def cases():
-    """Every family in every variant on one engine; every body on every other engine."""
+def on_one_engine():
+    """Every family in every variant, on one engine."""
     for name, factory in FAMILIES.items():
         options = inspect.signature(factory).parameters
         engine = {"backend": "mujoco"} if "backend" in options else {}
@@ -114,13 +114,26 @@ def cases():
                     pytest.mark.skipif(missing, reason=f"needs {EXTRAS.get(name)}"),
                 ],
             )
-        for backend in ENGINES.get(name, BACKENDS) if name in BODIES else ():
+
+
+def on_other_engines():
+    """Every body on every other engine."""
+    for name in sorted(BODIES):
+        for backend in ENGINES.get(name, BACKENDS):
             if backend not in ("mujoco", "warp"):  # warp needs a card: tests/test_warp.py
                 yield pytest.param(
                     (name, {"backend": backend}),
                     id=f"{name}-{backend}",
                     marks=pytest.mark.slow,
                 )
+
+
+FAMILY_CASES = list(on_one_engine())
+for_every_family = pytest.mark.parametrize("played", FAMILY_CASES, indirect=True, scope="module")
+# What an engine might spoil; the rest is the same on all of them.
+for_every_engine = pytest.mark.parametrize(
+    "played", FAMILY_CASES + list(on_other_engines()), indirect=True, scope="module"
+)
 
 
 class Played(NamedTuple):
@@ -140,7 +153,7 @@ def random_action(space, key):
     return jax.random.uniform(key, (space.size,), minval=space.low, maxval=space.high)
 
 
-@pytest.fixture(scope="module", params=cases())
+@pytest.fixture(scope="module")
 def played(request):
     name, options = request.param
     split = SPLIT_OF_VARIANT.get((name, options.get("variant")), SPLIT[name])
@@ -181,6 +194,7 @@ def test_every_family_says_how_its_tasks_are_split():
     assert SPLIT.keys() == FAMILIES.keys()
 
 
+@for_every_engine
 def test_it_keeps_its_shapes_and_sizes(played):
     env, task = played.family.env, jax.tree.map(lambda x: x[0], played.tasks)
     check_env(env, task)
@@ -190,11 +204,13 @@ def test_it_keeps_its_shapes_and_sizes(played):
     assert played.family.name.rpartition("-v")[2].isdigit()
 
 
+@for_every_engine
 def test_it_stays_finite(played):
     for leaf in jax.tree.leaves(played.trajectory):
         assert np.all(np.isfinite(leaf))
 
 
+@for_every_engine
 def test_the_same_key_and_tasks_give_the_same_trajectory_without_compiling_again(played):
     again = played.play(jax.random.key(1), played.tasks)
     assert_same(plain(again), played.trajectory)
@@ -203,6 +219,7 @@ def test_the_same_key_and_tasks_give_the_same_trajectory_without_compiling_again
     assert played.play._cache_size() == 1
 
 
+@for_every_engine
 def test_an_episode_ends_on_time_and_once(played):
     trajectory = played.trajectory
     ends = trajectory.terminated | trajectory.truncated
@@ -213,6 +230,7 @@ def test_an_episode_ends_on_time_and_once(played):
     np.testing.assert_array_equal(lengths[np.any(trajectory.truncated, axis=-1)], LENGTH)
 
 
+@for_every_engine
 def test_episodes_start_differently_where_the_start_is_random(played):
     first = np.asarray(played.trajectory.step_input.observation[:, :, 0])
     distinct = len(np.unique(first.reshape(TASKS * EPISODES, -1), axis=0))
@@ -224,6 +242,7 @@ def test_episodes_start_differently_where_the_start_is_random(played):
         assert distinct == (1 if played.name in ALWAYS_STARTS_ALIKE else TASKS * EPISODES)
 
 
+@for_every_family
 def test_the_state_carries_its_task_and_counts_its_time(played):
     env = played.family.env
     task = jax.tree.map(lambda x: x[0], played.tasks)
@@ -237,6 +256,7 @@ def test_the_state_carries_its_task_and_counts_its_time(played):
     assert step._cache_size() == 1
 
 
+@for_every_family
 def test_the_task_matters(played):
     """The same start and the same actions lead elsewhere, or earn something else, on another."""
     env, finite = played.family.env, played.family.test.finite
@@ -258,16 +278,18 @@ def test_the_task_matters(played):
     assert len(np.unique(found, axis=0)) == len(found)
 
 
+@for_every_family
 def test_actions_beyond_their_bounds_are_clipped(played):
     env = played.family.env
     if not isinstance(env.action_space, Continuous):
         return
     task = jax.tree.map(lambda x: x[0], played.tasks)
     state = played.reset(jax.random.key(0), task)
-    bound = jnp.full(env.action_space.size, env.action_space.high)
+    bound = jnp.full(env.action_space.size, env.action_space.high, float)  # not weakly typed
     assert_same(played.step(state, bound), played.step(state, 10 * bound))
 
 
+@for_every_family
 def test_no_training_task_is_held_out(played):
     family, split = played.family, played.split
     count = 2000
@@ -307,6 +329,7 @@ def unstacked(tasks):
     return [jax.tree.map(lambda x, i=i: x[i], tasks) for i in range(count)]
 
 
+@for_every_family
 def test_tasks_to_extrapolate_to_are_beyond_the_range(played):
     beyond, split = played.family.extrapolate, played.split
     if beyond is None:

@@ -59,7 +59,9 @@ def straight():
 WATCHED = Evaluation(every=5, tasks=2, rounds=2, episodes=2, final_tasks=4)
 
 
-@pytest.mark.parametrize(("segment", "evaluation"), [(4, None), (1, WATCHED)])
+@pytest.mark.parametrize(
+    ("segment", "evaluation"), [pytest.param(4, None, marks=pytest.mark.slow), (1, WATCHED)]
+)
 def test_neither_cutting_nor_evaluating_changes_a_bit(straight, segment, evaluation):
     cut = run(segment, evaluation=evaluation)
     assert int(cut.state.iteration) == ITERATIONS

@@ -117,7 +117,9 @@ def test_fifty_kills(tmp_path, environment, straight, duration):
 
 
 @pytest.mark.parametrize("stage", ["training", "iteration 4", "saving"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_request_to_stop_is_honoured(tmp_path, environment, straight, stage, number):
     """At the stages "training" (restoring, compiling), simulating and saving."""
     directory = tmp_path / "run"
