@@ -127,8 +127,7 @@ def held_out(directory: Path) -> dict[str, np.ndarray]:
                     meta_params,
                     key,
                     tasks=evaluation.final_tasks,
-                    rounds=evaluation.rounds,
-                    episodes=evaluation.episodes,
+                    **evaluation.sizes(experiment.algorithm, experiment.family.env),
                     mode=mode,
                 )
             )

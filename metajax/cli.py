@@ -7,6 +7,7 @@ its message goes to stderr and the exit status is 2.
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import shlex
@@ -154,19 +155,20 @@ class ListOptions:
     """List the algorithms and the task families."""
 
 
-def train_options(algorithm: str, family: str) -> type:
+def train_options(algorithm: str, family: str, policy: str | None = None) -> type:
     """Return the dataclass of the options of `metajax train ALGORITHM FAMILY`.
 
     One field per group of `presets.options`; names, types, defaults and help are those of the
-    factory's signature and docstring.
+    factory's signature and docstring. Another field where there are several policies to choose
+    from: which of them, and so which options it has.
 
     Raises:
         MetajaxError: the algorithm or the family does not exist.
     """
     choices = presets.choices(family) if family in FAMILIES else {}
-    factories = presets.factories(algorithm, family)
+    factories = presets.factories(algorithm, family, policy)
     groups: list[tuple[str, Any, Any]] = []
-    for group, parameters in presets.options(algorithm, family).items():
+    for group, parameters in presets.options(algorithm, family, policy).items():
         help_ = help_of(factories[group])
         fields = []
         for name, parameter in parameters.items():
@@ -180,6 +182,10 @@ def train_options(algorithm: str, family: str) -> type:
         options.__doc__ = summary_of(factories[group])
         kind = options if group in _PREFIXED else Annotated[options, OmitArgPrefixes]
         groups.append((group, kind, dataclasses.field(default=options())))
+    if len(policies := presets.policies(algorithm)) > 1:
+        which = tyro.conf.arg(help="what remembers.", help_behavior_hint=_hint)
+        default = dataclasses.field(default=policy or policies[0])
+        groups.append(("policy_name", Annotated[Literal[policies], which], default))
     where = f"where the run is kept; runs/{algorithm}-{family}-<date>-<time> by default."
     described = tyro.conf.arg(help=where, help_behavior_hint=_hint)
     directory = Annotated[Path | None, described]
@@ -366,7 +372,8 @@ def _train(arguments: Sequence[str]) -> int:
             f"{DEFAULT_ALGORITHM} {algorithm}."
         )
     program = f"metajax train {algorithm} {family}"
-    options = train_options(algorithm, family)
+    policy = _policy_among(arguments, presets.policies(algorithm))
+    options = train_options(algorithm, family, policy)
     hints = {
         name: f"{name!r} comes too late: metajax train ALGORITHM FAMILY --option value ..."
         for name in (*ALGORITHMS, *FAMILIES)
@@ -376,13 +383,22 @@ def _train(arguments: Sequence[str]) -> int:
             flag = f"--{option.replace('_', '-')}"
             hints[flag] = f"{family} has no {flag}, as {other} has; see {program} --help."
     chosen = parse(options, arguments[len(names) :], program, hints)
-    config: presets.Config = {"algorithm_name": algorithm, "family_name": family}
+    config = presets.default_config(algorithm, family, policy)
     for group in presets.GROUPS:
         config[group] = dataclasses.asdict(getattr(chosen, group))
     directory = chosen.run_directory
     if directory is None:
         directory = Path("runs") / f"{algorithm}-{family}-{datetime.now():%Y%m%d-%H%M%S}"
     return _run(config, directory, resume=False)
+
+
+def _policy_among(arguments: Sequence[str], known: Sequence[str]) -> str | None:
+    """Return the policy that is asked for, which has a say in what other options there are."""
+    for word, following in itertools.pairwise([*arguments, ""]):
+        flag, _, value = word.partition("=")
+        if flag.replace("_", "-") == "--policy-name" and (value or following) in known:
+            return value or following
+    return None
 
 
 def _resume(options: ResumeOptions) -> int:
@@ -479,14 +495,13 @@ def _ask_for_devices(config: presets.Config) -> None:
 
 def _evaluate(options: EvaluateOptions) -> int:
     experiment, state = load_run(options.run, step=options.step, backend=options.backend)
-    defaults = experiment.evaluation
-    sizes = {
-        "tasks": options.tasks,
-        "rounds": defaults.rounds if options.rounds is None else options.rounds,
-        "episodes": defaults.episodes if options.episodes is None else options.episodes,
-    }
-    for name, value in sizes.items():
+    chosen = {name: getattr(options, name) for name in ("rounds", "episodes")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    for name, value in {"tasks": options.tasks, **chosen}.items():
         _check_positive(name, value)
+    evaluation = dataclasses.replace(experiment.evaluation, **chosen)
+    sizes = evaluation.sizes(experiment.algorithm, experiment.family.env)
+    sizes = {"tasks": options.tasks, **sizes}
     algorithm, family = experiment.algorithm, experiment.family
     family = on_split(family, options.split)
     iteration = int(state.iteration)
@@ -574,7 +589,9 @@ def _render(options: RenderOptions) -> int:
         outputs,
         tasks=options.tasks,
         adaptations=config["algorithm"].get("inner_steps", 1),
-        episodes=experiment.evaluation.episodes,
+        episodes=experiment.evaluation.sizes(experiment.algorithm, experiment.family.env)[
+            "episodes"
+        ],
     )
     for output in outputs:
         _say(f"written to {output}")

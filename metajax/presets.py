@@ -1,7 +1,7 @@
 """Experiments by name: which options a pair of names has, their tuned values, and how to build it.
 
-A configuration is plain data, five groups of keyword arguments for five factories. It is what a
-run directory keeps and what the command line edits.
+A configuration is plain data: three names, and five groups of keyword arguments for five
+factories. It is what a run directory keeps and what the command line edits.
 """
 
 import copy
@@ -13,18 +13,27 @@ from metajax.algorithms import ALGORITHMS
 from metajax.envs import ENGINES, FAMILIES, VARIANTS, make
 from metajax.envs.physics import BACKENDS
 from metajax.errors import MetajaxError, unknown
-from metajax.policies import mlp
+from metajax.policies import gru, lstm, mlp, snail, transformer, window
 from metajax.rules import RuleName
 from metajax.train import Evaluation, train
 from metajax.types import Algorithm, TaskFamily
 
 Config = dict[str, Any]
 
-_NAMES = ("algorithm_name", "family_name")
+_NAMES = ("algorithm_name", "family_name", "policy_name")
 GROUPS = ("algorithm", "policy", "family", "training", "evaluation")
 
-# `train` arguments that are no part of an experiment: they say where and how to watch.
+# `train` arguments that are no part of an experiment: they say where and how to watch. How long a
+# trial is follows from the rest.
 _NOT_OPTIONS = {"algorithm", "family", "evaluation", "run_directory", "resume", "config", "report"}
+_NOT_OPTIONS |= {"trial_length"}
+
+# Ten pulls of an arm, one after the other.
+_PULLS = {
+    "algorithm": {"episodes": 10},
+    "training": {"iterations": 400, "tasks": 1000},
+    "evaluation": {"every": 100, "tasks": 1000, "final_tasks": 10_000},
+}
 
 PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("maml", "halfcheetah-dir"): {
@@ -91,6 +100,8 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "training": {"iterations": 200, "tasks": 20},
         "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
     },
+    ("rl2", "bernoulli-bandit"): _PULLS,
+    ("snail", "bernoulli-bandit"): _PULLS,
 }
 
 
@@ -104,12 +115,18 @@ _FINE_TUNED = {
     }
 }
 
-# What an algorithm needs on any family, over MAML's own presets.
+# Policies by name; those of memory agents hear of each step what came of it.
+_MEMORIES = {f.__name__: f for f in (gru, lstm, snail, transformer, window)}
+POLICIES: dict[str, Callable] = {"mlp": mlp, **_MEMORIES}
+DEFAULT_MEMORY = {"rl2": "gru", "snail": "snail"}  # of the algorithms that need one
+
+# What an algorithm needs on any family, over MAML's own presets if it adapts by gradients.
 OF_ALGORITHM: dict[str, dict[str, dict[str, Any]]] = {
     **dict.fromkeys(("reinforce", "a2c", "ppo", "trpo", "q-prop"), _FINE_TUNED),
     "cavia": {"policy": {"context": 2}, "algorithm": {"inner_learning_rate": 1.0}},
     "learned-optimizer": {"algorithm": {"inner_learning_rate": 0.03, "outer_learning_rate": 0.01}},
     "reptile": {"algorithm": {"outer_learning_rate": 0.1}},  # a fraction, not Adam's rate
+    "snail": {"policy": {"critic": "separate"}},  # as a trust region asks for
 }
 
 
@@ -122,33 +139,50 @@ class Experiment(NamedTuple):
     evaluation: Evaluation
 
 
-def factories(algorithm: str, family: str) -> dict[str, Callable]:
+def policies(algorithm: str) -> tuple[str, ...]:
+    """Return the names of the policies that an algorithm can train, its own one first."""
+    own = DEFAULT_MEMORY.get(algorithm)
+    return ("mlp",) if own is None else (own, *(name for name in _MEMORIES if name != own))
+
+
+def factories(algorithm: str, family: str, policy: str | None = None) -> dict[str, Callable]:
     """Return the callable behind each group of options.
 
+    Args:
+        algorithm: by name.
+        family: by name.
+        policy: one of `policies(algorithm)`; None for the first.
+
     Raises:
-        MetajaxError: the algorithm or the family does not exist.
+        MetajaxError: one of them does not exist, or the algorithm cannot train the policy.
     """
     if algorithm not in ALGORITHMS:
         raise unknown("algorithm", algorithm, ALGORITHMS)
     if family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
+    known = policies(algorithm)
+    if policy is not None and policy not in known:
+        raise unknown(f"policy for {algorithm}", policy, known)
     return {
         "algorithm": ALGORITHMS[algorithm],
-        "policy": mlp,
+        "policy": POLICIES[policy or known[0]],
         "family": FAMILIES[family],
         "training": train,
         "evaluation": Evaluation,
     }
 
 
-def options(algorithm: str, family: str) -> dict[str, dict[str, inspect.Parameter]]:
+def options(
+    algorithm: str, family: str, policy: str | None = None
+) -> dict[str, dict[str, inspect.Parameter]]:
     """Return the options of each group as parameters: name, annotation and preset default.
 
-    Options are the keyword arguments of the group's factory that plain data can express.
+    Options are the keyword arguments of the group's factory that plain data can express. See
+    `factories`.
     """
     preset = _preset(algorithm, family)
     found: dict[str, dict[str, inspect.Parameter]] = {}
-    for group, factory in factories(algorithm, family).items():
+    for group, factory in factories(algorithm, family, policy).items():
         found[group] = {}
         for name, parameter in inspect.signature(factory).parameters.items():
             positional = parameter.kind is not parameter.KEYWORD_ONLY and group != "evaluation"
@@ -163,8 +197,11 @@ def options(algorithm: str, family: str) -> dict[str, dict[str, inspect.Paramete
 
 def _preset(algorithm: str, family: str) -> dict[str, dict[str, Any]]:
     """Return the tuned values of a pair of names; what MAML was tuned to serves its relatives."""
+    of_maml = PRESETS.get(("maml", family), {})
+    if algorithm in DEFAULT_MEMORY:  # no relative
+        of_maml = {}
     layers = [
-        PRESETS.get(("maml", family), {}),
+        of_maml,
         OF_ALGORITHM.get(algorithm, {}),
         PRESETS.get((algorithm, family), {}),
     ]
@@ -190,10 +227,11 @@ def choices(family: str) -> dict[str, tuple[str, ...]]:
     return {name: names for name, names in accepted.items() if name in parameters}
 
 
-def default_config(algorithm: str, family: str) -> Config:
-    """Return the configuration of a pair of names with its preset values."""
-    config: Config = {"algorithm_name": algorithm, "family_name": family}
-    for group, parameters in options(algorithm, family).items():
+def default_config(algorithm: str, family: str, policy: str | None = None) -> Config:
+    """Return the configuration of these names with its preset values; see `factories`."""
+    policy = policies(algorithm)[0] if policy is None else policy
+    config: Config = dict(zip(_NAMES, (algorithm, family, policy), strict=True))
+    for group, parameters in options(algorithm, family, policy).items():
         config[group] = {name: copy.copy(p.default) for name, p in parameters.items()}
     return config
 
@@ -207,7 +245,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
     for name in _NAMES:
         if not isinstance(config.get(name), str):
             raise MetajaxError(f"the configuration has no {name}.")
-    known = options(config["algorithm_name"], config["family_name"])
+    algorithm_name, family_name, policy_name = (config[name] for name in _NAMES)
+    known = options(algorithm_name, family_name, policy_name)
     for name in config:
         if name not in (*_NAMES, *GROUPS):
             raise unknown("part of the configuration", name, (*_NAMES, *GROUPS))
@@ -218,8 +257,12 @@ def build(config: Mapping[str, Any]) -> Experiment:
         for name in values:
             if name not in known[group]:
                 raise unknown(f"{group} option", name, known[group])
-    family = make(config["family_name"], **chosen["family"])
-    policy = mlp(family.env.observation_size, family.env.action_space, **chosen["policy"])
-    algorithm = ALGORITHMS[config["algorithm_name"]](family.env, policy, **chosen["algorithm"])
+    env = (family := make(family_name, **chosen["family"])).env
+    policy_options = dict(chosen["policy"])
+    if "trial_length" in inspect.signature(POLICIES[policy_name]).parameters:
+        episodes = {"episodes": known["algorithm"]["episodes"].default, **chosen["algorithm"]}
+        policy_options["trial_length"] = episodes["episodes"] * env.episode_length
+    policy = POLICIES[policy_name](env.observation_size, env.action_space, **policy_options)
+    algorithm = ALGORITHMS[algorithm_name](env, policy, **chosen["algorithm"])
     evaluation = Evaluation(**chosen["evaluation"])
     return Experiment(algorithm, family, dict(chosen["training"]), evaluation)

@@ -27,7 +27,7 @@ from metajax.evaluation import evaluate
 from metajax.recorder import Progress, open_recorder
 from metajax.rollout import check_env
 from metajax.shutdown import graceful_shutdown
-from metajax.types import Algorithm, Metrics, TaskFamily, TrainState, pytree_dataclass
+from metajax.types import Algorithm, Env, Metrics, TaskFamily, TrainState, pytree_dataclass
 
 OnNan = Literal["skip", "halt"]
 
@@ -39,8 +39,9 @@ class Evaluation:
     Attributes:
         every: meta-iterations between evaluations; there is one at the end in any case.
         tasks: held-out tasks per evaluation and seed.
-        rounds: adaptation steps + 1; may exceed what training uses.
-        episodes: per task and round.
+        rounds: adaptation steps + 1; may exceed what training uses. None for 4; of an agent with a
+            memory, for at most ten rounds that are together a trial as in training.
+        episodes: per task and round; None for 20, or for that trial.
         final_tasks: the evaluation at the end repeats until it has seen this many tasks.
         mode: score separate episodes that take the distribution's mode (of a Q-network, the most
             valuable action); adaptation always learns from sampled actions.
@@ -48,10 +49,19 @@ class Evaluation:
 
     every: int = 50
     tasks: int = 20
-    rounds: int = 4
-    episodes: int = 20
+    rounds: int | None = None
+    episodes: int | None = None
     final_tasks: int = 40
     mode: bool = False
+
+    def sizes(self, algorithm: Algorithm, env: Env) -> dict[str, int]:
+        """Return the number of "rounds" and of "episodes" in each, for an algorithm's agent."""
+        rounds, episodes = self.rounds or 4, self.episodes or 20
+        if jax.tree.leaves(jax.eval_shape(algorithm.agent.initial_memory)):
+            trial = algorithm.steps_per_task // env.episode_length
+            rounds = self.rounds or max(n for n in range(1, 11) if trial % n == 0)
+            episodes = self.episodes or max(1, trial // rounds)
+        return {"rounds": rounds, "episodes": episodes}
 
 
 @pytree_dataclass
@@ -201,8 +211,7 @@ def make_segment(
                 train_state.meta_params,
                 key,
                 tasks=plan.tasks,
-                rounds=plan.rounds,
-                episodes=plan.episodes,
+                **plan.sizes(algorithm, family.env),
                 mode=plan.mode,
             )
 
@@ -432,6 +441,7 @@ def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
         mode = counts.pop("mode")
         if not isinstance(mode, bool):
             raise MetajaxError(f"evaluation.mode is {mode!r}; it must be True or False.")
+        counts = {k: v for k, v in counts.items() if v is not None}
         at_least_one |= {f"evaluation.{k}": v for k, v in counts.items()}
     for name, value in at_least_one.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

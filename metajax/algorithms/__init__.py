@@ -13,6 +13,7 @@ from metajax.algorithms.meta_lstm import meta_lstm
 from metajax.algorithms.meta_sgd import meta_sgd
 from metajax.algorithms.promp import promp
 from metajax.algorithms.reptile import reptile
+from metajax.algorithms.rl2 import rl2, snail
 from metajax.types import Algorithm
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
@@ -27,6 +28,8 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "reptile": reptile,
     "learned-optimizer": learned_optimizer,
     "maml-dqn": maml_dqn,
+    "rl2": rl2,
+    "snail": snail,
     "reinforce": reinforce,
     "a2c": a2c,
     "ppo": ppo,
@@ -53,5 +56,7 @@ __all__ = [
     "q_prop",
     "reinforce",
     "reptile",
+    "rl2",
+    "snail",
     "trpo",
 ]

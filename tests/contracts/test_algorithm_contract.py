@@ -1,5 +1,7 @@
 """What every algorithm promises; MAML with every combination of outer step and baseline."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,8 @@ from metajax.algorithms import ALGORITHMS
 from metajax.algorithms.credit import Baseline
 from metajax.algorithms.maml import Outer
 from metajax.envs import make
-from metajax.policies import mlp
-from metajax.rollout import rollout
+from metajax.policies import gru, mlp, snail
+from metajax.rollout import first_previous, play_on
 
 LENGTH, TASKS, EPISODES = 4, 3, 3
 
@@ -45,10 +47,21 @@ VARIANTS = {
         {"updates": 2, "batch": 2, "replay_capacity": 7, "target_period": 3},
         {"rule": "meta-sgd", "inner_steps": 2},
     ],
+    "rl2": [
+        {"minibatches": 3},
+        {"minibatches": 1, "outer": "trpo"},
+        {"minibatches": 1, "chunk": 4, "burn_in": 2},
+    ],
+    "snail": [{"minibatches": 1}],
 }
 # Of MAML's combinations, those that have every outer step and every baseline once.
 QUICK = [("trpo", "linear"), ("ppo", "value_network"), ("adam", "none")]
 JOINT = ("reinforce", "a2c", "ppo", "trpo", "q-prop", "dqn")
+# Agents that adapt in their memory, with memories that fit a trial.
+MEMORIES = {
+    "rl2": partial(gru, width=4),
+    "snail": partial(snail, trial_length=EPISODES * LENGTH, filters=2, key_size=2, value_size=2),
+}
 CONTINUOUS = make("point-goal", episode_length=LENGTH)
 DISCRETE = make("tabular", states=3, actions=2, episode_length=LENGTH)
 
@@ -59,6 +72,9 @@ def family_of(name):
 
 def build(name, options):
     env = family_of(name).env
+    if name in MEMORIES:
+        policy = MEMORIES[name](env.observation_size, env.action_space, critic="separate")
+        return ALGORITHMS[name](env, policy, episodes=EPISODES, **options)
     # Wide enough to be clipped now and then, which no likelihood may notice.
     policy = mlp(
         env.observation_size,
@@ -153,17 +169,19 @@ def test_the_same_key_gives_the_same_update(case):
 
 def test_steps_are_counted(case, request):
     name, options = request.node.callspec.params["case"]
-    rounds = 1 if name in JOINT else options.get("inner_steps", 1) + (name != "reptile")
+    rounds = (
+        1 if name in (*JOINT, *MEMORIES) else options.get("inner_steps", 1) + (name != "reptile")
+    )
     if name == "learned-optimizer":  # pairs
         rounds = 2 * options["unroll"]
     assert case[0].steps_per_task == rounds * EPISODES * LENGTH
 
 
 def test_its_agent_adapts(case):
-    """On other episodes than those of training; an adapted agent acts differently."""
+    """On more episodes than those of training; an adapted agent acts differently."""
     algorithm, _, tasks, states, _ = case
     agent, meta_params = algorithm.agent, states[-1].meta_params
-    task = jax.tree.map(lambda x: x[0], tasks)
+    task, env = jax.tree.map(lambda x: x[0], tasks), family_of(algorithm.name).env
 
     @jax.jit
     def trial(key):
@@ -173,17 +191,11 @@ def test_its_agent_adapts(case):
         def act(memory, step_input, key):
             return agent.act(adapted, memory, step_input, key)
 
-        trajectory = rollout(
-            play_key,
-            family_of(algorithm.name).env,
-            task,
-            act,
-            agent.initial_memory(),
-            episodes=EPISODES + 2,
-        )
+        start = agent.initial_memory(), first_previous(env)
+        (memory, _), trajectory = play_on(play_key, env, task, act, start, episodes=EPISODES + 2)
         first = jax.tree.map(lambda x: x[0, 0], trajectory.step_input)
         new = agent.adapt(meta_params, adapted, trajectory, adapt_key)
-        said = [agent.act(a, agent.initial_memory(), first, None)[2] for a in (adapted, new)]
+        said = [agent.act(*a, first, None)[2] for a in ((adapted, start[0]), (new, memory))]
         return [jax.tree.leaves(x)[0] for x in said]
 
     before, after = trial(jax.random.key(5))

@@ -1,17 +1,20 @@
 """What the trainer promises: cutting, watching, sharing out and seeding change no result."""
 
 import dataclasses
+import inspect
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metajax import presets
 from metajax.algorithms import ALGORITHMS, maml
 from metajax.envs import make
 from metajax.errors import MetajaxError
-from metajax.policies import mlp
+from metajax.policies import gru, mlp
 from metajax.train import Evaluation, make_segment, task_mesh, train
 
 FAMILY = make("point-goal", episode_length=4)
@@ -219,14 +222,23 @@ def test_four_devices_give_the_result_of_one(options):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_cut_interrupted_and_shared_out(name, tmp_path):
     """Four iterations at once; one by one, and resumed after two; on two devices."""
-    family, options = FAMILY, {"critic_hidden": (4,)}
+    family, options = FAMILY, {"episodes": 5}
+    policy = partial(mlp, hidden=(4,), initial_std=0.1, context=2)
+    if name in presets.DEFAULT_MEMORY:
+        family = make("bernoulli-bandit")
+        policy = partial(gru, width=4, critic="separate")
+        options |= {"outer_epochs": 1, "minibatches": 1}
+    elif "dqn" in name:
+        family, options = make("gridnav", episode_length=4), options | {"updates": 3, "batch": 4}
+    else:
+        # Five episodes: with fewer samples than features the baseline leaves nothing but rounding.
+        options |= {"critic_hidden": (4,)}
+        if name != "maml" and "outer" in inspect.signature(ALGORITHMS[name]).parameters:
+            options |= {"outer": "adam"}  # MAML's own takes several times as long to compile
     if name == "learned-optimizer":
         options |= {"lifetime": 4, "unroll": 2}
-    if "dqn" in name:
-        family, options = make("gridnav", episode_length=4), {"updates": 3, "batch": 4}
-    policy = mlp(2, family.env.action_space, hidden=(4,), initial_std=0.1, context=2)
-    # Five episodes: with fewer samples than features the baseline leaves nothing but rounding.
-    learner = ALGORITHMS[name](family.env, policy, episodes=5, **options)
+    env = family.env
+    learner = ALGORITHMS[name](env, policy(env.observation_size, env.action_space), **options)
 
     def state_after(iterations, **options):
         options = {"segment": 4, "devices": 1, "evaluation": None} | options

@@ -1,0 +1,378 @@
+"""RL² (Duan et al. 2016): an agent that adapts by remembering its trial.
+
+A trial is several episodes on one task. To the policy it is one long episode: its memory is reset
+between trials only, it hears how each episode ended, and what an action is credited with goes on
+into the episodes after it. Exploring early, to do better later, is then learned like anything else.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from metajax._options import options_of
+from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
+from metajax.errors import (
+    MetajaxError,
+    check_at_least,
+    check_fraction,
+    check_positive,
+    unknown,
+)
+from metajax.losses import policy_gradient, returns
+from metajax.rollout import first_previous, over_tasks, rollout, undiscounted_returns
+from metajax.types import (
+    Agent,
+    Algorithm,
+    Env,
+    Memory,
+    Params,
+    Policy,
+    PolicyOutput,
+    StepInput,
+    TrainState,
+    Trajectory,
+    pytree_dataclass,
+)
+
+Outer = Literal["ppo", "trpo"]
+
+
+@pytree_dataclass
+class MetaParams:
+    """What the agent is made of.
+
+    `policy` is trained. Rewards are heard, and learned from, over the root of their running mean
+    square; `iterations` are those that it is the mean of.
+    """
+
+    policy: Params
+    mean_square_reward: Float[Array, ""]
+    iterations: Int[Array, ""]
+
+
+@pytree_dataclass
+class Played:
+    """The steps of a trial that were played, the padding behind them, and their credit."""
+
+    step_input: StepInput
+    action: Shaped[Array, "..."]
+    behaviour: Any
+    advantage: Float[Array, "*batch step"]
+    target: Float[Array, "*batch step"]
+    valid: Bool[Array, "*batch step"]
+
+
+@pytree_dataclass
+class Chunk:
+    """Steps that a gradient reaches back over, and how the memory at their start is found.
+
+    It is the initial one if they are the `first` of a trial. Otherwise it is `memory`, after the
+    steps `before`, if there are any.
+    """
+
+    played: Played
+    memory: Memory
+    before: StepInput
+    first: Bool[Array, "*batch"]
+
+
+def rl2(
+    env: Env,
+    policy: Policy,
+    *,
+    episodes: int = 2,
+    outer: Outer = "ppo",
+    outer_learning_rate: float = 1e-3,
+    outer_epochs: int = 4,
+    minibatches: int = 4,
+    clip: float = 0.2,
+    entropy_weight: float = 0.01,
+    value_weight: float = 0.5,
+    max_gradient_norm: float = 1.0,
+    max_kl: float = 0.01,
+    cg_iterations: int = 10,
+    cg_damping: float = 1e-5,
+    discount: float = 0.99,
+    trace: float = 0.95,
+    chunk: int | None = None,
+    burn_in: int = 0,
+) -> Algorithm:
+    """Return RL²: a policy with a memory, trained on whole trials.
+
+    Args:
+        env: the environment that all tasks share.
+        policy: with a memory and a critic, such as `metajax.policies.gru`.
+        episodes: of a trial.
+        outer: "ppo" (clipped epochs in minibatches of trials) or "trpo", as in the paper (one
+            natural-gradient step on all trials, then epochs of the critic, which has to be
+            separate).
+        outer_learning_rate: of Adam; trpo: of the critic alone.
+        outer_epochs: passes over the trials.
+        minibatches: gradient steps per pass; their number divides that of the tasks.
+        clip: ε of PPO, ppo only.
+        entropy_weight: of the entropy beside the surrogate, ppo only.
+        value_weight: of half the critic's squared error beside the surrogate.
+        max_gradient_norm: longer gradients are shortened to it.
+        max_kl: trust region, trpo only.
+        cg_iterations: conjugate-gradient iterations, trpo only.
+        cg_damping: added to the Fisher matrix, trpo only.
+        discount: γ per step.
+        trace: λ of generalized advantage estimation, across the ends of episodes. Nothing counts
+            after the trial.
+        chunk: environment steps that a gradient reaches back; they divide the trial's. Memories at
+            a chunk's start are those of the policy that played. None for the whole trial.
+        burn_in: steps before a chunk that bring its first memory up to date, without gradient.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range, or the policy has no critic of the kind
+            that is needed.
+    """
+    if outer not in Outer.__args__:
+        raise unknown("outer step", outer, Outer.__args__)
+    check_at_least(1, episodes=episodes, outer_epochs=outer_epochs, minibatches=minibatches)
+    check_at_least(0, entropy_weight=entropy_weight, cg_damping=cg_damping, burn_in=burn_in)
+    check_at_least(1, cg_iterations=cg_iterations)
+    check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
+    check_positive(value_weight=value_weight, max_gradient_norm=max_gradient_norm)
+    check_fraction(discount=discount, trace=trace)
+    length = episodes * env.episode_length
+    chunk = length if chunk is None else chunk
+    if chunk < 1 or length % chunk:
+        raise MetajaxError(f"chunk is {chunk}; it must divide the {length} steps of a trial.")
+    if burn_in > chunk:
+        raise MetajaxError(f"burn_in is {burn_in}; it must be at most the chunk, {chunk}.")
+    _check_critic(env, policy, outer)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(max_gradient_norm), optax.adam(outer_learning_rate)
+    )
+
+    def scale_of(meta_params: MetaParams) -> Float[Array, ""]:
+        mean_square = meta_params.mean_square_reward
+        return jnp.where(mean_square > 0, jnp.sqrt(mean_square), 1.0)
+
+    def hear(meta_params: MetaParams, x: StepInput) -> StepInput:
+        return dataclasses.replace(x, previous_reward=x.previous_reward / scale_of(meta_params))
+
+    def act(adapted: MetaParams, memory, step_input: StepInput, key):
+        memory, output = policy.step(adapted.policy, memory, hear(adapted, step_input))
+        distribution = output.distribution
+        action = distribution.mode() if key is None else distribution.sample(key)
+        return memory, action, output
+
+    def adapt(meta_params: MetaParams, adapted: MetaParams, trajectory: Trajectory, key):
+        del meta_params, trajectory, key
+        return adapted
+
+    def collect(meta_params: MetaParams, task, key) -> tuple[Trajectory, Played]:
+        def act_now(memory, step_input, key):
+            return act(meta_params, memory, step_input, key)
+
+        memory = policy.initial_memory()
+        trajectory = rollout(key, env, task, act_now, memory, episodes=episodes)
+        return trajectory, with_credit(meta_params, trajectory)
+
+    def with_credit(meta_params: MetaParams, trajectory: Trajectory) -> Played:
+        """Return a trial as one sequence without gaps, and what its actions led to."""
+        whole = jax.tree.map(
+            lambda x: x.reshape(length, *x.shape[2:]),
+            (
+                hear(meta_params, trajectory.step_input),
+                trajectory.action,
+                trajectory.output,
+                trajectory.reward / scale_of(meta_params),
+                trajectory.valid,
+            ),
+        )
+        order = jnp.argsort(~whole[-1], stable=True)
+        step_input, action, output, reward, valid = jax.tree.map(lambda x: x[order], whole)
+        nothing_ends = jnp.zeros(length, bool)
+        advantage = returns.generalized_advantages(
+            reward,
+            output.value,
+            jnp.zeros(()),
+            nothing_ends,
+            valid,
+            discount=discount,
+            trace=trace,
+        )
+        target = advantage + output.value
+        return Played(step_input, action, output.distribution, advantage, target, valid)
+
+    def cut(params: Params, played: Played) -> Chunk:
+        """Return the chunks `[chunk]` of a trial."""
+        count = length // chunk
+        played = jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), played)
+        x = played.step_input
+        early = jax.tree.map(lambda x: x[:, : chunk - burn_in], x)
+        late = jax.tree.map(lambda x: x[:, chunk - burn_in :], x)
+        memories = jax.tree.map(lambda x: x[None], policy.initial_memory())
+        if count > 1:
+
+            def advance(memory, inputs):
+                early, late = inputs
+                memory, _ = policy.unroll(params, memory, early)
+                return policy.unroll(params, memory, late)[0] if burn_in else memory, memory
+
+            memories = jax.lax.scan(advance, policy.initial_memory(), (early, late))[1]
+        before = lambda tree: jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), tree)
+        return Chunk(played, before(memories), before(late), jnp.arange(count) == 0)
+
+    def outputs(params: Params, chunks: Chunk) -> PolicyOutput:
+        """Return what the policy says at the steps of some chunks `[task, chunk]`."""
+
+        def of_chunk(chunk: Chunk):
+            memory = chunk.memory
+            if burn_in:
+                memory = jax.lax.stop_gradient(policy.unroll(params, memory, chunk.before)[0])
+            start = policy.initial_memory()
+            memory = jax.tree.map(lambda a, b: jnp.where(chunk.first, a, b), start, memory)
+            return policy.unroll(params, memory, chunk.played.step_input)[1]
+
+        return jax.vmap(jax.vmap(of_chunk))(chunks)
+
+    def surrogate(output: PolicyOutput, played: Played, clip: float | None = None):
+        """Return the mean surrogate and KL(behaviour ‖ policy) of the steps played."""
+        old, new = played.behaviour, output.distribution
+        gain = policy_gradient.importance_weighted(
+            new.log_prob(played.action),
+            old.log_prob(played.action),
+            played.advantage,
+            played.valid,
+            clip=clip,
+        )
+        mean = lambda x: returns.masked_mean(x, played.valid)
+        return mean(gain), mean(old.kl(new))
+
+    def critic_loss(output: PolicyOutput, played: Played):
+        assert output.value is not None
+        return returns.masked_mean((output.value - played.target) ** 2, played.valid) / 2
+
+    def ppo_loss(params: Params, chunks: Chunk):
+        output, played = outputs(params, chunks), chunks.played
+        gain, kl = surrogate(output, played, clip)
+        entropy = returns.masked_mean(output.distribution.entropy(), played.valid)
+        critic = critic_loss(output, played)
+        loss = value_weight * critic - gain - entropy_weight * entropy
+        return loss, {"kl": kl, "critic_loss": critic}
+
+    def value_loss(params: Params, chunks: Chunk):
+        loss = critic_loss(outputs(params, chunks), chunks.played)
+        return value_weight * loss, {"critic_loss": loss}
+
+    def descend(loss: Callable, params: Params, optimizer_state, chunks: Chunk):
+        """Return what epochs of minibatches lead to, and metrics of the last of them.
+
+        Trials are dealt to the minibatches in turn, so each device has its share of every one.
+        """
+        batches = jax.tree.map(
+            lambda x: x.reshape(len(x) // minibatches, minibatches, *x.shape[1:]).swapaxes(0, 1),
+            chunks,
+        )
+
+        def step(carry, batch: Chunk):
+            params, state = carry
+            gradient, metrics = jax.grad(loss, has_aux=True)(params, batch)
+            updates, state = optimizer.update(gradient, state, params)
+            metrics["meta_gradient_norm"] = optax.tree.norm(gradient)
+            return (optax.apply_updates(params, updates), state), metrics
+
+        def epoch(carry, _):
+            return jax.lax.scan(step, carry, batches)
+
+        carry, metrics = jax.lax.scan(epoch, (params, optimizer_state), length=outer_epochs)
+        return *carry, jax.tree.map(lambda x: x[-1, -1], metrics)
+
+    def trust_region(params: Params, chunks: Chunk):
+        def objective(params):
+            return surrogate(outputs(params, chunks), chunks.played)
+
+        gradient = jax.grad(lambda params: objective(params)[0])(params)
+        product = fisher_vector_product(
+            lambda params: outputs(params, chunks).distribution,
+            lambda old, new: returns.masked_mean(old.kl(new), chunks.played.valid),
+            params,
+            damping=cg_damping,
+        )
+        step = trust_region_step(
+            objective, gradient, product, params, max_kl=max_kl, iterations=cg_iterations
+        )
+        return step.params, {
+            "kl": step.kl,
+            "step_accepted": step.accepted.astype(jnp.float32),
+            "meta_gradient_norm": optax.tree.norm(gradient),
+        }
+
+    def init(key, tasks) -> TrainState:
+        del tasks
+        params = policy.init(key)
+        meta_params = MetaParams(params, jnp.zeros(()), jnp.zeros((), jnp.int32))
+        return TrainState(meta_params, optimizer.init(params))
+
+    def update(state: TrainState, tasks, key):
+        count = jax.tree.leaves(tasks)[0].shape[0]
+        if count % minibatches:
+            raise MetajaxError(
+                f"{count} tasks cannot be dealt to {minibatches} minibatches; their number must "
+                "divide that of the tasks."
+            )
+        meta_params, optimizer_state = state.meta_params, state.optimizer_state
+        keys = jax.random.split(key, count)
+        trajectory, played = over_tasks(collect, meta_params, tasks, keys)
+        normal = returns.normalize(played.advantage, played.valid)
+        played = dataclasses.replace(played, advantage=normal)
+        chunks = jax.vmap(lambda played: cut(meta_params.policy, played))(played)
+
+        params, metrics = meta_params.policy, {}
+        if outer == "trpo":
+            params, metrics = trust_region(params, chunks)
+        loss = ppo_loss if outer == "ppo" else value_loss
+        params, optimizer_state, found = descend(loss, params, optimizer_state, chunks)
+        metrics = found | metrics  # of the policy's step, where the critic has its own
+
+        iterations = meta_params.iterations + 1
+        mean_square = meta_params.mean_square_reward
+        found_square = returns.masked_mean(trajectory.reward**2, trajectory.valid)
+        mean_square += (found_square - mean_square) / iterations
+        entropy = returns.masked_mean(trajectory.output.distribution.entropy(), trajectory.valid)
+        per_episode = jnp.mean(undiscounted_returns(trajectory), axis=0)
+        metrics |= {
+            "return_before": per_episode[0],
+            "return_after": per_episode[-1],
+            "entropy": entropy,
+        }
+        return TrainState(MetaParams(params, mean_square, iterations), optimizer_state), metrics
+
+    agent = Agent(lambda meta_params, key: meta_params, policy.initial_memory, act, adapt)
+    return Algorithm(init, update, agent, "rl2", length)
+
+
+@options_of(rl2)
+def snail(env: Env, policy: Policy, *, outer: Outer = "trpo", **options: Any) -> Algorithm:
+    """Return SNAIL (Mishra et al. 2018, section 5.2): RL² whose memory looks back at its trial.
+
+    Args:
+        policy: with a memory and a critic, such as `metajax.policies.snail`.
+        outer: "trpo", as in the paper, or "ppo".
+    """
+    return rl2(env, policy, outer=outer, **options)._replace(name="snail")
+
+
+def _check_critic(env: Env, policy: Policy, outer: Outer) -> None:
+    def first_output():
+        params = policy.init(jax.random.key(0))
+        step_input = StepInput(jnp.zeros(env.observation_size), *first_previous(env))
+        return params, policy.step(params, policy.initial_memory(), step_input)[1]
+
+    params, output = jax.eval_shape(first_output)
+    if output.value is None:
+        raise MetajaxError("RL² needs a policy with a critic, such as metajax.policies.gru.")
+    if outer == "trpo" and "critic" not in params:
+        raise MetajaxError(
+            "the trust region would not hold what a shared critic changes; give the policy one of "
+            "its own: critic='separate'."
+        )
