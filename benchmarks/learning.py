@@ -53,7 +53,9 @@ _LONG = {
 }
 
 BENCHMARKS = {
-    "halfcheetah-dir-quick": Benchmark("halfcheetah-dir", {}, None, "(100 steps per episode)"),
+    "halfcheetah-dir-quick": Benchmark(
+        "halfcheetah-dir", {"training": {"seeds": 3}}, None, "(100 steps per episode)"
+    ),
     "point-goal": Benchmark(
         "point-goal",
         {"training": {"seeds": 3}},
