@@ -565,8 +565,10 @@ def test_every_option_of_a_factory_is_on_the_command_line():
                 for name, parameter in inspect.signature(factory).parameters.items()
                 if parameter.kind is parameter.KEYWORD_ONLY
             }
-            # What says where a run is kept is no option of the experiment; a rule is a function.
+            # What says where a run is kept is no option of the experiment; a rule is a function; a
+            # trial is as long as its episodes.
             keywords -= {"evaluation", "run_directory", "resume", "config", "report", "rule"}
+            keywords -= {"trial_length"}
             assert keywords <= set(config[group])
 
 
