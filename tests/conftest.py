@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share an accelerator
+# Most of these programs run for milliseconds: compiling them well costs more than it saves. What
+# is set already is kept, so `XLA_FLAGS= pytest` tests what users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

@@ -88,7 +88,8 @@ def test_ants(name, variant, task, numbers):
     np.testing.assert_allclose(states.observation, observation, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("variant", [pytest.param("varibad", marks=pytest.mark.slow), "promp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["varibad", "promp"])
 def test_humanoids(variant):
     scale, horizon = {"varibad": (1.0, 200), "promp": (0.1, 100)}[variant]
     direction = np.array([0.6, -0.8])

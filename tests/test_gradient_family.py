@@ -87,6 +87,7 @@ def average(problem, of_task, *arguments):
 # --- natural steps -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_adaptation_by_natural_gradients(plain, play_everything):
     """Steps and meta-gradient against dense algebra; every stand-in episode counts the same."""
     max_kl, rate = 0.2, 0.7
@@ -315,6 +316,7 @@ def test_promp_pays_for_moving(plain, play_everything):
 # --- E-MAML: all batches of episodes there can be ------------------------------------------------
 
 
+@pytest.mark.slow
 def test_e_maml_is_unbiased(monkeypatch):
     """Its mean over all pairs of episodes, before and after, in two tasks, is the exact gradient.
 

@@ -253,7 +253,7 @@ def test_maml_first_order(problem, everything):
     assert error > 0.1
 
 
-@pytest.mark.parametrize("rematerialize", [False, True])
+@pytest.mark.parametrize("rematerialize", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_maml_with_three_steps_of_decayed_rate(problem, everything, rematerialize):
     algorithm = everything(
         estimator="dice",

@@ -130,16 +130,8 @@ def test_facts_of_the_model(engine):
     np.testing.assert_array_equal(engine.control_range, [[-1, 1]] * 6)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "swimmer",  # nothing touches anything: compiled soonest
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("ant", "hopper", "humanoid", "walker2d")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["swimmer", "ant", "hopper", "humanoid", "walker2d"])
 def test_runge_kutta_in_jax_is_that_of_the_c_engine(name):
     """Solved to the end, with as many iterations as it takes: the same method, to rounding."""
     exact = physics.load_model(name)
@@ -566,7 +558,14 @@ def test_factors_and_solutions_are_those_of_jax():
         np.testing.assert_allclose(matrix @ solved, right, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["mjx", "spring", "positional", "generalized"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "mjx",
+        "spring",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("positional", "generalized")),
+    ],
+)
 def test_programs_in_pure_jax_call_neither_lapack_nor_the_host(backend):
     originals = jax.scipy.linalg.cho_factor, jax.scipy.linalg.cho_solve, jax.scipy.linalg.solve
     bundle = physics.make_physics("half_cheetah", backend=backend, frame_skip=5, brax_substeps=16)

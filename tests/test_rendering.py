@@ -324,7 +324,7 @@ def test_a_pole_is_drawn_by_its_angle():
     )
 
 
-QUICK = ["cartpole-params", "gridnav", "tabular"]
+QUICK = ["cartpole-params", "gridnav"]
 REST = [name for name in FAMILIES if name not in [*QUICK, *EXTRAS]]
 
 

@@ -152,6 +152,7 @@ def test_halting_keeps_the_state_before(skipped):
         )
 
 
+@pytest.mark.slow
 def test_trpo_survives_what_is_not_finite():
     states, metrics = history("skip", outer="trpo", baseline="linear")
     bad = bad_iterations(metrics)
