@@ -62,7 +62,7 @@ METHODS = {
     "meta-sgd": Method(meta_sgd(0.01)),
     "meta-lstm": Method(meta_lstm(0.01), inner_steps=5, first_order=True, share=1 / 28),
     "cavia": Method(sgd(1.0), context=5),
-    # Steps of the gradient itself diverge on some task sooner or later, and take the mean with them.
+    # Steps of plain gradients diverge on some task in the end, and take the mean with them.
     "reptile": Method(
         fixed(optax.adam(0.01, b1=0.0), second_order=False), inner_steps=8, reptile=1.0
     ),
