@@ -48,7 +48,9 @@ def test_a_varied_parameter_is_the_one_of_gymnax():
             observation, state, reward, terminated, _ = game.step_env(
                 key, state, action, params.replace(gravity=gravity)
             )
-            np.testing.assert_allclose(states.observation[time + 1], observation, rtol=1e-5)
+            np.testing.assert_allclose(
+                states.observation[time + 1], observation, rtol=1e-5, atol=1e-6
+            )
             assert states.reward[time + 1] == reward
             assert states.terminated[time + 1] == terminated
             if terminated:
