@@ -60,7 +60,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "maml, trpo": ("maml", {"outer": "trpo"}),
 }
 # All families of the table have continuous actions; memories are another family's.
-OTHERS = {"dqn", "maml-dqn", *presets.DEFAULT_MEMORY}
+OTHERS = {"dqn", "maml-dqn", *presets.MEMORY_AGENTS}
 METHODS = (*(name for name in ALGORITHMS if name not in OTHERS), *VARIANTS)
 EVALUATION = {"tasks": 40, "rounds": ROUNDS, "episodes": 20, "final_tasks": 400}
 

@@ -13,7 +13,7 @@ from metajax.algorithms import ALGORITHMS
 from metajax.envs import ENGINES, FAMILIES, VARIANTS, make
 from metajax.envs.physics import BACKENDS
 from metajax.errors import MetajaxError, unknown
-from metajax.policies import gru, lstm, mlp, snail, transformer, window
+from metajax.policies import gru, lstm, mlp, snail, transformer, variational, window
 from metajax.rules import RuleName
 from metajax.train import Evaluation, train
 from metajax.types import Algorithm, TaskFamily
@@ -102,6 +102,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     },
     ("rl2", "bernoulli-bandit"): _PULLS,
     ("snail", "bernoulli-bandit"): _PULLS,
+    ("varibad", "bernoulli-bandit"): _PULLS,
 }
 
 
@@ -117,8 +118,13 @@ _FINE_TUNED = {
 
 # Policies by name; those of memory agents hear of each step what came of it.
 _MEMORIES = {f.__name__: f for f in (gru, lstm, snail, transformer, window)}
-POLICIES: dict[str, Callable] = {"mlp": mlp, **_MEMORIES}
-DEFAULT_MEMORY = {"rl2": "gru", "snail": "snail"}  # of the algorithms that need one
+POLICIES: dict[str, Callable] = {"mlp": mlp, **_MEMORIES, "variational": variational}
+# Of the algorithms that need one, their own one first; all others train "mlp".
+MEMORY_AGENTS = {
+    "rl2": tuple(_MEMORIES),
+    "snail": ("snail", *(name for name in _MEMORIES if name != "snail")),
+    "varibad": ("variational",),
+}
 
 # What an algorithm needs on any family, over MAML's own presets if it adapts by gradients.
 OF_ALGORITHM: dict[str, dict[str, dict[str, Any]]] = {
@@ -141,8 +147,7 @@ class Experiment(NamedTuple):
 
 def policies(algorithm: str) -> tuple[str, ...]:
     """Return the names of the policies that an algorithm can train, its own one first."""
-    own = DEFAULT_MEMORY.get(algorithm)
-    return ("mlp",) if own is None else (own, *(name for name in _MEMORIES if name != own))
+    return MEMORY_AGENTS.get(algorithm, ("mlp",))
 
 
 def factories(algorithm: str, family: str, policy: str | None = None) -> dict[str, Callable]:
@@ -198,7 +203,7 @@ def options(
 def _preset(algorithm: str, family: str) -> dict[str, dict[str, Any]]:
     """Return the tuned values of a pair of names; what MAML was tuned to serves its relatives."""
     of_maml = PRESETS.get(("maml", family), {})
-    if algorithm in DEFAULT_MEMORY:  # no relative
+    if algorithm in MEMORY_AGENTS:  # no relative
         of_maml = {}
     layers = [
         of_maml,

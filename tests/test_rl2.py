@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from trials import ENV, EPISODES, LENGTH, TASKS
 
 from metajax import presets
 from metajax.algorithms import rl2, snail
 from metajax.algorithms.rl2 import MetaParams
 from metajax.envs import make
-from metajax.envs.episodes import Moved, make_env
 from metajax.errors import MetajaxError
 from metajax.losses import returns
 from metajax.policies import gru, lstm, mlp
@@ -27,22 +27,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 MODULE = sys.modules["metajax.algorithms.rl2"]  # the name is that of the function
 PLAIN = {"minibatches": 1, "outer_epochs": 1, "entropy_weight": 0.0, "max_gradient_norm": 1e9}
-EPISODES, LENGTH = 2, 4
 STEPS, KEY = EPISODES * LENGTH, jax.random.key(2)
-
-
-# Action 0 turns what is seen, and the last one, of three, ends the episode.
-ENV = make_env(
-    lambda key, task: jax.random.normal(key, (2,)),
-    lambda x, action, task: Moved(
-        jnp.array([x[1], -x[0]]) + 0.1 * action, task["pay"][action] * x[0], action == 2
-    ),
-    lambda x: x,
-    observation_size=2,
-    action_space=Discrete(3),
-    episode_length=LENGTH,
-)
-TASKS = {"pay": jnp.array([[1.0, -1.0, 2.0], [0.5, 2.0, -3.0], [-1.0, 0.0, 1.0]])}
 
 
 def algorithm_of(policy, **options):
@@ -58,7 +43,7 @@ def prepared(policy):
         lambda x: x + 0.5 * jnp.sin(7.0 + jnp.arange(x.size).reshape(x.shape)),
         state.meta_params.policy,
     )
-    params = MetaParams(theta, jnp.array(4.0), jnp.array(1, jnp.int32))
+    params = MetaParams(theta, jnp.array(4.0), jnp.array(9.0), jnp.array(1, jnp.int32))
 
     def trial(task, key):
         act = lambda memory, x, key: algorithm.agent.act(params, memory, x, key)
@@ -82,7 +67,7 @@ def heard(trajectory: Trajectory, task: int):
         at = lambda x, e=episode, t=time: x[task, e, t]
         x = jax.tree.map(at, trajectory.step_input)
         x = dataclasses.replace(x, previous_reward=x.previous_reward / 2)  # root of the mean square
-        yield x, trajectory.action[task, episode, time], trajectory.reward[task, episode, time] / 2
+        yield x, trajectory.action[task, episode, time], trajectory.reward[task, episode, time]
 
 
 def by_hand(policy, params, acting, played, advantage, target, *, chunk, burn_in=0):
@@ -119,7 +104,7 @@ def credit_by_hand(policy, acting, played, discount=0.99, trace=0.95):
         told, memory, values = list(heard(played, task)), policy.initial_memory(), []
         for x, _, _ in told:
             memory, output = policy.step(acting, memory, x)
-            values.append(float(output.value))
+            values.append(3 * float(output.value))  # the root of the mean square of returns
         values.append(0.0)
         advantage, later = [], 0.0
         for step in reversed(range(len(told))):
@@ -127,7 +112,7 @@ def credit_by_hand(policy, acting, played, discount=0.99, trace=0.95):
             later = residual + discount * trace * later
             advantage.insert(0, later)
         advantages.append(np.array(advantage))
-        targets.append(advantage + np.array(values[:-1]))
+        targets.append((advantage + np.array(values[:-1])) / 3)
     every = np.concatenate(advantages)
     return [(a - every.mean()) / (every.std() + 1e-8) for a in advantages], targets
 
@@ -242,7 +227,7 @@ def test_the_gradient_is_that_of_the_expected_return_of_a_trial(descent, monkeyp
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-12)
 
 
-def test_rewards_are_heard_over_their_scale(start):
+def test_rewards_and_values_have_a_scale(start):
     policy, state, played = start
     algorithm = algorithm_of(policy)
     agent, params = algorithm.agent, state.meta_params
@@ -255,6 +240,14 @@ def test_rewards_are_heard_over_their_scale(start):
     after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
     square = np.mean(np.asarray(played.reward)[np.asarray(played.valid)] ** 2)
     np.testing.assert_allclose(after.meta_params.mean_square_reward, (4 + square) / 2, rtol=1e-12)
+    to_come = []
+    for task in range(3):
+        total = 0.0
+        for _, _, reward in reversed(list(heard(played, task))):
+            total = float(reward) + 0.99 * total
+            to_come.append(total)
+    square = np.mean(np.square(to_come))
+    np.testing.assert_allclose(after.meta_params.mean_square_return, (9 + square) / 2, rtol=1e-12)
     assert after.meta_params.iterations == 2
     fresh = algorithm.init(jax.random.key(0), TASKS).meta_params
     unscaled = agent.act(fresh, agent.initial_memory(), x, None)[2].value

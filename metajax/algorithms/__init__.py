@@ -14,6 +14,7 @@ from metajax.algorithms.meta_sgd import meta_sgd
 from metajax.algorithms.promp import promp
 from metajax.algorithms.reptile import reptile
 from metajax.algorithms.rl2 import rl2, snail
+from metajax.algorithms.varibad import varibad
 from metajax.types import Algorithm
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
@@ -30,6 +31,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "maml-dqn": maml_dqn,
     "rl2": rl2,
     "snail": snail,
+    "varibad": varibad,
     "reinforce": reinforce,
     "a2c": a2c,
     "ppo": ppo,
@@ -59,4 +61,5 @@ __all__ = [
     "rl2",
     "snail",
     "trpo",
+    "varibad",
 ]

@@ -7,12 +7,12 @@ into the episodes after it. Exploring early, to do better later, is then learned
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from metajax._options import options_of
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
@@ -30,6 +30,7 @@ from metajax.types import (
     Algorithm,
     Env,
     Memory,
+    Metrics,
     Params,
     Policy,
     PolicyOutput,
@@ -47,23 +48,29 @@ class MetaParams:
     """What the agent is made of.
 
     `policy` is trained. Rewards are heard, and learned from, over the root of their running mean
-    square; `iterations` are those that it is the mean of.
+    square, and so are the discounted returns that the critic predicts; `iterations` are those that
+    these are means of.
     """
 
     policy: Params
     mean_square_reward: Float[Array, ""]
+    mean_square_return: Float[Array, ""]
     iterations: Int[Array, ""]
 
 
 @pytree_dataclass
 class Played:
-    """The steps of a trial that were played, the padding behind them, and their credit."""
+    """The steps of a trial that were played, the padding behind them, and their credit.
+
+    `target` is the critic's, in its units; `to_come` is the discounted return that was had.
+    """
 
     step_input: StepInput
     action: Shaped[Array, "..."]
     behaviour: Any
     advantage: Float[Array, "*batch step"]
     target: Float[Array, "*batch step"]
+    to_come: Float[Array, "*batch step"]
     valid: Bool[Array, "*batch step"]
 
 
@@ -81,7 +88,25 @@ class Chunk:
     first: Bool[Array, "*batch"]
 
 
-def rl2(
+class TrialLearner(NamedTuple):
+    """How a policy with a memory is trained on whole trials.
+
+    - `init(key) -> (meta_params, optimizer_state)`;
+    - `improve(meta_params, optimizer_state, tasks, key) -> (meta_params, optimizer_state, metrics,
+      trajectory[task, episode, time])`: one meta-iteration, and what was played in it;
+    - `hear(meta_params, step_input) -> step_input`: what the policy is given, rewards in its units;
+    - `agent`: acts as it was trained;
+    - `length`: environment steps of a trial.
+    """
+
+    init: Callable[[Key[Array, ""]], tuple[MetaParams, Any]]
+    improve: Callable[..., tuple[MetaParams, Any, Metrics, Trajectory]]
+    hear: Callable[[MetaParams, StepInput], StepInput]
+    agent: Agent
+    length: int
+
+
+def trial_learner(
     env: Env,
     policy: Policy,
     *,
@@ -101,8 +126,8 @@ def rl2(
     trace: float = 0.95,
     chunk: int | None = None,
     burn_in: int = 0,
-) -> Algorithm:
-    """Return RL²: a policy with a memory, trained on whole trials.
+) -> TrialLearner:
+    """Return what RL² and its relatives share.
 
     Args:
         env: the environment that all tasks share.
@@ -151,12 +176,12 @@ def rl2(
         optax.clip_by_global_norm(max_gradient_norm), optax.adam(outer_learning_rate)
     )
 
-    def scale_of(meta_params: MetaParams) -> Float[Array, ""]:
-        mean_square = meta_params.mean_square_reward
+    def root(mean_square: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.where(mean_square > 0, jnp.sqrt(mean_square), 1.0)
 
     def hear(meta_params: MetaParams, x: StepInput) -> StepInput:
-        return dataclasses.replace(x, previous_reward=x.previous_reward / scale_of(meta_params))
+        scale = root(meta_params.mean_square_reward)
+        return dataclasses.replace(x, previous_reward=x.previous_reward / scale)
 
     def act(adapted: MetaParams, memory, step_input: StepInput, key):
         memory, output = policy.step(adapted.policy, memory, hear(adapted, step_input))
@@ -178,30 +203,31 @@ def rl2(
 
     def with_credit(meta_params: MetaParams, trajectory: Trajectory) -> Played:
         """Return a trial as one sequence without gaps, and what its actions led to."""
-        whole = jax.tree.map(
-            lambda x: x.reshape(length, *x.shape[2:]),
+        step_input, action, output, reward, valid = without_gaps(
             (
                 hear(meta_params, trajectory.step_input),
                 trajectory.action,
                 trajectory.output,
-                trajectory.reward / scale_of(meta_params),
+                trajectory.reward,
                 trajectory.valid,
             ),
+            trajectory.valid,
         )
-        order = jnp.argsort(~whole[-1], stable=True)
-        step_input, action, output, reward, valid = jax.tree.map(lambda x: x[order], whole)
-        nothing_ends = jnp.zeros(length, bool)
+        scale = root(meta_params.mean_square_return)
+        value, nothing_ends = scale * output.value, jnp.zeros(length, bool)
         advantage = returns.generalized_advantages(
             reward,
-            output.value,
+            value,
             jnp.zeros(()),
             nothing_ends,
             valid,
             discount=discount,
             trace=trace,
         )
-        target = advantage + output.value
-        return Played(step_input, action, output.distribution, advantage, target, valid)
+        target = (advantage + value) / scale
+        to_come = returns.discounted_returns(reward, valid, discount)
+        distribution = output.distribution
+        return Played(step_input, action, distribution, advantage, target, to_come, valid)
 
     def cut(params: Params, played: Played) -> Chunk:
         """Return the chunks `[chunk]` of a trial."""
@@ -307,20 +333,19 @@ def rl2(
             "meta_gradient_norm": optax.tree.norm(gradient),
         }
 
-    def init(key, tasks) -> TrainState:
-        del tasks
+    def init(key) -> tuple[MetaParams, Any]:
         params = policy.init(key)
-        meta_params = MetaParams(params, jnp.zeros(()), jnp.zeros((), jnp.int32))
-        return TrainState(meta_params, optimizer.init(params))
+        unknown_yet = jnp.zeros(()), jnp.zeros(())  # two, that may be donated
+        meta_params = MetaParams(params, *unknown_yet, jnp.zeros((), jnp.int32))
+        return meta_params, optimizer.init(params)
 
-    def update(state: TrainState, tasks, key):
+    def improve(meta_params: MetaParams, optimizer_state, tasks, key):
         count = jax.tree.leaves(tasks)[0].shape[0]
         if count % minibatches:
             raise MetajaxError(
                 f"{count} tasks cannot be dealt to {minibatches} minibatches; their number must "
                 "divide that of the tasks."
             )
-        meta_params, optimizer_state = state.meta_params, state.optimizer_state
         keys = jax.random.split(key, count)
         trajectory, played = over_tasks(collect, meta_params, tasks, keys)
         normal = returns.normalize(played.advantage, played.valid)
@@ -335,9 +360,16 @@ def rl2(
         metrics = found | metrics  # of the policy's step, where the critic has its own
 
         iterations = meta_params.iterations + 1
-        mean_square = meta_params.mean_square_reward
-        found_square = returns.masked_mean(trajectory.reward**2, trajectory.valid)
-        mean_square += (found_square - mean_square) / iterations
+
+        def tracked(mean_square, x, valid):
+            return mean_square + (returns.masked_mean(x**2, valid) - mean_square) / iterations
+
+        new_params = MetaParams(
+            params,
+            tracked(meta_params.mean_square_reward, trajectory.reward, trajectory.valid),
+            tracked(meta_params.mean_square_return, played.to_come, played.valid),
+            iterations,
+        )
         entropy = returns.masked_mean(trajectory.output.distribution.entropy(), trajectory.valid)
         per_episode = jnp.mean(undiscounted_returns(trajectory), axis=0)
         metrics |= {
@@ -345,10 +377,39 @@ def rl2(
             "return_after": per_episode[-1],
             "entropy": entropy,
         }
-        return TrainState(MetaParams(params, mean_square, iterations), optimizer_state), metrics
+        return new_params, optimizer_state, metrics, trajectory
 
     agent = Agent(lambda meta_params, key: meta_params, policy.initial_memory, act, adapt)
-    return Algorithm(init, update, agent, "rl2", length)
+    return TrialLearner(init, improve, hear, agent, length)
+
+
+def without_gaps(tree: PyTree, valid: Bool[Array, "episode time"]) -> PyTree:
+    """Return `tree[episode, time, ...]` as one sequence `[step, ...]`, what is not valid last."""
+    order = jnp.argsort(~valid.ravel(), stable=True)
+    return jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2)[order], tree)
+
+
+@options_of(trial_learner)
+def rl2(env: Env, policy: Policy, **options: Any) -> Algorithm:
+    """Return RL²: a policy with a memory, trained on whole trials.
+
+    Args:
+        env: the environment that all tasks share.
+        policy: with a memory and a critic, such as `metajax.policies.gru`.
+    """
+    learner = trial_learner(env, policy, **options)
+
+    def init(key, tasks) -> TrainState:
+        del tasks
+        return TrainState(*learner.init(key))
+
+    def update(state: TrainState, tasks, key):
+        *improved, metrics, _ = learner.improve(
+            state.meta_params, state.optimizer_state, tasks, key
+        )
+        return TrainState(*improved), metrics
+
+    return Algorithm(init, update, learner.agent, "rl2", learner.length)
 
 
 @options_of(rl2)

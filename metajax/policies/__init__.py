@@ -4,6 +4,7 @@ from metajax.policies.attention import snail, transformer, window
 from metajax.policies.distributions import Categorical, DiagonalNormal, EpsilonGreedy
 from metajax.policies.mlp import mlp
 from metajax.policies.recurrent import gru, lstm
+from metajax.policies.variational import variational
 
 __all__ = [
     "Categorical",
@@ -14,5 +15,6 @@ __all__ = [
     "mlp",
     "snail",
     "transformer",
+    "variational",
     "window",
 ]

@@ -14,7 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from metajax._options import options_of
 from metajax.errors import MetajaxError, check_at_least
-from metajax.policies.layers import affine, check_hidden, init_affine
+from metajax.policies.layers import (
+    affine,
+    check_hidden,
+    init_affine,
+    init_perceptron,
+    perceptron,
+)
 from metajax.policies.memory import Network, one_step, with_memory
 from metajax.types import ActionSpace, Memory, Policy
 
@@ -228,18 +234,12 @@ def window(
     def network_of(inputs: int) -> Network:
         sizes = [steps * inputs, *hidden]
 
-        def init(key):
-            keys = jax.random.split(key, len(hidden))
-            return [init_affine(*pair) for pair in zip(keys, sizes[:-1], sizes[1:], strict=True)]
-
         def unroll(params, memory, x):
             known = jnp.concatenate([memory, x])
             where = jnp.arange(len(x))[:, None] + jnp.arange(steps)[None]
-            y = known[where].reshape(len(x), -1)
-            for layer in params:
-                y = jnp.tanh(affine(layer, y))
-            return known[len(x) :], y
+            return known[len(x) :], perceptron(params, known[where].reshape(len(x), -1))
 
+        init = lambda key: init_perceptron(key, sizes)
         nothing = lambda: jnp.zeros((steps - 1, inputs))
         return Network(init, nothing, one_step(unroll), unroll, sizes[-1])
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -34,6 +35,19 @@ def affine(
         x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     product = jnp.dot(x, kernel, preferred_element_type=params["bias"].dtype)
     return product + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def init_perceptron(key: Key[Array, ""], sizes: Sequence[int]) -> list[Affine]:
+    """Return the layers between `sizes`, the number of inputs first."""
+    keys = jax.random.split(key, len(sizes) - 1)
+    return [init_affine(*layer) for layer in zip(keys, sizes[:-1], sizes[1:], strict=True)]
+
+
+def perceptron(layers: list[Affine], x: Float[Array, "*batch input"]) -> Float[Array, "..."]:
+    """Return what the last of `layers` says, tanh after each."""
+    for layer in layers:
+        x = jnp.tanh(affine(layer, x))
+    return x
 
 
 def check_hidden(hidden: Sequence[int]) -> None:

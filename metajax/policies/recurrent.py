@@ -1,5 +1,6 @@
 """Recurrent policies: a memory of fixed size."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +34,18 @@ def gru(
         bfloat16: multiply matrices in bfloat16; memory, gates and sums have full precision.
     """
 
+    network_of = gru_network(width, bfloat16=bfloat16)
+    return with_memory(network_of, observation_size, action_space, **options)
+
+
+def gru_network(width: int, *, bfloat16: bool = False) -> Callable[[int], Network]:
+    """Return what makes the network of `gru` for a number of inputs.
+
+    Raises:
+        MetajaxError: the width is below 1.
+    """
+    check_at_least(1, width=width)
+
     def cell(params, h, x):
         recurrent = affine(params["recurrent"], h, bfloat16=bfloat16)
         (reset_x, update_x, new_x), (reset_h, update_h, new_h) = (
@@ -43,9 +56,7 @@ def gru(
         h = (1 - update) * new + update * h
         return h, h
 
-    check_at_least(1, width=width)
-    network_of = _recurrent(cell, lambda: jnp.zeros(width), 3, width, bfloat16)
-    return with_memory(network_of, observation_size, action_space, **options)
+    return _recurrent(cell, lambda: jnp.zeros(width), 3, width, bfloat16)
 
 
 @options_of(with_memory)

@@ -11,7 +11,7 @@ from metajax.algorithms import ALGORITHMS
 from metajax.algorithms.credit import Baseline
 from metajax.algorithms.maml import Outer
 from metajax.envs import make
-from metajax.policies import gru, mlp, snail
+from metajax.policies import gru, mlp, snail, variational
 from metajax.rollout import first_previous, play_on
 
 LENGTH, TASKS, EPISODES = 4, 3, 3
@@ -53,14 +53,23 @@ VARIANTS = {
         {"minibatches": 1, "chunk": 4, "burn_in": 2},
     ],
     "snail": [{"minibatches": 1}],
+    "varibad": [{"minibatches": 1, "vae_batch": 2, "replay_capacity": 4, "state_weight": 1.0}],
 }
 # Of MAML's combinations, those that have every outer step and every baseline once.
 QUICK = [("trpo", "linear"), ("ppo", "value_network"), ("adam", "none")]
 JOINT = ("reinforce", "a2c", "ppo", "trpo", "q-prop", "dqn")
 # Agents that adapt in their memory, with memories that fit a trial.
 MEMORIES = {
-    "rl2": partial(gru, width=4),
-    "snail": partial(snail, trial_length=EPISODES * LENGTH, filters=2, key_size=2, value_size=2),
+    "rl2": partial(gru, width=4, critic="separate"),
+    "snail": partial(
+        snail,
+        trial_length=EPISODES * LENGTH,
+        filters=2,
+        key_size=2,
+        value_size=2,
+        critic="separate",
+    ),
+    "varibad": partial(variational, latent=2, width=4, hidden=(4,)),
 }
 CONTINUOUS = make("point-goal", episode_length=LENGTH)
 DISCRETE = make("tabular", states=3, actions=2, episode_length=LENGTH)
@@ -73,7 +82,7 @@ def family_of(name):
 def build(name, options):
     env = family_of(name).env
     if name in MEMORIES:
-        policy = MEMORIES[name](env.observation_size, env.action_space, critic="separate")
+        policy = MEMORIES[name](env.observation_size, env.action_space)
         return ALGORITHMS[name](env, policy, episodes=EPISODES, **options)
     # Wide enough to be clipped now and then, which no likelihood may notice.
     policy = mlp(

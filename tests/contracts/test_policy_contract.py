@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import metajax.policies
-from metajax.policies import gru, lstm, mlp, snail, transformer, window
+from metajax.policies import DiagonalNormal, gru, lstm, mlp, snail, transformer, variational, window
 from metajax.types import Continuous, Discrete, Policy, StepInput
 
 TIME, SIZE = 6, 3
@@ -21,6 +21,7 @@ POLICIES = {
     "transformer": lambda space: transformer(
         SIZE, space, trial_length=TIME, width=4, heads=2, layers=2, critic="separate"
     ),
+    "variational": lambda space: variational(SIZE, space, latent=2, width=4, hidden=(4,)),
     "window": lambda space: window(SIZE, space, steps=3, hidden=(4,), critic="none"),
 }
 CONTINUOUS, DISCRETE = Continuous(2), Discrete(3)
@@ -98,13 +99,17 @@ def test_the_future_does_not_reach_the_past(case, time):
 
 
 def test_every_parameter_matters(case):
+    """To what is said, or to a belief: actions do not train it."""
     policy, params, sequence = case
+    is_belief = lambda x: isinstance(x, DiagonalNormal)
 
     def score(params):
-        _, output = policy.unroll(params, policy.initial_memory(), sequence)
+        memory, output = policy.unroll(params, policy.initial_memory(), sequence)
+        beliefs = filter(is_belief, jax.tree.leaves(memory, is_leaf=is_belief))
         action = jax.tree.map(jax.lax.stop_gradient, output.distribution.mode())
         chosen = action + 0.5 if jnp.issubdtype(action.dtype, jnp.floating) else action
         value = 0.0 if output.value is None else jnp.sum(output.value)
+        value += sum(jnp.sum(belief.log_prob(jnp.ones_like(belief.mean))) for belief in beliefs)
         return jnp.sum(output.distribution.log_prob(chosen)) + value
 
     for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(score))(params)):

@@ -14,7 +14,7 @@ from metajax import presets
 from metajax.algorithms import ALGORITHMS, maml
 from metajax.envs import make
 from metajax.errors import MetajaxError
-from metajax.policies import gru, mlp
+from metajax.policies import gru, mlp, variational
 from metajax.train import Evaluation, make_segment, task_mesh, train
 
 FAMILY = make("point-goal", episode_length=4)
@@ -225,10 +225,12 @@ def test_cut_interrupted_and_shared_out(name, tmp_path):
     """Four iterations at once; one by one, and resumed after two; on two devices."""
     factory, family, options = ALGORITHMS[name], FAMILY, {"episodes": 5}
     policy = partial(mlp, hidden=(4,), initial_std=0.1, context=2)
-    if name in presets.DEFAULT_MEMORY:
+    if name in presets.MEMORY_AGENTS:
         family = make("bernoulli-bandit")
         policy = partial(gru, width=4, critic="separate")
         options |= {"outer_epochs": 1, "minibatches": 1}
+        if name == "varibad":
+            policy = partial(variational, width=4, hidden=(4,))
     elif "dqn" in name:
         family, options = make("gridnav", episode_length=4), options | {"updates": 3, "batch": 4}
     else:

@@ -1,0 +1,208 @@
+"""VariBAD (Zintgraf et al. 2020): act on a belief about the task, learned by predicting the trial.
+
+A recurrent network says, at every step, a normal distribution of a latent variable: what it
+believes about the task. It is trained as the encoder of a variational autoencoder: from a sample of
+the belief at any step, decoders predict rewards and transitions of the *whole* trial, those to come
+with them. The policy acts on belief and observation, and is trained as in RL²; its gradients do not
+reach the belief.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax._options import options_of
+from metajax.algorithms.rl2 import MetaParams, trial_learner, without_gaps
+from metajax.errors import MetajaxError, check_at_least, check_positive
+from metajax.policies.distributions import DiagonalNormal
+from metajax.policies.layers import affine, check_hidden, init_affine, init_perceptron, perceptron
+from metajax.policies.variational import belief, standard_normal
+from metajax.replay import Transitions, empty_replay, extend_replay, sample_replay, transitions
+from metajax.rollout import over_tasks
+from metajax.types import Algorithm, Discrete, Env, Metrics, Policy, TrainState
+
+
+@options_of(trial_learner)
+def varibad(
+    env: Env,
+    policy: Policy,
+    *,
+    vae_learning_rate: float = 1e-3,
+    vae_updates: int = 3,
+    vae_batch: int = 20,
+    replay_capacity: int = 1000,
+    beliefs: int = 50,
+    predictions: int = 50,
+    kl_weight: float = 0.1,
+    state_weight: float = 0.0,
+    decoder_hidden: Sequence[int] = (64, 32),
+    **options: Any,
+) -> Algorithm:
+    """Return VariBAD: RL² on beliefs that are learned by predicting.
+
+    Args:
+        env: the environment that all tasks share.
+        policy: `metajax.policies.variational`.
+        vae_learning_rate: of Adam, for the belief and the decoders.
+        vae_updates: their gradient steps per meta-iteration.
+        vae_batch: trials in each, drawn uniformly from the replay.
+        replay_capacity: trials that are kept.
+        beliefs: steps of a trial whose evidence lower bound counts in an update, drawn uniformly.
+        predictions: steps of a trial that each of them is to predict, drawn uniformly.
+        kl_weight: of the divergence from the belief a step before.
+        state_weight: of the log-likelihood of observations beside that of rewards; 0 where only
+            rewards tell tasks apart.
+        decoder_hidden: widths of the decoders' layers, tanh after each.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range, or the policy has no belief.
+    """
+    check_positive(vae_learning_rate=vae_learning_rate)
+    check_at_least(1, vae_updates=vae_updates, vae_batch=vae_batch, beliefs=beliefs)
+    check_at_least(1, replay_capacity=replay_capacity, predictions=predictions)
+    check_at_least(0, kl_weight=kl_weight, state_weight=state_weight)
+    check_hidden(decoder_hidden)
+    learner = trial_learner(env, policy, **options)
+    nothing_believed = standard_normal(_latent_size(policy))
+    latent = nothing_believed.mean.size
+    optimizer = optax.adam(vae_learning_rate)
+
+    def init_decoder(key, inputs: int, outputs: int):
+        body_key, head_key = jax.random.split(key)
+        sizes = [latent + inputs, *decoder_hidden]
+        return {
+            "body": init_perceptron(body_key, sizes),
+            "head": init_affine(head_key, sizes[-1], outputs),
+        }
+
+    def decode(decoder, *inputs):
+        x = jnp.concatenate(inputs, axis=-1)
+        return affine(decoder["head"], perceptron(decoder["body"], x))
+
+    def log_likelihood(decoders, latent, step: Transitions):
+        """Return that of what followed a step: normal distributions of variance 1."""
+        here, there = step.step_input.observation, step.next_input.observation
+        action = step.action
+        if isinstance(env.action_space, Discrete):
+            action = jax.nn.one_hot(action, env.action_space.size)
+        reward = decode(decoders["reward"], latent, here, action, there)[0]
+        likelihood = -((reward - step.reward) ** 2) / 2
+        if state_weight:
+            state = decode(decoders["state"], latent, here, action)
+            likelihood -= state_weight * jnp.sum((state - there) ** 2) / 2
+        return likelihood
+
+    def believe(params, steps: Transitions) -> DiagonalNormal:
+        """Return the belief at every step of a trial, and the one before anything was heard."""
+
+        def hear(memory, step_input):
+            memory, _ = policy.step(params, memory, step_input)
+            return memory, belief(memory)
+
+        _, heard = jax.lax.scan(hear, policy.initial_memory(), steps.step_input)
+        return jax.tree.map(
+            lambda first, x: jnp.concatenate([first[None], x]), nothing_believed, heard
+        )
+
+    def bound(learned, steps: Transitions, key):
+        """Return what estimates the mean evidence lower bound of the beliefs of a trial.
+
+        Equation 7 of the paper, with the belief before as the prior (section 3.1): reconstruction
+        of all steps, less the divergence.
+        """
+        params, decoders = learned
+        belief_key, step_key, latent_key = jax.random.split(key, 3)
+        played = jnp.sum(steps.valid)
+        believed = believe(params, steps)
+        when = jax.random.randint(belief_key, (beliefs,), 0, played)
+        what = jax.random.randint(step_key, (predictions,), 0, played)
+        before, now = (jax.tree.map(lambda x, t=t: x[t], believed) for t in (when, when + 1))
+        latents, told = now.sample(latent_key), jax.tree.map(lambda x: x[what], steps)
+        of_all = jax.vmap(
+            jax.vmap(log_likelihood, in_axes=(None, None, 0)), in_axes=(None, 0, None)
+        )
+        reconstruction = played * jnp.mean(of_all(decoders, latents, told))
+        divergence = jnp.mean(now.kl(before))
+        found = {"log_likelihood": reconstruction / played, "belief_kl": divergence}
+        return reconstruction - kl_weight * divergence, found
+
+    def heard(meta_params: MetaParams, steps: Transitions) -> Transitions:
+        """Return steps as the policy hears them, rewards in its units."""
+        rewarded = learner.hear(
+            meta_params, dataclasses.replace(steps.step_input, previous_reward=steps.reward)
+        )
+        return dataclasses.replace(
+            steps,
+            step_input=learner.hear(meta_params, steps.step_input),
+            reward=rewarded.previous_reward,
+        )
+
+    def kept(trajectory) -> Transitions:
+        """Return a trial as one sequence of steps `[step]`."""
+        return without_gaps(transitions(trajectory), trajectory.valid)
+
+    def init(key, tasks) -> TrainState:
+        policy_key, reward_key, state_key = jax.random.split(key, 3)
+        meta_params, optimizer_state = learner.init(policy_key)
+        action = env.action_space.size
+        decoders = {"reward": init_decoder(reward_key, 2 * env.observation_size + action, 1)}
+        if state_weight:
+            inputs = env.observation_size + action
+            decoders["state"] = init_decoder(state_key, inputs, env.observation_size)
+
+        def played(meta_params):
+            trajectory = learner.improve(meta_params, optimizer_state, tasks, key)[-1]
+            return jax.vmap(kept)(trajectory)
+
+        replay = empty_replay(jax.eval_shape(played, meta_params), replay_capacity)
+        vae = optimizer.init((meta_params.policy, decoders))
+        optimizer_state = {"policy": optimizer_state, "vae": vae}
+        return TrainState(meta_params, optimizer_state, {"decoders": decoders, "replay": replay})
+
+    def update(state: TrainState, tasks, key):
+        learner_key, vae_key = jax.random.split(key)
+        meta_params, policy_state, metrics, trajectory = learner.improve(
+            state.meta_params, state.optimizer_state["policy"], tasks, learner_key
+        )
+        trials = jax.vmap(kept)(trajectory)
+        every = jnp.ones(len(trials.reward), bool)
+        replay = extend_replay(state.auxiliary["replay"], trials, every)
+
+        def loss(learned, trials, keys):
+            bounds, found = over_tasks(bound, learned, trials, keys)
+            return -jnp.mean(bounds), jax.tree.map(jnp.mean, found)
+
+        def step(carry, key) -> tuple[Any, Metrics]:
+            learned, vae_state = carry
+            replay_key, bound_key = jax.random.split(key)
+            trials = heard(meta_params, sample_replay(replay, replay_key, vae_batch))
+            keys = jax.random.split(bound_key, vae_batch)
+            gradient, found = jax.grad(loss, has_aux=True)(learned, trials, keys)
+            change, vae_state = optimizer.update(gradient, vae_state)
+            return (optax.apply_updates(learned, change), vae_state), found
+
+        begin = (meta_params.policy, state.auxiliary["decoders"]), state.optimizer_state["vae"]
+        end, found = jax.lax.scan(step, begin, jax.random.split(vae_key, vae_updates))
+        (params, decoders), vae_state = end
+        new_state = TrainState(
+            dataclasses.replace(meta_params, policy=params),
+            {"policy": policy_state, "vae": vae_state},
+            {"decoders": decoders, "replay": replay},
+        )
+        return new_state, metrics | {name: jnp.mean(x) for name, x in found.items()}
+
+    return Algorithm(init, update, learner.agent, "varibad", learner.length)
+
+
+def _latent_size(policy: Policy) -> int:
+    memory = policy.initial_memory()
+    try:
+        return belief(memory).mean.size
+    except (TypeError, KeyError, IndexError):
+        raise MetajaxError(
+            "VariBAD needs a policy with a belief: metajax.policies.variational."
+        ) from None

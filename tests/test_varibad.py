@@ -1,0 +1,200 @@
+"""VariBAD against its definition: what is predicted from which belief, what trains what."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+from trials import ENV, EPISODES, LENGTH, TASKS
+
+from metajax.algorithms import rl2, varibad
+from metajax.errors import MetajaxError
+from metajax.policies import gru, variational
+from metajax.policies.variational import belief
+from metajax.rollout import rollout
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+KEY = jax.random.key(2)
+BELIEFS, PREDICTIONS, BATCH, RATE = 4, 5, 3, 0.01
+PLAIN = {"episodes": EPISODES, "minibatches": 1, "outer_epochs": 1}
+OPTIONS = {
+    "vae_updates": 1,
+    "vae_batch": BATCH,
+    "replay_capacity": 3,
+    "beliefs": BELIEFS,
+    "predictions": PREDICTIONS,
+    "kl_weight": 0.3,
+    "state_weight": 0.7,
+    "decoder_hidden": (3,),
+}
+
+
+def algorithm_of(policy, **options):
+    return varibad(ENV, policy, **PLAIN, **(OPTIONS | options))
+
+
+@pytest.fixture(scope="module")
+def start(float64):
+    """Return a policy, and a state far from where heads are small and rewards have no scale."""
+    policy = variational(2, ENV.action_space, latent=2, width=3, hidden=(3,))
+    state = jax.jit(algorithm_of(policy).init)(jax.random.key(1), TASKS)
+    moved = lambda x: x + 0.4 * jnp.sin(7.0 + jnp.arange(x.size).reshape(x.shape))
+    meta_params = dataclasses.replace(
+        state.meta_params,
+        policy=jax.tree.map(moved, state.meta_params.policy),
+        mean_square_reward=jnp.array(4.0),
+        mean_square_return=jnp.array(9.0),
+        iterations=jnp.array(1, jnp.int32),
+    )
+    auxiliary = state.auxiliary | {"decoders": jax.tree.map(moved, state.auxiliary["decoders"])}
+    return policy, dataclasses.replace(state, meta_params=meta_params, auxiliary=auxiliary)
+
+
+@pytest.fixture
+def descent(monkeypatch):
+    """Adam is plain gradient descent, so that a step shows the gradient."""
+    monkeypatch.setattr(optax, "adam", optax.sgd)
+
+
+def played(policy, state, key, scale):
+    """Return, per task, what was heard before each action, the action and what came of it.
+
+    Rewards are those played over `scale`.
+    """
+    agent = algorithm_of(policy).agent
+
+    def trial(task, key):
+        act = lambda memory, x, key: agent.act(state.meta_params, memory, x, key)
+        return rollout(key, ENV, task, act, policy.initial_memory(), episodes=EPISODES)
+
+    trajectory = jax.jit(jax.vmap(trial))(TASKS, jax.random.split(key, 3))
+    trials = []
+    for task in range(3):
+        steps = []
+        for episode in range(EPISODES):
+            length = int(trajectory.valid[task, episode].sum())
+            for time in range(length):
+                at = lambda x, e=episode, t=time, k=task: x[k, e, t]
+                x = jax.tree.map(at, trajectory.step_input)
+                if time + 1 < length:
+                    there = trajectory.step_input.observation[task, episode, time + 1]
+                else:
+                    there = trajectory.final_input.observation[task, episode]
+                x = dataclasses.replace(x, previous_reward=x.previous_reward / scale)
+                reward = trajectory.reward[task, episode, time] / scale
+                steps.append((x, trajectory.action[task, episode, time], reward, there))
+        trials.append(steps)
+    return trials
+
+
+def decoded(decoder, *inputs):
+    x = jnp.concatenate(inputs)
+    for layer in decoder["body"]:
+        x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
+    return x @ decoder["head"]["kernel"] + decoder["head"]["bias"]
+
+
+def bound_by_hand(policy, params, decoders, steps, when, what, noise):
+    """Return the bound of one trial, belief by belief and prediction by prediction."""
+    memory, beliefs = policy.initial_memory(), [(jnp.zeros(2), jnp.ones(2))]
+    for x, *_ in steps:
+        memory, _ = policy.step(params, memory, x)
+        beliefs.append((belief(memory).mean, jnp.exp(belief(memory).log_std)))
+    total = 0.0
+    for t, e in zip(when, noise, strict=True):
+        (mean_before, std_before), (mean, std) = beliefs[t], beliefs[t + 1]
+        latent, reconstruction = mean + std * e, 0.0
+        for i in what:
+            x, action, reward, there = steps[i]
+            taken = jnp.eye(3)[action]
+            said = decoded(decoders["reward"], latent, x.observation, taken, there)[0]
+            moved = decoded(decoders["state"], latent, x.observation, taken)
+            reconstruction -= (said - reward) ** 2 / 2 + 0.7 * jnp.sum((moved - there) ** 2) / 2
+        spread, offset = (std / std_before) ** 2, ((mean - mean_before) / std_before) ** 2
+        divergence = jnp.sum(spread + offset - 1 - jnp.log(spread)) / 2
+        total += len(steps) * reconstruction / PREDICTIONS - 0.3 * divergence
+    return total / BELIEFS
+
+
+def test_a_step_ascends_the_evidence_lower_bound(start, descent):
+    policy, state = start
+    algorithm = algorithm_of(policy, outer_learning_rate=1e-30, vae_learning_rate=RATE)
+    after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
+
+    learner_key, vae_key = jax.random.split(KEY)
+    replay_key, bound_key = jax.random.split(jax.random.split(vae_key, 1)[0])
+    scale = jnp.sqrt(after.meta_params.mean_square_reward)
+    assert abs(scale - 2) > 0.1
+    trials = played(policy, state, learner_key, scale)
+    assert {len(steps) for steps in trials} != {EPISODES * LENGTH}  # some have gaps
+    drawn = []
+    slots = jax.random.randint(replay_key, (BATCH,), 0, 3)
+    for slot, key in zip(slots, jax.random.split(bound_key, BATCH), strict=True):
+        steps = trials[slot]
+        keys = jax.random.split(key, 3)
+        when = jax.random.randint(keys[0], (BELIEFS,), 0, len(steps)).tolist()
+        what = jax.random.randint(keys[1], (PREDICTIONS,), 0, len(steps)).tolist()
+        drawn.append((steps, when, what, jax.random.normal(keys[2], (BELIEFS, 2))))
+
+    @jax.jit
+    def step(params, decoders):
+        def loss(learned):
+            return -sum(bound_by_hand(policy, *learned, *one) for one in drawn) / BATCH
+
+        learned = (params, decoders)
+        return jax.tree.map(lambda x, g: x - RATE * g, learned, jax.grad(loss)(learned))
+
+    begin = state.meta_params.policy, state.auxiliary["decoders"]
+    found = ravel_pytree((after.meta_params.policy, after.auxiliary["decoders"]))[0]
+    assert np.abs(found - ravel_pytree(begin)[0]).max() > 1e-3
+    np.testing.assert_allclose(found, ravel_pytree(step(*begin))[0], rtol=0, atol=1e-12)
+
+
+def test_actions_do_not_train_the_belief_nor_predictions_the_actions(start, descent):
+    policy, state = start
+
+    def moved(**rates):
+        after, _ = jax.jit(algorithm_of(policy, **rates).update)(state, TASKS, KEY)
+        before, after = state.meta_params.policy, after.meta_params.policy
+        flat = lambda tree: ravel_pytree(tree)[0]
+        believing = {name: before["actor"][name] for name in ("encoder", "belief")}
+        still = lambda a, b: float(np.abs(flat(a) - flat(b)).max())
+        acting = still(before["head"], after["head"]) + still(
+            before["actor"]["body"], after["actor"]["body"]
+        )
+        return still(believing, {name: after["actor"][name] for name in believing}), acting
+
+    believing, acting = moved(outer_learning_rate=0.1, vae_learning_rate=1e-30)
+    assert believing < 1e-25 < 1e-4 < acting
+    believing, acting = moved(outer_learning_rate=1e-30, vae_learning_rate=0.1)
+    assert acting < 1e-25 < 1e-4 < believing
+
+
+def test_its_policy_is_trained_as_in_rl2(start):
+    policy, state = start
+    algorithm = algorithm_of(policy, vae_learning_rate=1e-30)
+    after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
+    plain = rl2(ENV, policy, **PLAIN)
+    expected, _ = jax.jit(plain.update)(
+        dataclasses.replace(state, optimizer_state=state.optimizer_state["policy"], auxiliary=()),
+        TASKS,
+        jax.random.split(KEY)[0],
+    )
+    for a, b in zip(
+        jax.tree.leaves(after.meta_params), jax.tree.leaves(expected.meta_params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_wrong_is_one_sentence():
+    with pytest.raises(MetajaxError, match="needs a policy with a belief"):
+        varibad(ENV, gru(2, ENV.action_space), **PLAIN)
+    policy = variational(2, ENV.action_space)
+    with pytest.raises(MetajaxError, match="kl_weight is -1"):
+        varibad(ENV, policy, **PLAIN, kl_weight=-1.0)
+    with pytest.raises(MetajaxError, match="vae_batch is 0"):
+        varibad(ENV, policy, **PLAIN, vae_batch=0)
