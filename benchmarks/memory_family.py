@@ -1,0 +1,244 @@
+"""The memory family beside the Bayes optimum: bandits and tabular processes of Duan et al. 2016.
+
+    python benchmarks/memory_family.py                                  # everything, hours on a CPU
+    python benchmarks/memory_family.py --problems "bandit 10, 5" --methods rl2
+    python benchmarks/memory_family.py --redraw                         # table and picture only
+    taskset -c 0 python benchmarks/memory_family.py ...                 # as here, one core each
+
+Every seed's total reward per trial is the mean of 100 000 held-out tasks. Runs are kept in
+runs/benchmarks and go on where they were interrupted; results are kept one by one, and what is
+there already is not run again (`--again` starts it over).
+"""
+
+import argparse
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+import metajax
+from metajax import presets
+from metajax.plotting import load_curves
+
+NAME = "memory-family"
+RUNS = Path("runs/benchmarks")
+METHODS = ("rl2", "snail")
+
+
+class Problem(NamedTuple):
+    """A table's row.
+
+    Attributes:
+        family: its name.
+        options: of the family.
+        episodes: of a trial.
+        overrides: of the preset, by group.
+        best: what the best agent that is known gets: for bandits the optimum (ten pulls, by dynamic
+            programming) or Whittle's index, for processes an agent that knows the process.
+        random: what acting at random gets.
+        published: by method, from Duan et al. 2016 (tables 1 and 2) and Mishra et al. 2018.
+    """
+
+    family: str
+    options: dict[str, Any]
+    episodes: int
+    overrides: dict[str, dict[str, Any]]
+    best: float
+    random: float
+    published: dict[str, float]
+
+
+def _bandit(pulls: int, arms: int, best: float, rl2: float, snail: float) -> Problem:
+    tasks = 1000 if pulls == 10 else 200
+    return Problem(
+        "bernoulli-bandit",
+        {"arms": arms},
+        pulls,
+        {"training": {"tasks": tasks, "iterations": 1000}},
+        best,
+        pulls / 2,
+        {"rl2": rl2, "snail": snail},
+    )
+
+
+def _process(episodes: int, rl2: float, snail: float) -> Problem:
+    # SNAIL's numbers are shares of value iteration discounted by .99: 20.88 per episode.
+    return Problem(
+        "tabular",
+        {},
+        episodes,
+        {"training": {"tasks": 200, "iterations": 1500}},
+        21.84 * episodes,
+        10.0 * episodes,
+        {"rl2": rl2, "snail": round(snail * 20.88 * episodes, 1)},
+    )
+
+
+PROBLEMS = {
+    "bandit 10, 5": _bandit(10, 5, 6.660, 6.7, 6.6),
+    "bandit 10, 10": _bandit(10, 10, 6.714, 6.7, 6.7),
+    "bandit 100, 5": _bandit(100, 5, 78.65, 78.7, 79.1),
+    "bandit 100, 10": _bandit(100, 10, 83.78, 83.5, 83.5),
+    "bandit 100, 50": _bandit(100, 50, 85.58, 84.9, 85.1),
+    "process 10": _process(10, 156.2, 0.766),
+    "process 25": _process(25, 445.7, 0.862),
+}
+
+
+def configuration(method: str, problem: Problem, seeds: int) -> dict[str, Any]:
+    config = presets.default_config(method, problem.family)
+    config["family"] |= problem.options
+    config["algorithm"] |= {"episodes": problem.episodes} | problem.overrides.get("algorithm", {})
+    config["training"] |= {"seeds": seeds, "segment": 20} | problem.overrides["training"]
+    # A trial is one round, so that its return is the mean of the round's times its episodes.
+    tasks = 10_000 if problem.episodes == 10 else 2_000
+    evaluated = {"every": 100, "tasks": tasks, "final_tasks": 100_000}
+    config["evaluation"] |= evaluated | {"rounds": 1, "episodes": problem.episodes}
+    return config
+
+
+def run(method: str, name: str, seeds: int, *, fresh: bool) -> dict[str, Any]:
+    problem = PROBLEMS[name]
+    config = configuration(method, problem, seeds)
+    experiment = presets.build(config)
+    directory = RUNS / f"{method} {name}".replace(", ", "-").replace(" ", "-")
+    if fresh:
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def report(progress):
+        if progress.returns is not None:
+            totals = problem.episodes * progress.returns.mean(axis=(1, 2, 3))
+            print(
+                f"{method} {name}: {progress.iteration}/{progress.iterations}, "
+                f"{progress.steps_per_second:,.0f} steps/s, {totals.round(2)}, "
+                f"{progress.seconds_left / 60:.1f} min left",
+                flush=True,
+            )
+
+    began = time.process_time()
+    result = metajax.train(
+        experiment.algorithm,
+        experiment.family,
+        evaluation=experiment.evaluation,
+        **experiment.training,
+        run_directory=directory,
+        resume=directory.exists(),
+        config=config,
+        report=report,
+    )
+    assert result.returns is not None
+    totals = problem.episodes * result.returns.mean(axis=(2, 3), dtype=np.float64)  # [seed, task]
+    curves = load_curves(directory)
+    steps = experiment.algorithm.steps_per_task * config["training"]["tasks"]
+    return {
+        "problem": name,
+        "method": method,
+        "cores": common.machine()["cores"],
+        "seeds": seeds,
+        "steps_per_seed": steps * config["training"]["iterations"],
+        "tasks": totals.shape[1],
+        "return": float(totals.mean()),
+        "returns_per_seed": totals.mean(axis=1).tolist(),
+        "standard_error_of_tasks": float(totals[0].std(ddof=1) / math.sqrt(totals.size)),
+        "curve": {
+            "steps_per_seed": np.asarray(curves.held_out_steps).tolist(),
+            "returns": [
+                (problem.episodes * x.mean(axis=(1, 2))).round(3).tolist() for x in curves.held_out
+            ],
+        },
+        "processor_seconds_of_last_part": time.process_time() - began,
+        "compile_seconds": result.compile_seconds,
+        "config": config,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table."""
+    header = [
+        "problem",
+        "method",
+        "return, each seed",
+        "best known",
+        "published",
+        "random",
+        "steps",
+    ]
+    lines = [" | ".join(header), " | ".join("---" for _ in header)]
+    for row in rows:
+        problem = PROBLEMS[row["problem"]]
+        digits = 3 if problem.episodes == 10 and problem.family == "bernoulli-bandit" else 2
+        each = ", ".join(f"{x:.{digits}f}" for x in row["returns_per_seed"])
+        error = row["standard_error_of_tasks"]
+        cells = [row["problem"], row["method"]]
+        cells += [f"**{row['return']:.{digits}f}** ± {error:.{digits}f} ({each})"]
+        cells += [f"{problem.best:g}", f"{problem.published[row['method']]:g}"]
+        cells += [f"{problem.random:g}", f"{row['steps_per_seed'] / 1e6:.0f} M"]
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    names = [name for name in PROBLEMS if any(row["problem"] == name for row in rows)]
+    columns = min(4, len(names))
+    height = math.ceil(len(names) / columns)
+    figure, axes = plt.subplots(
+        height, columns, figsize=(3.4 * columns, 3 * height), squeeze=False, layout="constrained"
+    )
+    colors = dict(zip(METHODS, ("#1f77b4", "#d95f02"), strict=True))
+    for axis, name in zip(axes.flat, names, strict=False):
+        problem = PROBLEMS[name]
+        for row in rows:
+            if row["problem"] == name:
+                steps = np.array(row["curve"]["steps_per_seed"]) / 1e6
+                for k, curve in enumerate(np.array(row["curve"]["returns"]).T):
+                    label = row["method"] if k == 0 else None
+                    axis.plot(steps, curve, color=colors[row["method"]], lw=1.2, label=label)
+        axis.axhline(problem.best, color="black", lw=1, ls="--", label="best known")
+        span = problem.best - problem.random
+        axis.set_ylim(problem.random + 0.3 * span, problem.best + 0.05 * span)
+        axis.set(title=name, xlabel="million steps per seed")
+        axis.grid(color="#e6e6e6")
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("total reward of a trial")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--again", action="store_true", help="also what is there already")
+    parser.add_argument("--redraw", action="store_true", help="run nothing")
+    arguments = parser.parse_args()
+    path = common.RESULTS / f"{NAME}.json"
+    known = common.saved_rows(NAME, "problem", "method")
+    for name in arguments.problems:
+        for method in arguments.methods:
+            pair = name, method
+            if arguments.redraw or (pair in known and not arguments.again):
+                continue
+            row = run(method, name, arguments.seeds, fresh=arguments.again)
+            print(table([row]).splitlines()[-1], flush=True)
+            known = common.saved_rows(NAME, "problem", "method") | {pair: row}
+            common.save(NAME, {"rows": list(known.values())})
+    rows = [known[p, m] for p in PROBLEMS for m in METHODS if (p, m) in known]
+    print(table(rows))
+    path.with_suffix(".md").write_text(table(rows) + "\n")
+    draw(rows, path.with_suffix(".png"))
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Agents that learn in their memory, on bandits whose Bayes optimum is known."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from test_reference_agents import bayes_optimum
+
+from metajax.algorithms import rl2
+from metajax.algorithms.rl2 import MetaParams
+from metajax.envs import make
+from metajax.evaluation import evaluate
+from metajax.policies import gru
+from metajax.rollout import rollout
+from metajax.train import train
+
+ARMS, PULLS, TASKS = 2, 6, 20_000
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Return a family, an agent and its parameters after 200 000 pulls."""
+    family = make("bernoulli-bandit", arms=ARMS)
+    policy = gru(family.env.observation_size, family.env.action_space, width=16)
+    algorithm = rl2(family.env, policy, episodes=PULLS, outer_learning_rate=5e-3)
+    result = train(
+        algorithm, family, iterations=80, tasks=400, segment=80, evaluation=None, devices=1
+    )
+    return family, algorithm.agent, result.meta_params()
+
+
+def total(family, agent, params):
+    """Return the mean payment of a trial, and its standard error."""
+    size = {"tasks": TASKS, "rounds": 1, "episodes": PULLS}
+    play = jax.jit(lambda key: evaluate(agent, family, params, key, **size))
+    paid = np.asarray(play(jax.random.key(3)), np.float64).sum(axis=(1, 2))
+    return paid.mean(), paid.std() / np.sqrt(TASKS)
+
+
+def test_it_is_nearly_optimal_and_not_more(trained):
+    best = bayes_optimum(PULLS, ((0, 0),) * ARMS)
+    paid, error = total(*trained)
+    print(f"{paid:.3f} ± {error:.3f}, at best {best:.3f}, at random {PULLS / 2}")
+    assert best - 0.15 < paid < best + 3 * error
+
+
+def test_who_hears_no_rewards_learns_nothing(trained):
+    family, agent, params = trained
+
+    def act(adapted, memory, step_input, key):
+        deaf = dataclasses.replace(step_input, previous_reward=0 * step_input.previous_reward)
+        return agent.act(adapted, memory, deaf, key)
+
+    paid, error = total(family, agent._replace(act=act), params)
+    assert abs(paid - PULLS / 2) < 3 * error
+
+
+def test_the_label_of_a_task_changes_nothing():
+    """Finite families number their tasks; an agent plays the same trial under another number."""
+    env = (family := make("gridnav")).env
+    policy = gru(env.observation_size, env.action_space, width=8)
+    agent = rl2(env, policy, episodes=3).agent
+    params = MetaParams(policy.init(jax.random.key(0)), *np.ones(2, np.float32), np.int32(1))
+    labels = family.test.finite["index"]
+    task = family.test.sample(jax.random.key(1))
+
+    @jax.jit
+    @jax.vmap
+    def play(label):
+        act = lambda memory, x, key: agent.act(params, memory, x, key)
+        start, labelled = agent.initial_memory(), task | {"index": label}
+        played = rollout(jax.random.key(2), env, labelled, act, start, episodes=3)
+        return dataclasses.replace(played, initial_state=None)
+
+    for x in jax.tree.leaves(play(labels)):
+        np.testing.assert_array_equal(x, np.broadcast_to(x[:1], x.shape))
