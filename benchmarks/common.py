@@ -1,14 +1,17 @@
 """What every benchmark needs: honest timing, the machine's description, a place for results."""
 
+import argparse
 import importlib.metadata
+import itertools
 import json
 import operator
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,11 @@ import jax
 import mujoco
 import mujoco.rollout
 import numpy as np
+
+import metajax
+from metajax import presets
+from metajax.recorder import Progress
+from metajax.train import Result
 
 RESULTS = Path(__file__).parent / "results"
 # As the command line does: every core of a CPU is a device.
@@ -93,6 +101,87 @@ def saved(name: str) -> dict[str, Any]:
     """Return what was saved as `name`, {} if nothing was."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def train_or_resume(
+    directory: Path, config: dict[str, Any], say: Callable[[Progress], str | None]
+) -> Result:
+    """Return what a run gives, begun in `directory` or gone on with; if interrupted, exit.
+
+    Args:
+        directory: of the run.
+        config: of the experiment.
+        say: what to print of a segment, None for nothing; where it stands and how fast it goes is
+            said before and after it.
+    """
+    experiment = presets.build(config)
+
+    def report(progress: Progress) -> None:
+        if (said := say(progress)) is not None:
+            print(
+                f"{directory.name}: {progress.iteration}/{progress.iterations}, "
+                f"{progress.steps_per_second:,.0f} steps/s, {said}, "
+                f"{progress.seconds_left / 60:.1f} min left",
+                flush=True,
+            )
+
+    result = metajax.train(
+        experiment.algorithm,
+        experiment.family,
+        evaluation=experiment.evaluation,
+        **experiment.training,
+        run_directory=directory,
+        resume=directory.exists(),
+        config=config,
+        report=report,
+    )
+    if result.interrupted is not None:
+        sys.exit(128 + result.interrupted)
+    return result
+
+
+def fill_table(
+    name: str,
+    doc: str,
+    axes: Mapping[str, tuple[str, Sequence[str]]],
+    run: Callable[..., dict[str, Any]],
+    table: Callable[[list[dict[str, Any]]], str],
+    draw: Callable[[list[dict[str, Any]], Path], None],
+) -> None:
+    """Run what is asked for on the command line and not there yet; write JSON, table and picture.
+
+    Args:
+        name: of the result.
+        doc: its first line describes the command.
+        axes: by option, the field of a row that it chooses and the values there are: two of them.
+        run: `(*values, seeds, again) -> row`.
+        table: rows as Markdown.
+        draw: rows to a file.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for option, (_, values) in axes.items():
+        parser.add_argument(f"--{option}", nargs="+", default=list(values), choices=values)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--again", action="store_true", help="also what is there already")
+    parser.add_argument("--redraw", action="store_true", help="run nothing")
+    arguments = parser.parse_args()
+    fields = [field for field, _ in axes.values()]
+    known = saved_rows(name, *fields)
+    for chosen in itertools.product(*(getattr(arguments, option) for option in axes)):
+        if arguments.redraw or (chosen in known and not arguments.again):
+            continue
+        row = run(*chosen, arguments.seeds, arguments.again)
+        print(table([row]).splitlines()[-1], flush=True)
+        # Read again: commands may run side by side.
+        known = saved_rows(name, *fields) | {chosen: row}
+        save(name, {"rows": list(known.values())})
+    order = itertools.product(*(values for _, values in axes.values()))
+    rows = [known[chosen] for chosen in order if chosen in known]
+    path = RESULTS / f"{name}.json"
+    print(table(rows))
+    path.with_suffix(".md").write_text(table(rows) + "\n")
+    draw(rows, path.with_suffix(".png"))
+    print(f"wrote {path}")
 
 
 def saved_rows(name: str, *fields: str) -> dict[Any, dict[str, Any]]:

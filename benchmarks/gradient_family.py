@@ -11,7 +11,6 @@ Returns are those of fresh held-out tasks after 0 to 3 adaptation steps, sampled
 those of all seeds with compilation and evaluation, steps those of training.
 """
 
-import argparse
 import math
 import time
 from typing import Any
@@ -81,7 +80,8 @@ def configuration(method: str, family: str) -> dict[str, Any]:
     return config
 
 
-def run(method: str, family: str, seeds: int) -> dict[str, Any]:
+def run(family: str, method: str, seeds: int, again: bool) -> dict[str, Any]:
+    del again  # nothing of an earlier run is kept but its row
     config = configuration(method, family)
     experiment = presets.build(config)
     training = experiment.training | {"seeds": seeds}
@@ -110,10 +110,6 @@ def run(method: str, family: str, seeds: int) -> dict[str, Any]:
         "discarded_updates": int(np.sum(result.state.discarded)),
         "config": config,
     }
-
-
-def known_rows() -> dict[tuple[str, str], dict[str, Any]]:
-    return common.saved_rows(NAME, "family", "algorithm")
 
 
 def busy_seconds(row: dict[str, Any]) -> float:
@@ -180,30 +176,8 @@ def draw(rows: list[dict[str, Any]], path) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--families", nargs="+", default=list(BUDGETS), choices=BUDGETS)
-    parser.add_argument("--algorithms", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--again", action="store_true", help="also what is there already")
-    parser.add_argument("--redraw", action="store_true", help="run nothing")
-    arguments = parser.parse_args()
-    path = common.RESULTS / f"{NAME}.json"
-    known = known_rows()
-    for family in arguments.families:
-        for algorithm in arguments.algorithms:
-            pair = family, algorithm
-            if arguments.redraw or (pair in known and not arguments.again):
-                continue
-            row = run(algorithm, family, arguments.seeds)
-            print(table([row]).splitlines()[-1], flush=True)
-            known = known_rows() | {pair: row}
-            common.save(NAME, {"rows": list(known.values())})
-    order = [(f, a) for f in BUDGETS for a in METHODS]
-    rows = [known[pair] for pair in order if pair in known]
-    print(table(rows))
-    path.with_suffix(".md").write_text(table(rows) + "\n")
-    draw(rows, path.with_suffix(".png"))
-    print(f"wrote {path}")
+    axes = {"families": ("family", list(BUDGETS)), "algorithms": ("algorithm", METHODS)}
+    common.fill_table(NAME, __doc__, axes, run, table, draw)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ tasks with sampled and with mean actions, and writes benchmarks/results/NAME.jso
 
 import argparse
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ import common
 import jax
 import numpy as np
 
-import metajax
 from metajax import plotting, presets
 from metajax.deployment import load_run
 from metajax.evaluation import adaptation_curve, evaluate
@@ -87,31 +85,13 @@ def configuration(benchmark: Benchmark) -> dict[str, Any]:
 def train(name: str) -> tuple[Path, float]:
     """Train or resume a run; return its directory and the wall seconds this took."""
     directory = RUNS / name
-    config = configuration(BENCHMARKS[name])
-    experiment = presets.build(config)
     began = time.perf_counter()
 
-    def report(progress):
+    def say(progress):
         before, after = (progress.metrics[k].mean() for k in ("return_before", "return_after"))
-        print(
-            f"{name}: {progress.iteration}/{progress.iterations}, "
-            f"{progress.steps_per_second:,.0f} steps/s, {before:.1f} -> {after:.1f}, "
-            f"{progress.seconds_left / 60:.1f} min left",
-            flush=True,
-        )
+        return f"{before:.1f} -> {after:.1f}"
 
-    result = metajax.train(
-        experiment.algorithm,
-        experiment.family,
-        evaluation=experiment.evaluation,
-        **experiment.training,
-        run_directory=directory,
-        resume=directory.exists(),
-        config=config,
-        report=report,
-    )
-    if result.interrupted is not None:
-        sys.exit(128 + result.interrupted)
+    common.train_or_resume(directory, configuration(BENCHMARKS[name]), say)
     return directory, time.perf_counter() - began
 
 

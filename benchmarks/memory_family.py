@@ -10,7 +10,6 @@ runs/benchmarks and go on where they were interrupted; results are kept one by o
 there already is not run again (`--again` starts it over).
 """
 
-import argparse
 import math
 import shutil
 import time
@@ -24,7 +23,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-import metajax
 from metajax import presets
 from metajax.plotting import load_curves
 
@@ -105,45 +103,29 @@ def configuration(method: str, problem: Problem, seeds: int) -> dict[str, Any]:
     return config
 
 
-def run(method: str, name: str, seeds: int, *, fresh: bool) -> dict[str, Any]:
+def run(name: str, method: str, seeds: int, again: bool) -> dict[str, Any]:
     problem = PROBLEMS[name]
     config = configuration(method, problem, seeds)
-    experiment = presets.build(config)
     directory = RUNS / f"{method} {name}".replace(", ", "-").replace(" ", "-")
-    if fresh:
+    if again:
         shutil.rmtree(directory, ignore_errors=True)
 
-    def report(progress):
-        if progress.returns is not None:
-            totals = problem.episodes * progress.returns.mean(axis=(1, 2, 3))
-            print(
-                f"{method} {name}: {progress.iteration}/{progress.iterations}, "
-                f"{progress.steps_per_second:,.0f} steps/s, {totals.round(2)}, "
-                f"{progress.seconds_left / 60:.1f} min left",
-                flush=True,
-            )
+    def say(progress):
+        if progress.returns is None:
+            return None
+        return str((problem.episodes * progress.returns.mean(axis=(1, 2, 3))).round(2))
 
     began = time.process_time()
-    result = metajax.train(
-        experiment.algorithm,
-        experiment.family,
-        evaluation=experiment.evaluation,
-        **experiment.training,
-        run_directory=directory,
-        resume=directory.exists(),
-        config=config,
-        report=report,
-    )
+    result = common.train_or_resume(directory, config, say)
     assert result.returns is not None
     totals = problem.episodes * result.returns.mean(axis=(2, 3), dtype=np.float64)  # [seed, task]
     curves = load_curves(directory)
-    steps = experiment.algorithm.steps_per_task * config["training"]["tasks"]
     return {
         "problem": name,
         "method": method,
         "cores": common.machine()["cores"],
         "seeds": seeds,
-        "steps_per_seed": steps * config["training"]["iterations"],
+        "steps_per_seed": float(curves.environment_steps[-1]),
         "tasks": totals.shape[1],
         "return": float(totals.mean()),
         "returns_per_seed": totals.mean(axis=1).tolist(),
@@ -215,29 +197,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--again", action="store_true", help="also what is there already")
-    parser.add_argument("--redraw", action="store_true", help="run nothing")
-    arguments = parser.parse_args()
-    path = common.RESULTS / f"{NAME}.json"
-    known = common.saved_rows(NAME, "problem", "method")
-    for name in arguments.problems:
-        for method in arguments.methods:
-            pair = name, method
-            if arguments.redraw or (pair in known and not arguments.again):
-                continue
-            row = run(method, name, arguments.seeds, fresh=arguments.again)
-            print(table([row]).splitlines()[-1], flush=True)
-            known = common.saved_rows(NAME, "problem", "method") | {pair: row}
-            common.save(NAME, {"rows": list(known.values())})
-    rows = [known[p, m] for p in PROBLEMS for m in METHODS if (p, m) in known]
-    print(table(rows))
-    path.with_suffix(".md").write_text(table(rows) + "\n")
-    draw(rows, path.with_suffix(".png"))
-    print(f"wrote {path}")
+    axes = {"problems": ("problem", list(PROBLEMS)), "methods": ("method", METHODS)}
+    common.fill_table(NAME, __doc__, axes, run, table, draw)
 
 
 if __name__ == "__main__":

@@ -127,13 +127,7 @@ def test_optimism_moves_half_the_width_to_the_best_state():
 
 def test_a_process_is_counted_as_it_was_played(process):
     family, task = process
-    plans = []
-
-    def plan(counts, key):
-        plans.append(counts)
-        return jnp.zeros((3, 2), jnp.int32)
-
-    agent = known.process_agent(2, 2, 3, plan)
+    agent = known.process_agent(2, 2, 3, lambda counts, key: jnp.zeros((3, 2), jnp.int32))
     adapted = agent.begin((), KEY)
     act = lambda memory, x, key: agent.act(adapted, memory, x, key)
     played = rollout(KEY, family.env, task, act, agent.initial_memory(), episodes=4)

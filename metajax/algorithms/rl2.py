@@ -62,7 +62,7 @@ class MetaParams:
 class Played:
     """The steps of a trial that were played, the padding behind them, and their credit.
 
-    `target` is the critic's, in its units; `to_come` is the discounted return that was had.
+    `target` is the critic's, in its units.
     """
 
     step_input: StepInput
@@ -70,7 +70,6 @@ class Played:
     behaviour: Any
     advantage: Float[Array, "*batch step"]
     target: Float[Array, "*batch step"]
-    to_come: Float[Array, "*batch step"]
     valid: Bool[Array, "*batch step"]
 
 
@@ -92,15 +91,17 @@ class TrialLearner(NamedTuple):
     """How a policy with a memory is trained on whole trials.
 
     - `init(key) -> (meta_params, optimizer_state)`;
-    - `improve(meta_params, optimizer_state, tasks, key) -> (meta_params, optimizer_state, metrics,
-      trajectory[task, episode, time])`: one meta-iteration, and what was played in it;
+    - `collect(meta_params, tasks, key) -> trajectory[task, episode, time]`: play a batch of tasks;
+    - `improve(meta_params, optimizer_state, trajectory) -> (meta_params, optimizer_state,
+      metrics)`: learn from it;
     - `hear(meta_params, step_input) -> step_input`: what the policy is given, rewards in its units;
     - `agent`: acts as it was trained;
     - `length`: environment steps of a trial.
     """
 
     init: Callable[[Key[Array, ""]], tuple[MetaParams, Any]]
-    improve: Callable[..., tuple[MetaParams, Any, Metrics, Trajectory]]
+    collect: Callable[[MetaParams, PyTree, Key[Array, ""]], Trajectory]
+    improve: Callable[[MetaParams, Any, Trajectory], tuple[MetaParams, Any, Metrics]]
     hear: Callable[[MetaParams, StepInput], StepInput]
     agent: Agent
     length: int
@@ -193,16 +194,19 @@ def trial_learner(
         del meta_params, trajectory, key
         return adapted
 
-    def collect(meta_params: MetaParams, task, key) -> tuple[Trajectory, Played]:
-        def act_now(memory, step_input, key):
-            return act(meta_params, memory, step_input, key)
+    def collect(meta_params: MetaParams, tasks, key) -> Trajectory:
+        def trial(meta_params, task, key):
+            def act_now(memory, step_input, key):
+                return act(meta_params, memory, step_input, key)
 
-        memory = policy.initial_memory()
-        trajectory = rollout(key, env, task, act_now, memory, episodes=episodes)
-        return trajectory, with_credit(meta_params, trajectory)
+            memory = policy.initial_memory()
+            return rollout(key, env, task, act_now, memory, episodes=episodes)
 
-    def with_credit(meta_params: MetaParams, trajectory: Trajectory) -> Played:
-        """Return a trial as one sequence without gaps, and what its actions led to."""
+        keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
+        return over_tasks(trial, meta_params, tasks, keys)
+
+    def with_credit(meta_params: MetaParams, trajectory: Trajectory) -> tuple[Played, Array]:
+        """Return a trial as one sequence without gaps, and the discounted returns `[step]`."""
         step_input, action, output, reward, valid = without_gaps(
             (
                 hear(meta_params, trajectory.step_input),
@@ -225,9 +229,8 @@ def trial_learner(
             trace=trace,
         )
         target = (advantage + value) / scale
-        to_come = returns.discounted_returns(reward, valid, discount)
-        distribution = output.distribution
-        return Played(step_input, action, distribution, advantage, target, to_come, valid)
+        played = Played(step_input, action, output.distribution, advantage, target, valid)
+        return played, returns.discounted_returns(reward, valid, discount)
 
     def cut(params: Params, played: Played) -> Chunk:
         """Return the chunks `[chunk]` of a trial."""
@@ -339,15 +342,14 @@ def trial_learner(
         meta_params = MetaParams(params, *unknown_yet, jnp.zeros((), jnp.int32))
         return meta_params, optimizer.init(params)
 
-    def improve(meta_params: MetaParams, optimizer_state, tasks, key):
-        count = jax.tree.leaves(tasks)[0].shape[0]
+    def improve(meta_params: MetaParams, optimizer_state, trajectory: Trajectory):
+        count = len(trajectory.valid)
         if count % minibatches:
             raise MetajaxError(
                 f"{count} tasks cannot be dealt to {minibatches} minibatches; their number must "
                 "divide that of the tasks."
             )
-        keys = jax.random.split(key, count)
-        trajectory, played = over_tasks(collect, meta_params, tasks, keys)
+        played, to_come = over_tasks(with_credit, meta_params, trajectory)
         normal = returns.normalize(played.advantage, played.valid)
         played = dataclasses.replace(played, advantage=normal)
         chunks = jax.vmap(lambda played: cut(meta_params.policy, played))(played)
@@ -367,7 +369,7 @@ def trial_learner(
         new_params = MetaParams(
             params,
             tracked(meta_params.mean_square_reward, trajectory.reward, trajectory.valid),
-            tracked(meta_params.mean_square_return, played.to_come, played.valid),
+            tracked(meta_params.mean_square_return, to_come, played.valid),
             iterations,
         )
         entropy = returns.masked_mean(trajectory.output.distribution.entropy(), trajectory.valid)
@@ -377,10 +379,10 @@ def trial_learner(
             "return_after": per_episode[-1],
             "entropy": entropy,
         }
-        return new_params, optimizer_state, metrics, trajectory
+        return new_params, optimizer_state, metrics
 
     agent = Agent(lambda meta_params, key: meta_params, policy.initial_memory, act, adapt)
-    return TrialLearner(init, improve, hear, agent, length)
+    return TrialLearner(init, collect, improve, hear, agent, length)
 
 
 def without_gaps(tree: PyTree, valid: Bool[Array, "episode time"]) -> PyTree:
@@ -404,9 +406,8 @@ def rl2(env: Env, policy: Policy, **options: Any) -> Algorithm:
         return TrainState(*learner.init(key))
 
     def update(state: TrainState, tasks, key):
-        *improved, metrics, _ = learner.improve(
-            state.meta_params, state.optimizer_state, tasks, key
-        )
+        trajectory = learner.collect(state.meta_params, tasks, key)
+        *improved, metrics = learner.improve(state.meta_params, state.optimizer_state, trajectory)
         return TrainState(*improved), metrics
 
     return Algorithm(init, update, learner.agent, "rl2", learner.length)

@@ -155,8 +155,7 @@ def varibad(
             decoders["state"] = init_decoder(state_key, inputs, env.observation_size)
 
         def played(meta_params):
-            trajectory = learner.improve(meta_params, optimizer_state, tasks, key)[-1]
-            return jax.vmap(kept)(trajectory)
+            return jax.vmap(kept)(learner.collect(meta_params, tasks, key))
 
         replay = empty_replay(jax.eval_shape(played, meta_params), replay_capacity)
         vae = optimizer.init((meta_params.policy, decoders))
@@ -165,8 +164,9 @@ def varibad(
 
     def update(state: TrainState, tasks, key):
         learner_key, vae_key = jax.random.split(key)
-        meta_params, policy_state, metrics, trajectory = learner.improve(
-            state.meta_params, state.optimizer_state["policy"], tasks, learner_key
+        trajectory = learner.collect(state.meta_params, tasks, learner_key)
+        meta_params, policy_state, metrics = learner.improve(
+            state.meta_params, state.optimizer_state["policy"], trajectory
         )
         trials = jax.vmap(kept)(trajectory)
         every = jnp.ones(len(trials.reward), bool)
