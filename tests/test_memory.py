@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from metajax.errors import MetajaxError
 from metajax.policies import gru, lstm, snail, transformer, window
+from metajax.policies.layers import orthogonal
 from metajax.types import Continuous, Discrete, StepInput
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -80,6 +81,15 @@ def test_gru_is_that_of_flax():
         lambda h, x: cell.apply({"params": theirs}, h, x), jnp.zeros(width), heard(x)
     )
     assert_says(unrolled(policy, params, x), params, y)
+
+
+def test_orthogonal_is_that_of_flax():
+    found = orthogonal(jax.random.key(3), (64, 64), float)
+    np.testing.assert_allclose(found.T @ found, np.eye(64), atol=1e-13)
+    theirs = nn.initializers.orthogonal()(jax.random.key(3), (64, 64), float)
+    np.testing.assert_allclose(found, theirs, atol=1e-11)
+    single = orthogonal(jax.random.key(3), (256, 256), jnp.float32)
+    np.testing.assert_allclose(single.T @ single, np.eye(256), atol=1e-5)
 
 
 def test_lstm_is_that_of_flax():

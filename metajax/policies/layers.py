@@ -1,6 +1,6 @@
 """Affine maps, for the networks that are written here by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,9 @@ Affine = dict[str, Array]
 _LECUN = nn.initializers.lecun_normal()
 
 
-def init_affine(key: Key[Array, ""], inputs: int, outputs: int, initializer=_LECUN) -> Affine:
+def init_affine(
+    key: Key[Array, ""], inputs: int, outputs: int, initializer: Callable[..., Array] = _LECUN
+) -> Affine:
     """Return a kernel `[input, output]` drawn by `initializer`, and a bias of zeros."""
     kernel = initializer(key, (inputs, outputs), jnp.result_type(float))
     return {"kernel": kernel, "bias": jnp.zeros(outputs)}
@@ -35,6 +37,29 @@ def affine(
         x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     product = jnp.dot(x, kernel, preferred_element_type=params["bias"].dtype)
     return product + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def orthogonal(key: Key[Array, ""], shape: tuple[int, int], dtype) -> Float[Array, "n n"]:
+    """Return a uniformly random orthogonal matrix, by Gram and Schmidt.
+
+    The same as `jax.nn.initializers.orthogonal`, whose LAPACK kernel, on a CPU, can wait for ever
+    for XLA's threads when several devices call it at once.
+
+    Args:
+        key: consumed.
+        shape: a square.
+        dtype: of the matrix.
+    """
+    columns = jax.random.normal(key, shape, dtype).T
+
+    def add(basis, at):
+        index, column = at
+        for _ in range(2):  # once more for what rounding left
+            column -= (basis @ column) @ basis
+        return basis.at[index].set(column / jnp.linalg.norm(column)), None
+
+    nothing = jnp.zeros(shape, dtype)
+    return jax.lax.scan(add, nothing, (jnp.arange(len(columns)), columns))[0].T
 
 
 def init_perceptron(key: Key[Array, ""], sizes: Sequence[int]) -> list[Affine]:

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from metajax._options import options_of
 from metajax.errors import check_at_least
-from metajax.policies.layers import affine, init_affine
+from metajax.policies.layers import affine, init_affine, orthogonal
 from metajax.policies.memory import Network, with_memory
 from metajax.types import ActionSpace, Policy
 
@@ -99,7 +98,6 @@ def _recurrent(cell, initial_memory, gates: int, width: int, bfloat16: bool):
     def network_of(inputs: int) -> Network:
         def init(key):
             input_key, recurrent_key = jax.random.split(key)
-            orthogonal = nn.initializers.orthogonal()
             blocks = [
                 init_affine(key, width, width, orthogonal)
                 for key in jax.random.split(recurrent_key, gates)

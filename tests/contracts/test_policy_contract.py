@@ -56,6 +56,11 @@ def case(request):
     return policy, jax.jit(policy.init)(jax.random.key(0)), sequence
 
 
+def test_it_begins_without_lapack(case):
+    """Whose kernels can wait for ever when several devices of a CPU call them at once."""
+    assert "lapack" not in jax.jit(case[0].init).lower(jax.random.key(0)).as_text()
+
+
 def leaves(policy, params, sequence):
     memory, output = policy.unroll(params, policy.initial_memory(), sequence)
     return jax.tree.leaves(memory), jax.tree.leaves(output)
