@@ -4,7 +4,6 @@ import argparse
 import importlib.metadata
 import itertools
 import json
-import operator
 import os
 import platform
 import statistics
@@ -104,7 +103,10 @@ def saved(name: str) -> dict[str, Any]:
 
 
 def train_or_resume(
-    directory: Path, config: dict[str, Any], say: Callable[[Progress], str | None]
+    directory: Path,
+    config: dict[str, Any],
+    say: Callable[[Progress], str | None],
+    experiment: presets.Experiment | None = None,
 ) -> Result:
     """Return what a run gives, begun in `directory` or gone on with; if interrupted, exit.
 
@@ -113,8 +115,9 @@ def train_or_resume(
         config: of the experiment.
         say: what to print of a segment, None for nothing; where it stands and how fast it goes is
             said before and after it.
+        experiment: if it is another one than the configuration describes.
     """
-    experiment = presets.build(config)
+    experiment = presets.build(config) if experiment is None else experiment
 
     def report(progress: Progress) -> None:
         if (said := say(progress)) is not None:
@@ -153,7 +156,7 @@ def fill_table(
     Args:
         name: of the result.
         doc: its first line describes the command.
-        axes: by option, the field of a row that it chooses and the values there are: two of them.
+        axes: by option, the field of a row that it chooses and the values there are.
         run: `(*values, seeds, again) -> row`.
         table: rows as Markdown.
         draw: rows to a file.
@@ -166,14 +169,19 @@ def fill_table(
     parser.add_argument("--redraw", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     fields = [field for field, _ in axes.values()]
-    known = saved_rows(name, *fields)
+
+    def there() -> dict[tuple, dict[str, Any]]:
+        rows = saved(name).get("rows", [])
+        return {tuple(row[field] for field in fields): row for row in rows}
+
+    known = there()
     for chosen in itertools.product(*(getattr(arguments, option) for option in axes)):
         if arguments.redraw or (chosen in known and not arguments.again):
             continue
         row = run(*chosen, arguments.seeds, arguments.again)
         print(table([row]).splitlines()[-1], flush=True)
         # Read again: commands may run side by side.
-        known = saved_rows(name, *fields) | {chosen: row}
+        known = there() | {chosen: row}
         save(name, {"rows": list(known.values())})
     order = itertools.product(*(values for _, values in axes.values()))
     rows = [known[chosen] for chosen in order if chosen in known]
@@ -184,7 +192,6 @@ def fill_table(
     print(f"wrote {path}")
 
 
-def saved_rows(name: str, *fields: str) -> dict[Any, dict[str, Any]]:
-    """Return the rows of what was saved as `name`, by the value of a field, or of several."""
-    key = operator.itemgetter(*fields)
-    return {key(row): row for row in saved(name).get("rows", [])}
+def saved_rows(name: str, field: str) -> dict[Any, dict[str, Any]]:
+    """Return the rows of what was saved as `name`, by the value of a field."""
+    return {row[field]: row for row in saved(name).get("rows", [])}

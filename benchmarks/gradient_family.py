@@ -7,8 +7,9 @@
 
 Budget: environment steps per seed, the same for all algorithms of a family. Results are kept one by
 one, and what is there already is not run again (`--again` runs it); commands may run side by side.
-Returns are those of fresh held-out tasks after 0 to 3 adaptation steps, sampled actions. Times are
-those of all seeds with compilation and evaluation, steps those of training.
+Returns are those of fresh held-out tasks after 0 to 3 adaptation steps, sampled actions; a learned
+optimizer begins with a random policy, so its are followed for a lifetime. Times are those of all
+seeds with compilation and evaluation, steps those of training.
 """
 
 import math
@@ -73,6 +74,8 @@ def configuration(method: str, family: str) -> dict[str, Any]:
     config["evaluation"] |= EVALUATION
     for group in ("family", "training", "evaluation"):
         config[group] |= budget.get(group, {})
+    if "lifetime" in config["algorithm"]:
+        config["evaluation"]["rounds"] = config["algorithm"]["lifetime"]
     experiment = presets.build(config)
     per_iteration = experiment.algorithm.steps_per_task * config["training"]["tasks"]
     iterations = max(1, round(budget["steps"] / per_iteration))
@@ -129,6 +132,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         pairs = zip(row["returns"], row["standard_error"], strict=True)
         numbers = [f"{mean:.1f} ± {error:.1f}" for mean, error in pairs]
+        if (last := len(numbers)) > ROUNDS:
+            numbers = [*numbers[: ROUNDS - 1], f"{numbers[ROUNDS - 1]}; {last - 1}: {numbers[-1]}"]
         published, source = PUBLISHED.get((row["algorithm"], row["family"]), ([], ""))
         known = " / ".join("–" if x is None else f"{x:g}" for x in published)
         known += f" ({source})" if source else ""
@@ -150,8 +155,8 @@ def draw(rows: list[dict[str, Any]], path) -> None:
             if row["family"] == family:
                 axis.errorbar(
                     range(ROUNDS),
-                    row["returns"],
-                    row["standard_error"],
+                    row["returns"][:ROUNDS],
+                    row["standard_error"][:ROUNDS],
                     marker="o",
                     markersize=3,
                     capsize=2,
@@ -160,7 +165,7 @@ def draw(rows: list[dict[str, Any]], path) -> None:
                 )
         axis.set(title=family, xlabel="adaptation steps", xticks=range(ROUNDS))
         # A row that ran away is in the table; here it would flatten all others.
-        returns = np.array([row["returns"] for row in rows if row["family"] == family])
+        returns = np.array([row["returns"][:ROUNDS] for row in rows if row["family"] == family])
         start, best = np.median(returns[:, 0]), returns.max()
         if returns.min() < start - (best - start):
             axis.set_ylim(start - (best - start), best + 0.1 * (best - start))

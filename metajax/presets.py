@@ -78,6 +78,8 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     },
     # As with MAML: what later epochs gain on old episodes, the unadapted policy pays for.
     ("promp", "point-goal"): {"algorithm": {"outer_learning_rate": 2.5e-4, "outer_epochs": 2}},
+    # The gradient of a log-probability grows as the standard deviation shrinks.
+    ("learned-optimizer", "point-goal"): {"algorithm": {"inner_learning_rate": 0.003}},
     ("dqn", "cartpole-params"): {
         "policy": {"activation": "relu"},
         "family": {"episode_length": 200},
@@ -99,6 +101,18 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "algorithm": {"outer": "ppo", "episodes": 10},
         "training": {"iterations": 200, "tasks": 20},
         "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
+    },
+    ("rl2", "halfcheetah-vel"): {
+        "policy": {"initial_std": 0.5},
+        "algorithm": {
+            "chunk": 100,
+            "minibatches": 20,
+            "outer_learning_rate": 5e-4,
+            # Control costs: the standard deviation has to shrink, but not at once.
+            "entropy_weight": 0.005,
+        },
+        "training": {"iterations": 1000, "tasks": 40},
+        "evaluation": {"every": 100, "tasks": 60},
     },
     ("rl2", "bernoulli-bandit"): _PULLS,
     ("snail", "bernoulli-bandit"): _PULLS,

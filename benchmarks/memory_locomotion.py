@@ -1,0 +1,180 @@
+"""What a memory is worth on half-cheetahs that have to find out how fast to run.
+
+    python benchmarks/memory_locomotion.py                         # everything, hours on a CPU
+    python benchmarks/memory_locomotion.py --agents rl2 --seeds 1
+    taskset -c 0 python benchmarks/memory_locomotion.py ...        # as here, one core each
+
+RL² on `halfcheetah-vel` with the velocities of Rakelly et al. 2019, two episodes of 200 steps,
+between two perceptrons trained on as many steps by the same PPO that remember nothing and hear of
+no reward: one is told the velocity, one is not. Standing still earns -300. Runs are kept in
+runs/benchmarks and go on where they were interrupted; results are kept one by one.
+"""
+
+import dataclasses
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import jax
+import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+import metajax
+from metajax import presets
+from metajax.algorithms import ALGORITHMS
+from metajax.plotting import load_curves
+from metajax.types import Policy, TaskFamily
+
+NAME = "memory-locomotion"
+RUNS = Path("runs/benchmarks")
+FAMILY = "halfcheetah-vel"
+# By agent, the policy it is.
+AGENTS = {"rl2": "gru", "told the velocity": "window", "without memory": "window"}
+STEPS = 50e6
+STANDING_STILL = -300.0
+
+
+def configuration(agent: str, seeds: int) -> dict[str, Any]:
+    config = presets.default_config("rl2", FAMILY, AGENTS[agent])
+    config["family"] |= {"variant": "pearl"}
+    if agent != "rl2":
+        config["policy"] |= {"steps": 1}
+    training = config["training"]
+    trial = config["algorithm"]["episodes"] * 200
+    training |= {"seeds": seeds, "segment": 20}
+    training["iterations"] = math.ceil(STEPS / (trial * training["tasks"]))
+    every = math.ceil(training["iterations"] / 20)
+    # A trial is one round.
+    episodes = config["algorithm"]["episodes"]
+    evaluated = {"every": every, "tasks": 60, "final_tasks": 400}
+    config["evaluation"] |= evaluated | {"rounds": 1, "episodes": episodes}
+    return config
+
+
+def told_the_task(family: TaskFamily) -> TaskFamily:
+    """Return the family with the task's velocity at the end of its observations."""
+
+    def told(state, task):
+        seen = jnp.append(state.observation, task["velocity"])
+        return dataclasses.replace(state, observation=seen)
+
+    env = family.env
+    reset = lambda key, task: told(env.reset(key, task), task)
+    step = lambda state, action: told(env.step(state, action), state.task)
+    env = env._replace(reset=reset, step=step, observation_size=env.observation_size + 1)
+    return family._replace(env=env)
+
+
+def deaf(policy: Policy) -> Policy:
+    """Return the policy that hears observations alone."""
+
+    def only_seen(advance):
+        def run(params, memory, x):
+            nothing = jax.tree.map(jnp.zeros_like, x)
+            return advance(params, memory, dataclasses.replace(nothing, observation=x.observation))
+
+        return run
+
+    return policy._replace(step=only_seen(policy.step), unroll=only_seen(policy.unroll))
+
+
+def experiment(agent: str, config: dict[str, Any]) -> presets.Experiment:
+    """Return what the configuration describes, changed to what the agent may know."""
+    built = presets.build(config)
+    if agent == "rl2":
+        return built
+    family = told_the_task(built.family) if agent == "told the velocity" else built.family
+    env = family.env
+    policy = presets.POLICIES[config["policy_name"]](
+        env.observation_size, env.action_space, **config["policy"]
+    )
+    algorithm = ALGORITHMS["rl2"](env, deaf(policy), **config["algorithm"])
+    return built._replace(algorithm=algorithm, family=family)
+
+
+def run(agent: str, seeds: int, again: bool) -> dict[str, Any]:
+    config = configuration(agent, seeds)
+    directory = RUNS / f"locomotion {agent}".replace(" ", "-")
+    if again:
+        shutil.rmtree(directory, ignore_errors=True)
+    began = time.process_time()
+    result = common.train_or_resume(
+        directory, config, lambda p: _said(p.returns), experiment(agent, config)
+    )
+    assert result.returns is not None
+    each = result.returns.mean(axis=(1, 2))  # [seed, episode]
+    curves = load_curves(directory)
+    return {
+        "agent": agent,
+        "backend": metajax.make(FAMILY).backend,
+        "cores": common.machine()["cores"],
+        "seeds": seeds,
+        "steps_per_seed": float(curves.environment_steps[-1]),
+        "returns": each.mean(axis=0).tolist(),
+        "returns_per_seed": each.tolist(),
+        "standard_error": (each.std(axis=0, ddof=1) / math.sqrt(seeds)).tolist()
+        if seeds > 1
+        else [math.nan] * each.shape[1],
+        "curve": {
+            "steps_per_seed": np.asarray(curves.held_out_steps).tolist(),
+            "returns": [x.mean(axis=(1, 2)).round(2).tolist() for x in curves.held_out],
+        },
+        "processor_seconds_of_last_part": time.process_time() - began,
+        "compile_seconds": result.compile_seconds,
+        "config": config,
+    }
+
+
+def _said(returns) -> str | None:
+    return None if returns is None else str(returns.mean(axis=(1, 2)).round(1).tolist())
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table."""
+    header = ["agent", "episode 1", "episode 2", "seeds", "steps per seed"]
+    lines = [" | ".join(header), " | ".join("---" for _ in header)]
+    for row in rows:
+        cells = [row["agent"]]
+        for mean, error in zip(row["returns"], row["standard_error"], strict=True):
+            cells.append(f"{mean:.1f}" + ("" if math.isnan(error) else f" ± {error:.1f}"))
+        cells += [str(row["seeds"]), f"{row['steps_per_seed'] / 1e6:.0f} M"]
+        lines.append(" | ".join(cells))
+    lines.append(f"standing still | {STANDING_STILL:g} | {STANDING_STILL:g} | | ")
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    figure, (over_time, by_episode) = plt.subplots(
+        1, 2, figsize=(9, 3.4), width_ratios=(2, 1), layout="constrained"
+    )
+    colors = dict(zip(AGENTS, ("#1f77b4", "#222222", "#d95f02"), strict=True))
+    for row in rows:
+        color, label = colors[row["agent"]], row["agent"]
+        steps = np.array(row["curve"]["steps_per_seed"]) / 1e6
+        for curve in np.array(row["curve"]["returns"]).T:
+            over_time.plot(steps, curve, color=color, lw=1.2, label=label)
+            label = None
+        episodes = 1 + np.arange(len(row["returns"]))
+        by_episode.plot(episodes, row["returns"], color=color, marker="o")
+    for axis in (over_time, by_episode):
+        axis.axhline(STANDING_STILL, color="#888888", lw=1, ls="--", label="standing still")
+        axis.grid(color="#e6e6e6")
+    over_time.set(xlabel="million steps per seed", ylabel="return per episode, held-out velocities")
+    over_time.legend(frameon=False, fontsize=8)
+    by_episode.set(xlabel="episode of the trial", xticks=episodes, xlim=(0.7, 2.3))
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    common.fill_table(NAME, __doc__, {"agents": ("agent", list(AGENTS))}, run, table, draw)
+
+
+if __name__ == "__main__":
+    main()
