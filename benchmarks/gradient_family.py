@@ -74,8 +74,9 @@ def configuration(method: str, family: str) -> dict[str, Any]:
     config["evaluation"] |= EVALUATION
     for group in ("family", "training", "evaluation"):
         config[group] |= budget.get(group, {})
-    if "lifetime" in config["algorithm"]:
-        config["evaluation"]["rounds"] = config["algorithm"]["lifetime"]
+    if "lifetime" in config["algorithm"]:  # longer trials, of fewer tasks
+        rounds = config["evaluation"]["rounds"] = config["algorithm"]["lifetime"]
+        config["evaluation"]["final_tasks"] //= rounds // ROUNDS
     experiment = presets.build(config)
     per_iteration = experiment.algorithm.steps_per_task * config["training"]["tasks"]
     iterations = max(1, round(budget["steps"] / per_iteration))

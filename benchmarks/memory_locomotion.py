@@ -10,7 +10,6 @@ no reward: one is told the velocity, one is not. Standing still earns -300. Runs
 runs/benchmarks and go on where they were interrupted; results are kept one by one.
 """
 
-import dataclasses
 import math
 import shutil
 import time
@@ -18,19 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import common
-import jax
-import jax.numpy as jnp
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from reference_agents import deaf, told_the_velocity
 
 import metajax
 from metajax import presets
 from metajax.algorithms import ALGORITHMS
 from metajax.plotting import load_curves
-from metajax.types import Policy, TaskFamily
 
 NAME = "memory-locomotion"
 RUNS = Path("runs/benchmarks")
@@ -58,39 +55,12 @@ def configuration(agent: str, seeds: int) -> dict[str, Any]:
     return config
 
 
-def told_the_task(family: TaskFamily) -> TaskFamily:
-    """Return the family with the task's velocity at the end of its observations."""
-
-    def told(state, task):
-        seen = jnp.append(state.observation, task["velocity"])
-        return dataclasses.replace(state, observation=seen)
-
-    env = family.env
-    reset = lambda key, task: told(env.reset(key, task), task)
-    step = lambda state, action: told(env.step(state, action), state.task)
-    env = env._replace(reset=reset, step=step, observation_size=env.observation_size + 1)
-    return family._replace(env=env)
-
-
-def deaf(policy: Policy) -> Policy:
-    """Return the policy that hears observations alone."""
-
-    def only_seen(advance):
-        def run(params, memory, x):
-            nothing = jax.tree.map(jnp.zeros_like, x)
-            return advance(params, memory, dataclasses.replace(nothing, observation=x.observation))
-
-        return run
-
-    return policy._replace(step=only_seen(policy.step), unroll=only_seen(policy.unroll))
-
-
 def experiment(agent: str, config: dict[str, Any]) -> presets.Experiment:
     """Return what the configuration describes, changed to what the agent may know."""
     built = presets.build(config)
     if agent == "rl2":
         return built
-    family = told_the_task(built.family) if agent == "told the velocity" else built.family
+    family = told_the_velocity(built.family) if agent == "told the velocity" else built.family
     env = family.env
     policy = presets.POLICIES[config["policy_name"]](
         env.observation_size, env.action_space, **config["policy"]

@@ -42,11 +42,10 @@ def learning_beside_simulating(episodes: int, tasks: int, family: str, **options
                 return agent.act(meta_params, memory, step_input, key)
 
             memory = agent.initial_memory()
-            return jnp.sum(rollout(key, env, task, act, memory, episodes=episodes).reward)
+            return jnp.sum(metajax.rollout(key, env, task, act, memory, episodes=episodes).reward)
 
         return over_tasks(trial, state.meta_params, batch, jax.random.split(key, tasks))
 
-    rollout = metajax.rollout
     mesh = task_mesh(default_devices(experiment.family, tasks))
     of = (experiment.family, experiment.algorithm, tasks)
     iterate, compile_seconds, temporary = compiled(mesh, experiment.algorithm.update, *of)
@@ -151,7 +150,7 @@ def long_trials(factory, trials: int = 8):
     seconds = common.timed(lambda: unroll(x), lambda: scan(x), repeats=REPEATS)
 
     acts = 100
-    act = jax.jit(lambda memory, x: scanned(params, memory, x)[0])
+    act = jax.jit(functools.partial(scanned, params))
     early, late = heard(LONG - acts), heard(acts)
     played = jax.jit(policy.unroll)(params, memory, early)[0]
     acting = common.timed(lambda: act(memory, late), lambda: act(played, late), repeats=REPEATS)
@@ -177,7 +176,7 @@ def long_trials(factory, trials: int = 8):
 
 def main() -> None:
     learning = [
-        learning_beside_simulating(2, 20, "halfcheetah-vel", variant="pearl"),
+        learning_beside_simulating(2, 40, "halfcheetah-vel", variant="pearl"),
         learning_beside_simulating(10, 1000, "bernoulli-bandit", arms=5),
     ]
     result = {"learning": learning, "policies": [long_trials(factory) for factory in MEMORIES]}

@@ -3,9 +3,11 @@
 Each is an `Agent`, so that it is evaluated by the same function as what is learned. For bandits:
 `bandit_agent` and the rules that choose an arm. For tabular processes: `process_agent` and what
 plans. Where nothing is known of the task and nothing remembered, every policy gets what a random
-one gets: half the pulls, and 10 per episode of a process.
+one gets: half the pulls, and 10 per episode of a process. For locomotion, what a learner may be
+changed to: `told_the_velocity`, and `deaf`.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.replay import all_transitions
-from metajax.types import Agent, PolicyOutput
+from metajax.types import Agent, Policy, PolicyOutput, TaskFamily
 
 Choose = Callable[..., jax.Array]
 
@@ -194,3 +196,32 @@ def optimistic_process(scale: float, counts):
         return chance @ sorted_value
 
     return reward, optimistic
+
+
+def told_the_velocity(family: TaskFamily) -> TaskFamily:
+    """Return the family with the task's velocity at the end of its observations."""
+
+    def told(state, task):
+        seen = jnp.append(state.observation, task["velocity"])
+        return dataclasses.replace(state, observation=seen)
+
+    bare = family.env
+    env = bare._replace(
+        reset=lambda key, task: told(bare.reset(key, task), task),
+        step=lambda state, action: told(bare.step(state, action), state.task),
+        observation_size=bare.observation_size + 1,
+    )
+    return family._replace(env=env)
+
+
+def deaf(policy: Policy) -> Policy:
+    """Return the policy that hears observations alone."""
+
+    def only_seen(advance):
+        def run(params, memory, x):
+            nothing = jax.tree.map(jnp.zeros_like, x)
+            return advance(params, memory, dataclasses.replace(nothing, observation=x.observation))
+
+        return run
+
+    return policy._replace(step=only_seen(policy.step), unroll=only_seen(policy.unroll))

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ import reference_agents as known
 from metajax.envs import make
 from metajax.envs.tabular import tabular
 from metajax.evaluation import evaluate
-from metajax.rollout import rollout
+from metajax.policies import window
+from metajax.rollout import check_env, rollout
+from metajax.types import Discrete, StepInput
 
 KEY = jax.random.key(0)
 
@@ -138,3 +141,31 @@ def test_a_process_is_counted_as_it_was_played(process):
     moved = sum(int(a == 0 and b == 1) for row in states for a, b in itertools.pairwise(row))
     ended = int(np.sum((states[:, -1] == 0) & (played.final_input.observation[:, 1] == 1)))
     assert counts["visits"][0, 0, 1] == moved + ended
+
+
+def test_who_is_told_the_task_sees_its_velocity_last():
+    family = known.told_the_velocity(make("halfcheetah-vel", backend="mujoco"))
+    task = {"velocity": jnp.asarray(1.5)}
+    check_env(family.env, task)
+    state = jax.jit(family.env.reset)(KEY, task)
+    stepped = jax.jit(family.env.step)(state, jnp.zeros(6))
+    assert state.observation[-1] == stepped.observation[-1] == 1.5
+    bare = make("halfcheetah-vel", backend="mujoco").env
+    assert np.array_equal(state.observation[:-1], jax.jit(bare.reset)(KEY, task).observation)
+
+
+def test_the_deaf_see_observations_alone():
+    policy = window(3, Discrete(2), steps=1)
+    params, memory = policy.init(KEY), policy.initial_memory()
+    said = lambda policy, x: policy.step(params, memory, x)[1].value
+    silence = StepInput(jnp.ones(3), jnp.zeros((), int), jnp.zeros(()), jnp.zeros((), bool))
+    noise = StepInput(jnp.ones(3), jnp.ones((), int), jnp.ones(()), jnp.ones((), bool))
+    assert (
+        said(known.deaf(policy), noise)
+        == said(known.deaf(policy), silence)
+        == said(policy, silence)
+    )
+    assert said(policy, noise) != said(policy, silence)
+    assert said(known.deaf(policy), silence) != said(
+        known.deaf(policy), replace(silence, observation=jnp.ones(3) * 2)
+    )
