@@ -22,14 +22,15 @@ Baseline = Literal["linear", "value_network", "none"]
 class Credit:
     """Constants that an inner or outer loss weighs actions with, each `[episode, time]`.
 
-    `advantage + baseline` is the return to go in the advantage's own units; `target` is the return
-    to go in the units of reward. `control`, `[episode, time, action]`, is what a control variate
-    took from the advantages, per unit of the mean action; None without one.
+    `target` is the return to go in the units of reward; `advantage + baseline` is the same over
+    `unit`, a number that the advantages were divided by. `control`, `[episode, time, action]`, is
+    what a control variate took from the advantages, per unit of the mean action; None without one.
     """
 
     advantage: Float[Array, "*batch episode time"]
     baseline: Float[Array, "*batch episode time"]
     target: Float[Array, "*batch episode time"]
+    unit: Float[Array, "*batch"]
     control: Float[Array, "*batch episode time action"] | None = None
 
 
@@ -132,15 +133,16 @@ def credit_assignment(
                 r, v, f, t, m, discount=discount, trace=trace
             )
         )(trajectory.reward, value, final_value, trajectory.terminated, trajectory.valid)
-        target, control = advantage + value, None
+        target, control, unit = advantage + value, None, jnp.ones(())
         if q is not None:
             control, explained = controlled(critic["q"], trajectory, advantage)
             advantage, value = advantage - explained, value + explained
         if normalize_advantages:
             mean, std = returns.masked_moments(advantage, trajectory.valid)
-            advantage, value = (advantage - mean) / (std + 1e-8), (value + mean) / (std + 1e-8)
-            control = None if control is None else control / (std + 1e-8)
-        return jax.lax.stop_gradient(Credit(advantage, value, target, control))
+            unit = std + 1e-8
+            advantage, value = (advantage - mean) / unit, (value + mean) / unit
+            control = None if control is None else control / unit
+        return jax.lax.stop_gradient(Credit(advantage, value, target, unit, control))
 
     def controlled(q_params, trajectory: Trajectory, advantage):
         """Return η ∇_a Q and η Ā."""

@@ -17,8 +17,9 @@ def e_maml(env: Env, policy: Policy, **options: Any) -> Algorithm:
     achieved (less the mean of the other tasks).
 
     The episodes being accounted for, an inner step is differentiated as what it is on given
-    episodes: the estimator is `naive`. Then the meta-gradient is unbiased for any number of
-    episodes.
+    episodes: the estimator is `naive`. Then, for undiscounted returns that are not normalized and
+    no baseline fitted to the same episodes, the meta-gradient is unbiased for any number of
+    episodes of one length.
     """
     algorithm = maml(env, policy, credit_exploration=True, estimator="naive", **options)
     return algorithm._replace(name="e-maml")

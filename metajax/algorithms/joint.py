@@ -19,7 +19,11 @@ _NO_PPO, _NO_TRPO = ("outer_epochs", "clip"), ("max_kl", "cg_iterations", "cg_da
 
 @options_of(maml, without=(*_SETTLED, "baseline", *_NO_PPO, *_NO_TRPO))
 def reinforce(env: Env, policy: Policy, **options: Any) -> Algorithm:
-    """Return REINFORCE (Williams 1992): a step of Adam along Σ_t ∇log π(a_t) G_t, no baseline."""
+    """Return REINFORCE (Williams 1992): a step of Adam along Σ_t ∇log π(a_t) G_t, no baseline.
+
+    G_t is the discounted return to go; with `normalize_advantages`, in standard deviations from the
+    mean of the task's.
+    """
     fixed = {"inner_steps": 0, "outer": "adam", "baseline": "none"}
     return maml(env, policy, **fixed, **options)._replace(name="reinforce")
 

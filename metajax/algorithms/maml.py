@@ -43,7 +43,7 @@ def maml(
     cg_damping: float = 1e-5,
     credit_exploration: bool = False,
     kl_penalty: float = 0.0,
-    target_kl: float = 0.01,
+    target_kl: float | None = 0.01,
     **options: Any,
 ) -> Algorithm:
     """Return MAML with policy gradients inside and TRPO, PPO or Adam outside.
@@ -65,10 +65,11 @@ def maml(
         cg_iterations: conjugate-gradient iterations, trpo only.
         cg_damping: added to the Fisher matrix, trpo only.
         credit_exploration: also credit the episodes before adaptation with what they led to, as
-            E-MAML does.
+            E-MAML does. The inner estimator must not do so too: it is "naive", or `first_order`.
         kl_penalty: on how far the policies that played the episodes before adaptation move in an
-            outer step, as in ProMP; then doubled or halved towards `target_kl`. 0 for none.
-        target_kl: nats per step, where there is a penalty.
+            outer step, as in ProMP. 0 for none.
+        target_kl: nats per step that the penalty is doubled or halved towards, up to a thousand
+            times more or less than it was; None to leave it as it is.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
@@ -76,15 +77,23 @@ def maml(
     if outer not in Outer.__args__:
         raise unknown("outer step", outer, Outer.__args__)
     check_at_least(0, cg_damping=cg_damping, kl_penalty=kl_penalty)
-    check_at_least(1 if kl_penalty else 0, inner_steps=inner_steps)
+    check_at_least(1 if kl_penalty or credit_exploration else 0, inner_steps=inner_steps)
     check_at_least(1, outer_epochs=outer_epochs, cg_iterations=cg_iterations)
     check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
-    check_positive(target_kl=target_kl)
+    if target_kl is not None:
+        check_positive(target_kl=target_kl)
     if outer == "trpo" and inner_steps and options.get("estimator") == "pathwise":
         raise MetajaxError(
             "a trust region differentiates adaptation in forward mode, which pathwise adaptation "
             "has not; take outer 'ppo' or 'adam'."
         )
+    if credit_exploration and not options.get("first_order"):
+        estimator = options.get("estimator", "likelihood_ratio")
+        if estimator != "naive":
+            raise MetajaxError(
+                f"credit_exploration credits what the inner estimator {estimator!r} credits "
+                "already; take the estimator 'naive', or first_order."
+            )
     loop = policy_gradient_loop(env, policy, **options)
     optimizer = optax.adam(outer_learning_rate)
 
@@ -138,12 +147,12 @@ def maml(
     def outcomes(data: Experience) -> Float[jax.Array, "task"]:
         """Return what adaptation led to in each task, less what it did in the others on average.
 
-        In the units of the advantages, so that both parts of the gradient are of one return.
+        In the unit of the task's advantages, so that both parts of its gradient are of one return.
         """
-        returns_to_go = (data.credit.advantage + data.credit.baseline)[:, -1]
-        achieved = jnp.mean(returns_to_go[:, :, 0], axis=-1)
+        credit = jax.tree.map(lambda x: x[:, -1], data.credit)
+        achieved = jnp.mean(credit.target[:, :, 0], axis=-1)
         others = (jnp.sum(achieved) - achieved) / max(len(achieved) - 1, 1)
-        return achieved - others
+        return (achieved - others) / credit.unit
 
     def mean_kl(old, new, valid):
         """Return KL(old ‖ new), averaged over the steps of each task, then over tasks."""
@@ -211,8 +220,11 @@ def maml(
         if kl_penalty:
             moved = surrogate(theta, data, penalty)[1][1]
             metrics["inner_kl"] = jnp.mean(moved)
-            penalty *= jnp.where(moved < target_kl / 1.5, 0.5, 1.0)
-            penalty *= jnp.where(moved > target_kl * 1.5, 2.0, 1.0)
+            if target_kl is not None:
+                penalty *= jnp.where(moved < target_kl / 1.5, 0.5, 1.0)
+                penalty *= jnp.where(moved > target_kl * 1.5, 2.0, 1.0)
+                # At 0, or at infinity, it would stay.
+                penalty = jnp.clip(penalty, kl_penalty / 1024, kl_penalty * 1024)
         critic, critic_state, critic_metrics = fit_critic(
             loop, meta_params, optimizer_state["critic"], data, key
         )

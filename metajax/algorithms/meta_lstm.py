@@ -11,7 +11,8 @@ from metajax.types import Algorithm, Env, Policy
 def meta_lstm(env: Env, policy: Policy, *, first_order: bool = True, **options: Any) -> Algorithm:
     """Return Meta-LSTM: MAML with the rule `metajax.rules.meta_lstm`.
 
-    The paper trains on images; here gradient and loss are those of the policy gradient.
+    The paper trains on images; here the gradient is the policy gradient, and the loss minus the
+    mean reward of a step.
 
     Args:
         first_order: treat the gradients and losses that the LSTM reads as constants, as the

@@ -97,7 +97,7 @@ def policy_gradient_objective(
     truncation: int = 10,
     **options: Any,
 ) -> Objective:
-    """Return minus a policy-gradient objective, the mean over the time steps played.
+    """Return a loss: minus the mean reward of the time steps played, by its policy gradient.
 
     Args:
         env: the environment that all tasks share.
@@ -160,7 +160,10 @@ def _score_function_loss(policy: Policy, estimate: Callable[..., Float[Array, ""
             )
         )
         objective += control(credit, distribution, trajectory)
-        return -objective / jnp.sum(trajectory.valid)
+        objective /= jnp.sum(trajectory.valid)
+        # A rule may read the loss. A surrogate's own value says nothing of how well it went.
+        reward = returns.masked_mean(trajectory.reward, trajectory.valid)
+        return jax.lax.stop_gradient(objective - reward) - objective
 
     return loss
 

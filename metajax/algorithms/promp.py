@@ -19,7 +19,7 @@ def promp(env: Env, policy: Policy, *, kl_penalty: float = 5e-4, **options: Any)
 
     Args:
         kl_penalty: on how far the policies that played the episodes before adaptation move in an
-            outer step (the paper's η); then doubled or halved towards `target_kl`.
+            outer step (the paper's η).
     """
     fixed = {"outer": "ppo", "estimator": "likelihood_ratio"}
     return maml(env, policy, kl_penalty=kl_penalty, **fixed, **options)._replace(name="promp")
