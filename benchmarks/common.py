@@ -88,6 +88,11 @@ def ratio(a: list[float], b: list[float]) -> float:
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
+def standard_error(per_seed: np.ndarray) -> float:
+    """Return the standard error of the mean of a number per seed; NaN of a single one."""
+    return float(np.std(per_seed, ddof=1) / np.sqrt(len(per_seed))) if len(per_seed) > 1 else np.nan
+
+
 def save(name: str, result: Mapping[str, Any], directory: Path = RESULTS) -> Path:
     """Write `result` and the machine's description as `name`.json."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -89,9 +89,7 @@ def run(agent: str, seeds: int, again: bool) -> dict[str, Any]:
         "steps_per_seed": float(curves.environment_steps[-1]),
         "returns": each.mean(axis=0).tolist(),
         "returns_per_seed": each.tolist(),
-        "standard_error": (each.std(axis=0, ddof=1) / math.sqrt(seeds)).tolist()
-        if seeds > 1
-        else [math.nan] * each.shape[1],
+        "standard_error": [common.standard_error(x) for x in each.T],
         "curve": {
             "steps_per_seed": np.asarray(curves.held_out_steps).tolist(),
             "returns": [x.mean(axis=(1, 2)).round(2).tolist() for x in curves.held_out],

@@ -2,7 +2,8 @@
 
     python benchmarks/memory_speed.py          # ten minutes on two CPU cores
 
-Everything that is compared runs in turn, on all devices that training would take.
+Everything that is compared runs in turn; learning and simulating on all devices that training
+would take, long trials on one. A step of acting is one of a compiled scan over steps.
 """
 
 import functools

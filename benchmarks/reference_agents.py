@@ -170,7 +170,10 @@ def psrl(horizon: int, counts, key):
 
 
 def ucrl2(horizon: int, scale: float, counts, key):
-    """Plan for the best process that is not implausible (Jaksch et al. 2010), intervals scaled."""
+    """Plan for the best process that is not implausible (Jaksch et al. 2010), intervals scaled.
+
+    Anew in every episode, where they wait until a count has doubled; δ is .05.
+    """
     del key
     return backward_induction(*optimistic_process(scale, counts), horizon)[1]
 
@@ -179,9 +182,10 @@ def optimistic_process(scale: float, counts):
     """Return UCRL2's rewards `[state, action]` and `value[state] -> expected[state, action]`."""
     pulls = counts["visits"].sum(axis=-1)
     states, actions = pulls.shape
-    confidence = jnp.log(2 * states * actions * jnp.maximum(1, pulls.sum()) / 0.05)
+    confidence = jnp.log(2 * actions * jnp.maximum(1, pulls.sum()) / 0.05)
     known = jnp.maximum(1, pulls)
-    reward = counts["reward"] / known + scale * jnp.sqrt(7 * confidence / (2 * known))
+    of_states = confidence + jnp.log(states)  # that all their rewards are within
+    reward = counts["reward"] / known + scale * jnp.sqrt(7 * of_states / (2 * known))
     width = scale * jnp.sqrt(14 * states * confidence / known)
     seen = counts["visits"] / known[..., None]
     likeliest = jnp.where(pulls[..., None] > 0, seen, 1 / states)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key, PyTree
 
 from metajax.errors import MetajaxError
@@ -27,23 +29,34 @@ def meta_gradient(
         key: of the episodes; consumed.
 
     Raises:
-        MetajaxError: the algorithm's outer step is not one of Adam.
+        MetajaxError: the algorithm's outer step is not one of Adam. Where it is several, which
+            under `jax.jit` nobody knows in time, the gradients are NaN.
     """
-    before = _first_moment(algorithm, state)
-    after = _first_moment(algorithm, algorithm.update(state, tasks, key)[0])
+    before = _adam(algorithm, state)
+    after = _adam(algorithm, algorithm.update(state, tasks, key)[0])
+    steps = jnp.asarray(after.count) - jnp.asarray(before.count)
+    if not isinstance(steps, Tracer) and steps != 1:
+        raise MetajaxError(
+            f'an update of {algorithm.name} takes {steps} steps of Adam; take outer="adam", '
+            "which takes one."
+        )
+    gradient = lambda new, old: (_ADAM_MEMORY * old - new) / (1 - _ADAM_MEMORY)
     return jax.tree.map(
-        lambda new, old: (_ADAM_MEMORY * old - new) / (1 - _ADAM_MEMORY), after, before
+        lambda new, old: jnp.where(steps == 1, gradient(new, old), jnp.nan), after.mu, before.mu
     )
 
 
-def _first_moment(algorithm: Algorithm, state: TrainState):
+def _adam(algorithm: Algorithm, state: TrainState):
     try:
-        return state.optimizer_state["outer"][0].mu
+        adam = state.optimizer_state["outer"][0]
     except (TypeError, KeyError, IndexError, AttributeError):
+        adam = None
+    if not isinstance(adam, optax.ScaleByAdamState):
         raise MetajaxError(
             f"the outer step of {algorithm.name} is not Adam's, whose memory holds the "
             'meta-gradient; take outer="adam".'
-        ) from None
+        )
+    return adam
 
 
 class Quality(NamedTuple):

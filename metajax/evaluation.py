@@ -36,8 +36,8 @@ def evaluate(
         tasks: how many held-out tasks.
         rounds: how many rounds, adaptation steps + 1.
         episodes: episodes per round.
-        mode: score separate episodes that take the distribution's mode; agents always learn from,
-            and remember, sampled actions.
+        mode: score separate episodes that take the distribution's mode, and a memory of their
+            own; agents always learn from sampled actions.
     """
     task_key, trial_key = jax.random.split(key)
     held_out = sample_batch(family.test, task_key, tasks)
@@ -66,14 +66,16 @@ def _trial(agent: Agent, family, meta_params, task: Task, key, rounds, episodes,
         return play_on(key, family.env, task, act, carried, episodes=episodes)
 
     def round_(carry, key):
-        adapted, carried = carry
+        adapted, sampled, scored = carry
         sample_key, adapt_key, score_key = jax.random.split(key, 3)
-        new_carried, trajectory = play(adapted, carried, sample_key, sampled=True)
-        scored = play(adapted, carried, score_key, sampled=False)[1] if mode else trajectory
+        new_sampled, trajectory = play(adapted, sampled, sample_key, sampled=True)
+        new_scored, counted = new_sampled, trajectory
+        if mode:
+            new_scored, counted = play(adapted, scored, score_key, sampled=False)
         new_adapted = agent.adapt(meta_params, adapted, trajectory, adapt_key)
-        return (new_adapted, new_carried), undiscounted_returns(scored)
+        return (new_adapted, new_sampled, new_scored), undiscounted_returns(counted)
 
-    carry = (agent.begin(meta_params, begin_key), start)
+    carry = (agent.begin(meta_params, begin_key), start, start)
     return jax.lax.scan(round_, carry, jax.random.split(rounds_key, rounds))[1]
 
 
@@ -90,7 +92,9 @@ def interquartile_mean(
 ) -> Summary:
     """Return the mean of the middle half of `returns`, with a stratified bootstrap interval.
 
-    Tasks are resampled within each seed (the strata), as Agarwal et al. (2021) recommend.
+    The statistic is that of Agarwal et al. (2021). The interval is of tasks, resampled within each
+    seed (the strata): how far the seeds at hand would be from it on other tasks. Of other seeds it
+    says nothing.
 
     Args:
         returns: `[seed, task]`, each the mean over the task's episodes.

@@ -49,6 +49,16 @@ def test_the_meta_gradient_is_that_of_the_update(family):
         assert jax.tree.structure(gradient[0]) == jax.tree.structure(state.meta_params.policy)
 
 
+def test_of_several_steps_there_is_no_gradient(family):
+    algorithm = learner(family, "ppo")
+    tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), 2))
+    state = algorithm.init(jax.random.key(1), tasks)
+    with pytest.raises(MetajaxError, match="update of maml takes 5 steps of Adam"):
+        meta_gradient(algorithm, state, tasks, jax.random.key(2))
+    compiled = jax.jit(lambda: meta_gradient(algorithm, state, tasks, jax.random.key(2)))
+    assert all(np.all(np.isnan(x)) for x in jax.tree.leaves(compiled()))
+
+
 def test_only_adam_remembers_the_meta_gradient(family):
     algorithm = learner(family, "trpo")
     with pytest.raises(MetajaxError, match="outer step of maml is not Adam's"):

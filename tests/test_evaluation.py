@@ -106,6 +106,20 @@ def test_memory_lives_through_the_whole_trial(mode):
     np.testing.assert_allclose(returns - task, np.broadcast_to(expected, returns.shape), rtol=1e-5)
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 6])
+def test_who_is_scored_by_its_mode_remembers_modes(rounds):
+    """However a trial is cut into rounds."""
+
+    def act(memory_, memory, step_input, key):
+        del memory_
+        mode = jnp.asarray(float(key is None))
+        return memory + mode, memory[None], PolicyOutput(())
+
+    agent = Agent(lambda *_: (), lambda: jnp.zeros(()), act, lambda _, adapted, *rest: adapted)
+    returns = curve(agent, scoreboard(), mode=True, rounds=rounds, episodes=6 // rounds)
+    np.testing.assert_allclose(np.diff(returns.reshape(6, 6)), LENGTH**2, rtol=1e-5)
+
+
 def test_of_finitely_many_tasks_each_is_played_as_often():
     both = finite_tasks({"score": jnp.array([3.0, 5.0])})
     family = scoreboard()._replace(test=both)

@@ -300,6 +300,15 @@ def test_promp_adapts_its_penalty(plain, play_everything, learning_rate, target,
     np.testing.assert_allclose(new.optimizer_state["kl_penalty"], [factor * 5e-4])
 
 
+def test_the_penalty_cannot_vanish_and_need_not_change(plain, play_everything):
+    for target, expected in ((1.0, 5e-4 / 1024), (None, 5e-4)):
+        algorithm = play_everything(plain, promp, target_kl=target, **NO_OUTER)
+        state, update = start(algorithm, plain.params), jax.jit(algorithm.update)
+        for _ in range(12):
+            state, _ = update(state, plain.tasks, jax.random.key(0))
+        np.testing.assert_allclose(state.optimizer_state["kl_penalty"], [expected])
+
+
 def test_promp_pays_for_moving(plain, play_everything):
     def moved(penalty):
         algorithm = play_everything(
@@ -385,6 +394,24 @@ def test_e_maml_is_unbiased(monkeypatch):
 
     assert relative_error(expected(e_maml), exact) < 1e-9
     assert relative_error(expected(functools.partial(maml, estimator="naive")), exact) > 0.1
+
+
+def test_a_constant_reward_changes_nothing_in_e_maml(plain):
+    """What exploration led to is compared with other tasks before it has a unit."""
+    algorithm = e_maml(plain.family.env, plain.policy, episodes=6, discount=1.0, outer="adam")
+    state = start(algorithm, plain.params)
+    shifted = plain.tasks | {"reward": plain.tasks["reward"] + 5.0}
+    found = [meta_gradient_of(algorithm, state, tasks) for tasks in (plain.tasks, shifted)]
+    assert relative_error(*found) < 1e-6
+
+
+def test_exploration_is_not_credited_twice(plain):
+    for options in ({}, {"estimator": "dice"}):
+        with pytest.raises(MetajaxError, match="credits already; take the estimator 'naive'"):
+            maml(plain.family.env, plain.policy, credit_exploration=True, **options)
+    with pytest.raises(MetajaxError, match="inner_steps is 0"):
+        e_maml(plain.family.env, plain.policy, inner_steps=0)
+    maml(plain.family.env, plain.policy, credit_exploration=True, first_order=True)
 
 
 def test_e_maml_clips_the_ratios_of_exploration(monkeypatch):

@@ -204,6 +204,13 @@ def test_a_longer_trial_forgets_its_oldest_steps(name):
     changed = x.__class__(**vars(x) | {"previous_reward": x.previous_reward.at[1].add(10.0)})
     moved = np.asarray(play(x) != play(changed))
     assert not moved[0] and np.all(moved[1:TRIAL]) and np.all(np.isfinite(play(x)))
+    # Also in pieces, whose later steps take the places of what the earlier ones still see.
+    memory, values = policy.initial_memory(), []
+    for start in range(0, 2 * TRIAL, TRIAL):
+        piece = jax.tree.map(lambda x: x[start : start + TRIAL], x)  # noqa: B023
+        memory, output = policy.unroll(params, memory, piece)
+        values.append(output.value)
+    np.testing.assert_allclose(np.concatenate(values), play(x)[: 2 * TRIAL], atol=1e-5)
     if name == "transformer":  # its one layer keeps nothing of what it saw
         assert not np.any(moved[1 + TRIAL :])
 

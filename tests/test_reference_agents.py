@@ -117,9 +117,9 @@ def test_optimism_moves_half_the_width_to_the_best_state():
     """One action, nothing known but where it led: (.5, .5); values 0 and 1 for one step more."""
     counts = {"visits": jnp.full((2, 1, 2), 8.0), "reward": jnp.array([[0.0], [16.0]])}
     # Without a width for rewards the second state pays 1, the first nothing.
-    steps, confidence = 32.0, np.log(2 * 2 * 1 * 32 / 0.05)
-    width = 0.1 * np.sqrt(14 * 2 * confidence / 16)
-    bonus = 0.1 * np.sqrt(7 * confidence / (2 * 16))
+    steps, actions, states = 32.0, 1, 2
+    width = 0.1 * np.sqrt(14 * states * np.log(2 * actions * steps / 0.05) / 16)
+    bonus = 0.1 * np.sqrt(7 * np.log(2 * states * actions * steps / 0.05) / (2 * 16))
     last = np.array([bonus, 1 + bonus])
     expected = bonus + (0.5 - width / 2) * last[0] + (0.5 + width / 2) * last[1]
     reward, optimistic = known.optimistic_process(0.1, counts)

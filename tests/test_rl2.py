@@ -70,10 +70,22 @@ def heard(trajectory: Trajectory, task: int):
         yield x, trajectory.action[task, episode, time], trajectory.reward[task, episode, time]
 
 
-def by_hand(policy, params, acting, played, advantage, target, *, chunk, burn_in=0):
+def by_hand(
+    policy,
+    params,
+    acting,
+    played,
+    advantage,
+    target,
+    *,
+    chunk=STEPS,
+    burn_in=0,
+    tasks=range(3),
+    entropy_weight=0.0,
+):
     """Return RL²'s loss at λ_value 1/2, step by step; nothing is batched, cut up or padded."""
     gain, error, count = 0.0, 0.0, 0
-    for task in range(3):
+    for task in tasks:
         told = list(heard(played, task))
         memories = [policy.initial_memory()]
         for x, _, _ in told:
@@ -92,6 +104,7 @@ def by_hand(policy, params, acting, played, advantage, target, *, chunk, burn_in
             )
             credit = advantage[task][step]
             gain += jnp.minimum(ratio * credit, jnp.clip(ratio, 0.8, 1.2) * credit)
+            gain += entropy_weight * output.distribution.entropy()
             error += (output.value - target[task][step]) ** 2 / 2
             count += 1
     return (error / 2 - gain) / count
@@ -154,6 +167,26 @@ def test_a_step_is_that_of_the_definition(start, descent, chunk, burn_in):
 
     found, expected = (ravel_pytree(p)[0] for p in (after.meta_params.policy, step(step(acting))))
     assert np.abs(found - ravel_pytree(acting)[0]).max() > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_every_minibatch_is_another_part_of_the_trials(start, descent):
+    policy, state, played = start
+    rate, weight, acting = 0.05, 0.3, state.meta_params.policy
+    options = {"minibatches": 3, "entropy_weight": weight, "outer_learning_rate": rate}
+    after, _ = jax.jit(algorithm_of(policy, **options).update)(state, TASKS, KEY)
+    credit = credit_by_hand(policy, acting, played)
+    expected = acting
+    for task in range(3):
+
+        def loss(params, task=task):
+            return by_hand(
+                policy, params, acting, played, *credit, tasks=[task], entropy_weight=weight
+            )
+
+        gradient = jax.jit(jax.grad(loss))(expected)
+        expected = jax.tree.map(lambda p, g: p - rate * g, expected, gradient)
+    found, expected = (ravel_pytree(p)[0] for p in (after.meta_params.policy, expected))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 

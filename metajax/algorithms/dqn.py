@@ -101,6 +101,11 @@ def dqn(
         target_period: gradient steps between two copies to the target network.
         discount: γ per step.
     """
+    if options.get("adapts") == "context":
+        raise MetajaxError(
+            "joint training has no use for a context, which is 0 at the start of every task; "
+            "adapts must be 'all' or 'head'."
+        )
     loop, behaviour = q_learning_loop(env, policy, discount=discount, first_order=True, **options)
 
     def collect(meta_params, tasks, key):
@@ -139,10 +144,12 @@ def maml_dqn(
     discount: float = 0.99,
     **options: Any,
 ) -> Algorithm:
-    """Return MAML with double Q-learning inside and outside.
+    """Return MAML over Q-learning.
 
-    The outer loss is that of double DQN on the episodes after adaptation. Its target network is
-    what a slow copy of θ adapts to on the same episodes: with no adaptation it is that of DQN.
+    An inner step descends the error of Q-learning on the episodes before it, the values of the next
+    states held fixed. The outer loss is that of double DQN on the episodes after adaptation. Its
+    target network is what a slow copy of θ adapts to on the same episodes: with no adaptation it is
+    that of DQN.
 
     Args:
         env: with discrete actions.

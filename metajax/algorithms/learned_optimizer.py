@@ -58,7 +58,9 @@ def learned_optimizer(
     with as many rounds as matter.
 
     Each task of the batch is a pair of agents under opposite perturbations of the rule; a task
-    lasts a lifetime, and pairs are at different ages.
+    lasts a lifetime, and pairs are at different ages (of the first ones, all newborn, the older
+    live shorter). In the metrics `return_before` and `return_after` are those of agents in the
+    first and in the last `unroll` steps of their life.
 
     Args:
         env: the environment that all tasks share.
@@ -66,7 +68,7 @@ def learned_optimizer(
         lifetime: adaptation steps in a life.
         unroll: adaptation steps per meta-iteration, a divisor of `lifetime`.
         perturbation_std: of the rule's parameters. Returns are noisy: ten times the papers'.
-        outer_learning_rate: of Adam on the rule's parameters.
+        outer_learning_rate: of Adam on the rule's parameters, gradients shortened to a norm of 1.
         rule: what makes a step of a gradient, one of `metajax.rules.RULES` or a rule.
         inner_epochs: gradient steps on the same episodes in one adaptation step.
         estimator: the inner objective.

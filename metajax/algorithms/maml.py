@@ -147,12 +147,13 @@ def maml(
     def outcomes(data: Experience) -> Float[jax.Array, "task"]:
         """Return what adaptation led to in each task, less what it did in the others on average.
 
-        In the unit of the task's advantages, so that both parts of its gradient are of one return.
+        In the unit of advantages, that of the whole batch, so that tasks are compared by what they
+        earned.
         """
         credit = jax.tree.map(lambda x: x[:, -1], data.credit)
         achieved = jnp.mean(credit.target[:, :, 0], axis=-1)
         others = (jnp.sum(achieved) - achieved) / max(len(achieved) - 1, 1)
-        return (achieved - others) / credit.unit
+        return (achieved - others) / jnp.sqrt(jnp.mean(credit.unit**2))
 
     def mean_kl(old, new, valid):
         """Return KL(old ‖ new), averaged over the steps of each task, then over tasks."""

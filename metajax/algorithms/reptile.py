@@ -17,11 +17,12 @@ from metajax.algorithms.inner_loop import (
     fit_critic,
     policy_gradient_loop,
 )
-from metajax.errors import MetajaxError, check_at_least, check_positive
+from metajax.errors import MetajaxError, check_at_least, check_fraction, check_positive
 from metajax.types import Algorithm, Env, Policy, TrainState
 
 
-@options_of(policy_gradient_loop, without=("first_order", "rematerialize"))
+# What does not adapt in a task, Reptile does not learn.
+@options_of(policy_gradient_loop, without=("first_order", "rematerialize", "adapts"))
 def reptile(
     env: Env,
     policy: Policy,
@@ -47,6 +48,7 @@ def reptile(
     """
     check_at_least(1, inner_steps=inner_steps)
     check_positive(outer_learning_rate=outer_learning_rate)
+    check_fraction(outer_learning_rate=outer_learning_rate)
     loop = policy_gradient_loop(env, policy, first_order=True, **options)
     if jax.tree.leaves(jax.eval_shape(loop.init, jax.random.key(0))[0].rule):
         raise MetajaxError("reptile has no gradient to learn a rule with; take the rule 'sgd'.")

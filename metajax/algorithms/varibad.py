@@ -26,7 +26,8 @@ from metajax.rollout import over_tasks
 from metajax.types import Algorithm, Discrete, Env, Metrics, Policy, TrainState
 
 
-@options_of(trial_learner)
+# The critic of its policy is shared, which no trust region allows.
+@options_of(trial_learner, without=("outer", "max_kl", "cg_iterations", "cg_damping"))
 def varibad(
     env: Env,
     policy: Policy,

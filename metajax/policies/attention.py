@@ -81,9 +81,9 @@ def snail(
         def attend(params, memory, features):
             projected = affine(params["attention"], features, bfloat16=bfloat16)
             query, key, value = jnp.split(projected, [key_size, 2 * key_size], axis=-1)
-            keys, values, visible = _remember(memory["time"], key, value, memory)
+            kept, keys, values, visible = _remember(memory["time"], key, value, memory)
             read = _attention(query, keys, values, visible)
-            return jnp.concatenate([features, read], axis=-1), {"keys": keys, "values": values}
+            return jnp.concatenate([features, read], axis=-1), kept
 
         def convolved(params, now, before):
             both = jnp.concatenate([now, before], axis=-1)
@@ -188,13 +188,13 @@ def transformer(
             query, key, value = (
                 part.reshape(len(x), heads, -1) for part in jnp.split(projected, 3, axis=-1)
             )
-            keys, values, visible = _remember(time, key, value, cache)
+            kept, keys, values, visible = _remember(time, key, value, cache)
             read = jax.vmap(_attention, in_axes=(1, 1, 1, None), out_axes=1)(
                 query, keys, values, visible
             )
             x += dense(params["attention"], read.reshape(len(x), width))
             between = jax.nn.gelu(dense(params["widen"], normalized(params["perceptron_norm"], x)))
-            return x + dense(params["narrow"], between), {"keys": keys, "values": values}
+            return x + dense(params["narrow"], between), kept
 
         def unroll(params, memory, x):
             time, length = memory["time"], len(x)
@@ -251,8 +251,15 @@ def _remember(
     key: Float[Array, "new *key"],
     value: Float[Array, "new *value"],
     cache: dict[str, Any],
-) -> tuple[Float[Array, "kept *key"], Float[Array, "kept *value"], Bool[Array, "new kept"]]:
-    """Return all keys and values there are after some new steps, and who may see whom.
+) -> tuple[
+    dict[str, Array],
+    Float[Array, "seen *key"],
+    Float[Array, "seen *value"],
+    Bool[Array, "new seen"],
+]:
+    """Return what to keep after some new steps, the keys and values of all, and who may see whom.
+
+    Each step sees as many as can be kept, itself with them.
 
     Args:
         time: of the first of the new steps, from 0.
@@ -267,19 +274,25 @@ def _remember(
     if new > kept:
         raise MetajaxError(f"{new} steps were given to a policy with a trial_length of {kept}.")
     now = time + jnp.arange(new)
-    keys = cache["keys"].at[now % kept].set(key)
-    values = cache["values"].at[now % kept].set(value)
-    last = time + new - 1
-    when = last - (last - jnp.arange(kept)) % kept  # of each slot; below 0 while it is empty
+    new_cache = {
+        "keys": cache["keys"].at[now % kept].set(key),
+        "values": cache["values"].at[now % kept].set(value),
+    }
+    # The old ones beside the new, which may take their places before all have seen them.
+    keys = jnp.concatenate([cache["keys"], key])
+    values = jnp.concatenate([cache["values"], value])
+    last = time - 1
+    when = last - (last - jnp.arange(kept)) % kept  # of each place; below 0 while it is empty
+    when = jnp.concatenate([when, now])
     visible = (when >= 0)[None] & (when[None] <= now[:, None]) & (when[None] > now[:, None] - kept)
-    return keys, values, visible
+    return new_cache, keys, values, visible
 
 
 def _attention(
     query: Float[Array, "new key"],
-    keys: Float[Array, "kept key"],
-    values: Float[Array, "kept value"],
-    visible: Bool[Array, "new kept"],
+    keys: Float[Array, "seen key"],
+    values: Float[Array, "seen value"],
+    visible: Bool[Array, "new seen"],
 ) -> Float[Array, "new value"]:
     """Return what each query reads: a softmax over the keys that it may see."""
     scores = query @ keys.T / jnp.sqrt(query.shape[-1])
