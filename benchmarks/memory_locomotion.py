@@ -5,9 +5,9 @@
     taskset -c 0 python benchmarks/memory_locomotion.py ...        # as here, one core each
 
 RL² on `halfcheetah-vel` with the velocities of Rakelly et al. 2019, two episodes of 200 steps,
-between two perceptrons trained on as many steps by the same PPO that remember nothing and hear of
-no reward: one is told the velocity, one is not. Standing still earns -300. Runs are kept in
-runs/benchmarks and go on where they were interrupted; results are kept one by one.
+beside two agents trained on as many steps by the same PPO: the same one told the velocity, and a
+perceptron that remembers nothing and hears of no reward. Standing still earns -300. Runs are kept
+in runs/benchmarks and go on where they were interrupted; results are kept one by one.
 """
 
 import math
@@ -33,7 +33,7 @@ NAME = "memory-locomotion"
 RUNS = Path("runs/benchmarks")
 FAMILY = "halfcheetah-vel"
 # By agent, the policy it is.
-AGENTS = {"rl2": "gru", "told the velocity": "window", "without memory": "window"}
+AGENTS = {"rl2": "gru", "told the velocity": "gru", "without memory": "window"}
 STEPS = 50e6
 STANDING_STILL = -300.0
 
@@ -41,7 +41,7 @@ STANDING_STILL = -300.0
 def configuration(agent: str, seeds: int) -> dict[str, Any]:
     config = presets.default_config("rl2", FAMILY, AGENTS[agent])
     config["family"] |= {"variant": "pearl"}
-    if agent != "rl2":
+    if agent == "without memory":
         config["policy"] |= {"steps": 1}
     training = config["training"]
     trial = config["algorithm"]["episodes"] * 200
@@ -58,14 +58,13 @@ def configuration(agent: str, seeds: int) -> dict[str, Any]:
 def experiment(agent: str, config: dict[str, Any]) -> presets.Experiment:
     """Return what the configuration describes, changed to what the agent may know."""
     built = presets.build(config)
-    if agent == "rl2":
-        return built
-    family = told_the_velocity(built.family) if agent == "told the velocity" else built.family
-    env = family.env
+    told = agent == "told the velocity"
+    family = told_the_velocity(built.family) if told else built.family
     policy = presets.POLICIES[config["policy_name"]](
-        env.observation_size, env.action_space, **config["policy"]
+        family.env.observation_size, family.env.action_space, **config["policy"]
     )
-    algorithm = ALGORITHMS["rl2"](env, deaf(policy), **config["algorithm"])
+    policy = deaf(policy) if agent == "without memory" else policy
+    algorithm = ALGORITHMS["rl2"](family.env, policy, **config["algorithm"])
     return built._replace(algorithm=algorithm, family=family)
 
 
