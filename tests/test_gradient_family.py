@@ -21,6 +21,7 @@ from enumerated import (
 )
 from jax.flatten_util import ravel_pytree
 
+import metajax
 from metajax.algorithms import (
     anil,
     cavia,
@@ -37,7 +38,7 @@ from metajax.algorithms import (
 from metajax.algorithms.inner_loop import MetaParams
 from metajax.errors import MetajaxError
 from metajax.rules import RULES
-from metajax.types import TrainState
+from metajax.types import TrainState, UpdateRule
 
 STEP = 1.0  # long enough for the curvature of the return to matter
 
@@ -189,6 +190,32 @@ def test_meta_lstm(plain, play_everything, first_order):
     for part in range(2):
         found = meta_gradient_of(algorithm, state, plain.tasks, rule=bool(part))
         assert relative_error(found, exact[part]) < 1e-7
+
+
+@pytest.mark.parametrize("estimator", ["likelihood_ratio", "dice", "naive", "clipped", "pathwise"])
+def test_rules_hear_minus_the_mean_reward(estimator):
+    """Whatever the surrogate's own value is, which of normalized advantages is 0."""
+
+    def step_by(value):
+        return lambda updates: jax.tree.map(lambda x: jnp.full_like(x, value), updates)
+
+    update = lambda updates, state, params=None, *, value, **_: (step_by(value)(updates), state)
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    rule = UpdateRule(lambda key, params: (), lambda rule_params: optimizer)
+    family = metajax.make("point-goal", episode_length=5)
+    policy = metajax.mlp(2, family.env.action_space, hidden=(3,))
+    algorithm = maml(family.env, policy, rule=rule, estimator=estimator, episodes=3, outer="adam")
+    meta_params = algorithm.init(jax.random.key(0), None).meta_params
+    agent, task = algorithm.agent, family.train.sample(jax.random.key(1))
+    adapted = agent.begin(meta_params, jax.random.key(2))
+    act = lambda memory, x, key: agent.act(adapted, memory, x, key)
+    played = metajax.rollout(
+        jax.random.key(3), family.env, task, act, (), episodes=3, parallel=True
+    )
+    after = agent.adapt(meta_params, adapted, played, jax.random.key(4))
+    expected = -np.mean(np.asarray(played.reward)[np.asarray(played.valid)])
+    for old, new in zip(*map(jax.tree.leaves, (adapted.policy, after.policy)), strict=True):
+        np.testing.assert_allclose(new - old, expected, rtol=1e-9)
 
 
 # --- part of the policy --------------------------------------------------------------------------
