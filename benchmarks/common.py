@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,10 +22,12 @@ import numpy as np
 
 import metajax
 from metajax import presets
+from metajax.plotting import Curves, load_curves
 from metajax.recorder import Progress
 from metajax.train import Result
 
 RESULTS = Path(__file__).parent / "results"
+RUNS = Path("runs/benchmarks")
 # As the command line does: every core of a CPU is a device.
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
@@ -88,9 +91,11 @@ def ratio(a: list[float], b: list[float]) -> float:
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
-def standard_error(per_seed: np.ndarray) -> float:
-    """Return the standard error of the mean of a number per seed; NaN of a single one."""
-    return float(np.std(per_seed, ddof=1) / np.sqrt(len(per_seed))) if len(per_seed) > 1 else np.nan
+def standard_error(samples: np.ndarray) -> Any:
+    """Return the standard error of the mean over the first axis, plain data; NaN of one sample."""
+    if len(samples) == 1:
+        return np.full(samples.shape[1:], np.nan).tolist()
+    return (np.std(samples, axis=0, ddof=1) / np.sqrt(len(samples))).tolist()
 
 
 def save(name: str, result: Mapping[str, Any], directory: Path = RESULTS) -> Path:
@@ -146,6 +151,42 @@ def train_or_resume(
     if result.interrupted is not None:
         sys.exit(128 + result.interrupted)
     return result
+
+
+def kept_run(
+    name: str,
+    config: dict[str, Any],
+    again: bool,
+    say: Callable[[Progress], str | None],
+    experiment: presets.Experiment | None = None,
+) -> tuple[Result, Curves, dict[str, Any]]:
+    """Return what `train_or_resume` gives, its curves, and what a table's row says of any run.
+
+    Args:
+        name: of the run.
+        config: see `train_or_resume`, as all that follow.
+        again: start it over.
+        say: what to print.
+        experiment: if it is another one.
+    """
+    directory = RUNS / name.replace(", ", "-").replace(" ", "-")
+    if again:
+        shutil.rmtree(directory, ignore_errors=True)
+    began = time.process_time()
+    result = train_or_resume(directory, config, say, experiment)
+    curves = load_curves(directory)
+    return (
+        result,
+        curves,
+        {
+            "cores": machine()["cores"],
+            "seeds": config["training"]["seeds"],
+            "steps_per_seed": float(curves.environment_steps[-1]),
+            "processor_seconds_of_last_part": time.process_time() - began,
+            "compile_seconds": result.compile_seconds,
+            "config": config,
+        },
+    )
 
 
 def fill_table(

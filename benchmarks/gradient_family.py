@@ -12,7 +12,6 @@ optimizer begins with a random policy, so its are followed for a lifetime. Times
 seeds with compilation and evaluation, steps those of training.
 """
 
-import math
 import time
 from typing import Any
 
@@ -105,7 +104,7 @@ def run(family: str, method: str, seeds: int, again: bool) -> dict[str, Any]:
         "steps_per_seed": steps,
         "iterations": training["iterations"],
         "returns": per_seed.mean(axis=0).tolist(),
-        "standard_error": (per_seed.std(axis=0, ddof=1) / math.sqrt(seeds)).tolist(),
+        "standard_error": common.standard_error(per_seed),
         "returns_per_seed": per_seed.tolist(),
         "wall_seconds": time.perf_counter() - began,
         "processor_seconds": time.process_time() - began_work,

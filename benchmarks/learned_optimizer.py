@@ -125,16 +125,15 @@ def main():
 
     def compare(name, agent, meta_params, record):
         curves = lives(agent, family, meta_params, jax.random.key(11), arguments.test_tasks)
-        error = lambda x: (np.std(x, axis=0, ddof=1) / np.sqrt(len(x))).tolist()
         last, whole = curves[:, -1], curves.mean(axis=1)
         rows[name] = {
             "optimizer": name,
             "last": float(last.mean()),
-            "last_error": error(last),
+            "last_error": common.standard_error(last),
             "life": float(whole.mean()),
-            "life_error": error(whole),
+            "life_error": common.standard_error(whole),
             "curve": curves.mean(axis=0).tolist(),
-            "curve_error": error(curves),
+            "curve_error": common.standard_error(curves),
             **record,
         }
         common.save(NAME, {"rows": list(rows.values())})

@@ -20,7 +20,6 @@ from metajax import plotting, presets
 from metajax.deployment import load_run
 from metajax.evaluation import adaptation_curve, evaluate
 
-RUNS = Path("runs/benchmarks")
 SAMPLED, MEAN = "sampled actions", "mean actions"
 
 
@@ -84,7 +83,7 @@ def configuration(benchmark: Benchmark) -> dict[str, Any]:
 
 def train(name: str) -> tuple[Path, float]:
     """Train or resume a run; return its directory and the wall seconds this took."""
-    directory = RUNS / name
+    directory = common.RUNS / name
     began = time.perf_counter()
 
     def say(progress):
@@ -145,8 +144,8 @@ def main():
     for name in arguments.names:
         benchmark = BENCHMARKS[name]
         if arguments.fresh:
-            shutil.rmtree(RUNS / name, ignore_errors=True)
-        directory, seconds = (RUNS / name, None) if arguments.as_it_stands else train(name)
+            shutil.rmtree(common.RUNS / name, ignore_errors=True)
+        directory, seconds = (common.RUNS / name, None) if arguments.as_it_stands else train(name)
         curves = plotting.load_curves(directory)
         result = {
             "command": f"python benchmarks/learning.py {name}",

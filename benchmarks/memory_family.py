@@ -13,8 +13,6 @@ probabilities, allow .006 less in ten pulls of five arms.
 """
 
 import math
-import shutil
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +24,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from metajax import presets
-from metajax.plotting import load_curves
 
 NAME = "memory-family"
-RUNS = Path("runs/benchmarks")
 METHODS = ("rl2", "snail")
 
 
@@ -108,26 +104,18 @@ def configuration(method: str, problem: Problem, seeds: int) -> dict[str, Any]:
 def run(name: str, method: str, seeds: int, again: bool) -> dict[str, Any]:
     problem = PROBLEMS[name]
     config = configuration(method, problem, seeds)
-    directory = RUNS / f"{method} {name}".replace(", ", "-").replace(" ", "-")
-    if again:
-        shutil.rmtree(directory, ignore_errors=True)
 
     def say(progress):
         if progress.returns is None:
             return None
         return str((problem.episodes * progress.returns.mean(axis=(1, 2, 3))).round(2))
 
-    began = time.process_time()
-    result = common.train_or_resume(directory, config, say)
+    result, curves, of_run = common.kept_run(f"{method} {name}", config, again, say)
     assert result.returns is not None
     totals = problem.episodes * result.returns.mean(axis=(2, 3), dtype=np.float64)  # [seed, task]
-    curves = load_curves(directory)
     return {
         "problem": name,
         "method": method,
-        "cores": common.machine()["cores"],
-        "seeds": seeds,
-        "steps_per_seed": float(curves.environment_steps[-1]),
         "tasks": totals.shape[1],
         "return": float(totals.mean()),
         "returns_per_seed": totals.mean(axis=1).tolist(),
@@ -139,10 +127,7 @@ def run(name: str, method: str, seeds: int, again: bool) -> dict[str, Any]:
                 (problem.episodes * x.mean(axis=(1, 2))).round(3).tolist() for x in curves.held_out
             ],
         },
-        "processor_seconds_of_last_part": time.process_time() - began,
-        "compile_seconds": result.compile_seconds,
-        "config": config,
-    }
+    } | of_run
 
 
 def table(rows: list[dict[str, Any]]) -> str:

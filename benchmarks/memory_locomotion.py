@@ -11,8 +11,6 @@ in runs/benchmarks and go on where they were interrupted; results are kept one b
 """
 
 import math
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,9 @@ from reference_agents import deaf, told_the_velocity
 
 import metajax
 from metajax import presets
-from metajax.algorithms import ALGORITHMS
-from metajax.plotting import load_curves
+from metajax.algorithms import rl2
 
 NAME = "memory-locomotion"
-RUNS = Path("runs/benchmarks")
 FAMILY = "halfcheetah-vel"
 # By agent, the policy it is.
 AGENTS = {"rl2": "gru", "told the velocity": "gru", "without memory": "window"}
@@ -64,39 +60,29 @@ def experiment(agent: str, config: dict[str, Any]) -> presets.Experiment:
         family.env.observation_size, family.env.action_space, **config["policy"]
     )
     policy = deaf(policy) if agent == "without memory" else policy
-    algorithm = ALGORITHMS["rl2"](family.env, policy, **config["algorithm"])
+    algorithm = rl2(family.env, policy, **config["algorithm"])
     return built._replace(algorithm=algorithm, family=family)
 
 
 def run(agent: str, seeds: int, again: bool) -> dict[str, Any]:
     config = configuration(agent, seeds)
-    directory = RUNS / f"locomotion {agent}".replace(" ", "-")
-    if again:
-        shutil.rmtree(directory, ignore_errors=True)
-    began = time.process_time()
-    result = common.train_or_resume(
-        directory, config, lambda p: _said(p.returns), experiment(agent, config)
+    say = lambda progress: _said(progress.returns)
+    result, curves, of_run = common.kept_run(
+        f"locomotion {agent}", config, again, say, experiment(agent, config)
     )
     assert result.returns is not None
     each = result.returns.mean(axis=(1, 2))  # [seed, episode]
-    curves = load_curves(directory)
     return {
         "agent": agent,
         "backend": metajax.make(FAMILY).backend,
-        "cores": common.machine()["cores"],
-        "seeds": seeds,
-        "steps_per_seed": float(curves.environment_steps[-1]),
         "returns": each.mean(axis=0).tolist(),
         "returns_per_seed": each.tolist(),
-        "standard_error": [common.standard_error(x) for x in each.T],
+        "standard_error": common.standard_error(each),
         "curve": {
             "steps_per_seed": np.asarray(curves.held_out_steps).tolist(),
             "returns": [x.mean(axis=(1, 2)).round(2).tolist() for x in curves.held_out],
         },
-        "processor_seconds_of_last_part": time.process_time() - began,
-        "compile_seconds": result.compile_seconds,
-        "config": config,
-    }
+    } | of_run
 
 
 def _said(returns) -> str | None:

@@ -66,16 +66,16 @@ def _trial(agent: Agent, family, meta_params, task: Task, key, rounds, episodes,
         return play_on(key, family.env, task, act, carried, episodes=episodes)
 
     def round_(carry, key):
-        adapted, sampled, scored = carry
+        adapted, carried, of_modes = carry
         sample_key, adapt_key, score_key = jax.random.split(key, 3)
-        new_sampled, trajectory = play(adapted, sampled, sample_key, sampled=True)
-        new_scored, counted = new_sampled, trajectory
+        carried, trajectory = play(adapted, carried, sample_key, sampled=True)
+        scored = trajectory
         if mode:
-            new_scored, counted = play(adapted, scored, score_key, sampled=False)
+            of_modes, scored = play(adapted, of_modes, score_key, sampled=False)
         new_adapted = agent.adapt(meta_params, adapted, trajectory, adapt_key)
-        return (new_adapted, new_sampled, new_scored), undiscounted_returns(counted)
+        return (new_adapted, carried, of_modes), undiscounted_returns(scored)
 
-    carry = (agent.begin(meta_params, begin_key), start, start)
+    carry = (agent.begin(meta_params, begin_key), start, start if mode else ())
     return jax.lax.scan(round_, carry, jax.random.split(rounds_key, rounds))[1]
 
 

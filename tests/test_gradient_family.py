@@ -196,10 +196,9 @@ def test_meta_lstm(plain, play_everything, first_order):
 def test_rules_hear_minus_the_mean_reward(estimator):
     """Whatever the surrogate's own value is, which of normalized advantages is 0."""
 
-    def step_by(value):
-        return lambda updates: jax.tree.map(lambda x: jnp.full_like(x, value), updates)
+    def update(updates, state, params=None, *, value, **_):
+        return jax.tree.map(lambda x: jnp.full_like(x, value), updates), state
 
-    update = lambda updates, state, params=None, *, value, **_: (step_by(value)(updates), state)
     optimizer = optax.GradientTransformationExtraArgs(lambda params: (), update)
     rule = UpdateRule(lambda key, params: (), lambda rule_params: optimizer)
     family = metajax.make("point-goal", episode_length=5)
