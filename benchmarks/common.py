@@ -92,10 +92,15 @@ def ratio(a: list[float], b: list[float]) -> float:
 
 
 def standard_error(samples: np.ndarray) -> Any:
-    """Return the standard error of the mean over the first axis, plain data; NaN of one sample."""
+    """Return the standard error of the mean over the first axis, plain data; None of one sample."""
     if len(samples) == 1:
-        return np.full(samples.shape[1:], np.nan).tolist()
+        return np.full(samples.shape[1:], None).tolist()
     return (np.std(samples, axis=0, ddof=1) / np.sqrt(len(samples))).tolist()
+
+
+def plus_minus(mean: float, error: float | None, digits: int) -> str:
+    """Return the mean and, where there is one, its standard error."""
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def save(name: str, result: Mapping[str, Any], directory: Path = RESULTS) -> Path:

@@ -131,7 +131,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for row in rows:
         pairs = zip(row["returns"], row["standard_error"], strict=True)
-        numbers = [f"{mean:.1f} ± {error:.1f}" for mean, error in pairs]
+        numbers = [common.plus_minus(mean, error, 1) for mean, error in pairs]
         if (last := len(numbers)) > ROUNDS:
             numbers = [*numbers[: ROUNDS - 1], f"{numbers[ROUNDS - 1]}; {last - 1}: {numbers[-1]}"]
         published, source = PUBLISHED.get((row["algorithm"], row["family"]), ([], ""))
@@ -156,7 +156,7 @@ def draw(rows: list[dict[str, Any]], path) -> None:
                 axis.errorbar(
                     range(ROUNDS),
                     row["returns"][:ROUNDS],
-                    row["standard_error"][:ROUNDS],
+                    np.array(row["standard_error"][:ROUNDS], float),
                     marker="o",
                     markersize=3,
                     capsize=2,

@@ -146,9 +146,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         problem = PROBLEMS[row["problem"]]
         digits = 3 if problem.episodes == 10 and problem.family == "bernoulli-bandit" else 2
         each = ", ".join(f"{x:.{digits}f}" for x in row["returns_per_seed"])
-        error = row["standard_error"]
-        cells = [row["problem"], row["method"]]
-        cells += [f"**{row['return']:.{digits}f}** ± {error:.{digits}f} ({each})"]
+        mean = common.plus_minus(row["return"], row["standard_error"], digits)
+        cells = [row["problem"], row["method"], f"{mean} ({each})"]
         cells += [f"{problem.best:g}", f"{problem.published[row['method']]:g}"]
         cells += [f"{problem.random:g}", f"{row['steps_per_seed'] / 1e6:.0f} M"]
         lines.append(" | ".join(cells))

@@ -94,9 +94,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     header = ["agent", "episode 1", "episode 2", "seeds", "steps per seed"]
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for row in rows:
-        cells = [row["agent"]]
-        for mean, error in zip(row["returns"], row["standard_error"], strict=True):
-            cells.append(f"{mean:.1f}" + ("" if math.isnan(error) else f" ± {error:.1f}"))
+        pairs = zip(row["returns"], row["standard_error"], strict=True)
+        cells = [row["agent"], *(common.plus_minus(mean, error, 1) for mean, error in pairs)]
         cells += [str(row["seeds"]), f"{row['steps_per_seed'] / 1e6:.0f} M"]
         lines.append(" | ".join(cells))
     lines.append(f"standing still | {STANDING_STILL:g} | {STANDING_STILL:g} | | ")
