@@ -276,6 +276,8 @@ def test_bad_options():
     ]:
         with pytest.raises(MetajaxError, match=message):
             maml_dqn(grid.env, policy, **options)
+    with pytest.raises(MetajaxError, match="no use for a context"):
+        dqn(grid.env, mlp(2, grid.env.action_space, context=2), adapts="context")
     small = dqn(grid.env, policy, episodes=2, replay_capacity=29)
     tasks = jax.tree.map(lambda x: x[:1], grid.train.finite)
     with pytest.raises(MetajaxError, match=r"keeps 29 items.* 30"):
