@@ -35,7 +35,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 # What an early pull is worth shows late in a long trial: a critic of its own sees it sooner.
 LONG = {
     "policy": {"critic": "separate"},
-    "algorithm": {"minibatches": 10},
+    "algorithm": {"minibatches": 10, "outer_learning_rate": 2e-3, "outer_half_life": 100},
 }
 
 

@@ -190,6 +190,27 @@ def test_every_minibatch_is_another_part_of_the_trials(start, descent):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
+def test_the_rate_halves(start, descent):
+    policy, state, played = start
+    # Three times the same trial, so that every minibatch has the same gradient.
+    trials = jax.tree.map(lambda x: jnp.repeat(x[:1], 3, axis=0), played)
+    moved = []
+    for half_life in (None, 1.5):
+        options = PLAIN | {"minibatches": 3, "outer_epochs": 2, "outer_half_life": half_life}
+        learner = MODULE.trial_learner(
+            ENV, policy, episodes=EPISODES, outer_learning_rate=1e-8, **options
+        )
+        _, optimizer_state = learner.init(jax.random.key(0))
+        # As after two iterations of six steps each; a constant rate counts nothing.
+        counted = jax.tree.map(lambda x: jnp.full_like(x, 2 * 6), optimizer_state)
+        params, *_ = jax.jit(learner.improve)(state.meta_params, counted, trials)
+        acting = state.meta_params.policy
+        moved.append(ravel_pytree(jax.tree.map(jnp.subtract, params.policy, acting))[0])
+    expected = np.mean(0.5 ** ((2 + np.arange(6) / 6) / 1.5)) * moved[0]
+    np.testing.assert_allclose(moved[1], expected, rtol=1e-5, atol=1e-14)
+    assert np.abs(expected).max() > 1e-9
+
+
 def test_trials_are_heard_again_as_they_were_played():
     policy = lstm(2, ENV.action_space, width=3)
     algorithm = algorithm_of(policy, chunk=4, burn_in=3)
@@ -312,6 +333,7 @@ def test_the_trust_region_moves_the_policy_and_epochs_the_critic(start):
         ({"chunk": 4, "burn_in": 5}, "burn_in is 5; it must be at most the chunk, 4"),
         ({"episodes": 0}, "episodes is 0"),
         ({"clip": 0.0}, "clip is 0.0"),
+        ({"outer_half_life": 0.0}, "outer_half_life is 0.0"),
     ],
 )
 def test_what_is_out_of_range_is_one_sentence(options, message):

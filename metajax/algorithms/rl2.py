@@ -114,6 +114,7 @@ def trial_learner(
     episodes: int = 2,
     outer: Outer = "ppo",
     outer_learning_rate: float = 1e-3,
+    outer_half_life: float | None = None,
     outer_epochs: int = 4,
     minibatches: int = 4,
     clip: float = 0.2,
@@ -138,6 +139,7 @@ def trial_learner(
             natural-gradient step on all trials, then epochs of the critic, which has to be
             separate).
         outer_learning_rate: of Adam; trpo: of the critic alone.
+        outer_half_life: meta-iterations in which that rate halves; None for a constant one.
         outer_epochs: passes over the trials.
         minibatches: gradient steps per pass; their number divides that of the tasks.
         clip: ε of PPO, ppo only.
@@ -165,6 +167,8 @@ def trial_learner(
     check_at_least(1, cg_iterations=cg_iterations)
     check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
     check_positive(value_weight=value_weight, max_gradient_norm=max_gradient_norm)
+    if outer_half_life is not None:
+        check_positive(outer_half_life=outer_half_life)
     check_fraction(discount=discount, trace=trace)
     length = episodes * env.episode_length
     chunk = length if chunk is None else chunk
@@ -173,9 +177,11 @@ def trial_learner(
     if burn_in > chunk:
         raise MetajaxError(f"burn_in is {burn_in}; it must be at most the chunk, {chunk}.")
     _check_critic(env, policy, outer)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(max_gradient_norm), optax.adam(outer_learning_rate)
-    )
+    rate: float | optax.Schedule = outer_learning_rate
+    if outer_half_life is not None:
+        steps = outer_half_life * outer_epochs * minibatches
+        rate = lambda step: outer_learning_rate * 0.5 ** (step / steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(max_gradient_norm), optax.adam(rate))
 
     def root(mean_square: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.where(mean_square > 0, jnp.sqrt(mean_square), 1.0)
