@@ -83,6 +83,17 @@ def test_gru_is_that_of_flax():
     assert_says(unrolled(policy, params, x), params, y)
 
 
+def test_units_forget_in_the_time_that_they_are_given():
+    policy = gru(2, ACTIONS, width=1000, initial_span=50.0)
+    params = jax.jit(policy.init)(jax.random.key(0))
+    # Deaf, with nothing but its gates' biases, a unit keeps all but 1 / time of its memory.
+    params["actor"] = jax.tree.map(lambda x: x if x.ndim == 1 else 0 * x, params["actor"])
+    first = jax.tree.map(lambda x: x[0], sequence(0))
+    [memory], _ = jax.jit(policy.step)(params, [jnp.ones(1000)], first)
+    times = np.sort(1 / (1 - memory))
+    np.testing.assert_allclose(times, np.linspace(2, 50, 1000), atol=3)
+
+
 def test_orthogonal_is_that_of_flax():
     found = orthogonal(jax.random.key(3), (64, 64), float)
     np.testing.assert_allclose(found.T @ found, np.eye(64), atol=1e-13)
@@ -243,6 +254,7 @@ def test_bad_options():
         gru(2, ACTIONS, critic="both")
     for make in (
         lambda: gru(2, ACTIONS, width=0),
+        lambda: gru(2, ACTIONS, initial_span=1.0),
         lambda: lstm(2, ACTIONS, initial_std=0.0),
         lambda: snail(2, ACTIONS, trial_length=0),
         lambda: window(2, ACTIONS, steps=0),

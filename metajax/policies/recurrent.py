@@ -19,6 +19,7 @@ def gru(
     action_space: ActionSpace,
     *,
     width: int = 64,
+    initial_span: float = 2.0,
     bfloat16: bool = False,
     **options: Any,
 ) -> Policy:
@@ -30,20 +31,26 @@ def gru(
         observation_size: numbers in an observation.
         action_space: the environment's.
         width: of the memory.
+        initial_span: steps over which the units remember at the start: by the biases of their
+            update gates, time constants are uniform between 2, where gates are half open, and this
+            (Tallec & Ollivier 2018). Where a trial is long, as long as the trial.
         bfloat16: multiply matrices in bfloat16; memory, gates and sums have full precision.
     """
 
-    network_of = gru_network(width, bfloat16=bfloat16)
+    network_of = gru_network(width, initial_span=initial_span, bfloat16=bfloat16)
     return with_memory(network_of, observation_size, action_space, **options)
 
 
-def gru_network(width: int, *, bfloat16: bool = False) -> Callable[[int], Network]:
+def gru_network(
+    width: int, *, initial_span: float = 2.0, bfloat16: bool = False
+) -> Callable[[int], Network]:
     """Return what makes the network of `gru` for a number of inputs.
 
     Raises:
-        MetajaxError: the width is below 1.
+        MetajaxError: the width is below 1, or the span below 2.
     """
     check_at_least(1, width=width)
+    check_at_least(2, initial_span=initial_span)
 
     def cell(params, h, x):
         recurrent = affine(params["recurrent"], h, bfloat16=bfloat16)
@@ -55,7 +62,21 @@ def gru_network(width: int, *, bfloat16: bool = False) -> Callable[[int], Networ
         h = (1 - update) * new + update * h
         return h, h
 
-    return _recurrent(cell, lambda: jnp.zeros(width), 3, width, bfloat16)
+    def network_of(inputs: int) -> Network:
+        network = _recurrent(cell, lambda: jnp.zeros(width), 3, width, bfloat16)(inputs)
+
+        def init(key):
+            params = network.init(key)
+            # With nothing but its bias b, the gate remembers 1 + exp(b) steps.
+            span_key = jax.random.fold_in(key, 2)
+            span = jax.random.uniform(span_key, (width,), minval=1.0, maxval=initial_span - 1)
+            bias = params["input"]["bias"].at[width : 2 * width].set(jnp.log(span))
+            params["input"] |= {"bias": bias}
+            return params
+
+        return network._replace(init=init)
+
+    return network_of
 
 
 @options_of(with_memory)
