@@ -81,6 +81,7 @@ def test_greedy_and_nearly_greedy():
     wins, losses = jnp.array([3.0, 0.0, 1.0]), jnp.array([0.0, 3.0, 1.0])
     keys = jax.random.split(KEY, 2000)
     assert known.greedy(wins, losses, KEY) == 0
+    assert known.greedy(losses, losses, KEY) == 0  # the first of equals
     choose = lambda key: known.epsilon_greedy(0.3, wins, losses, key)
     assert abs(float(jnp.mean(jax.vmap(choose)(keys) != 0)) - 0.2) < 0.03
 
