@@ -1,6 +1,6 @@
 """Reference agents on bandits and tabular processes, beside what they are known to get.
 
-    python benchmarks/references.py          # half an hour on a core
+    python benchmarks/references.py          # a quarter of an hour on a core
 
 Writes benchmarks/results/references.json and .md. Tasks are of the whole prior, as those of the
 known numbers are; held-out ones, whose first arm pays with one of nine probabilities, allow a
