@@ -100,7 +100,7 @@ def learned(rule, iterations, tasks) -> tuple[Any, Any, dict[str, Any]]:
 def draw(rows, path):
     figure, axis = plt.subplots(figsize=(6.5, 4))
     for row in rows:
-        mean, error = np.array(row["curve"]), np.array(row["curve_error"])
+        mean, error = np.array(row["curve"]), np.array(row["curve_error"], float)
         (line,) = axis.plot(mean, label=row["optimizer"])
         axis.fill_between(
             range(LIFETIME), mean - error, mean + error, alpha=0.2, color=line.get_color()
@@ -149,10 +149,8 @@ def main():
         if name not in rows:
             compare(name, *learned(rule, arguments.iterations, arguments.tasks))
     for row in rows.values():
-        print(
-            "{optimizer:24s} last round {last:6.2f} ± {last_error:.2f}, whole life {life:6.2f} ± "
-            "{life_error:.2f}".format(**row)
-        )
+        last, life = (common.plus_minus(row[x], row[f"{x}_error"], 2) for x in ("last", "life"))
+        print(f"{row['optimizer']:24s} last round {last}, whole life {life}")
     path = common.RESULTS / f"{NAME}.png"
     draw(rows.values(), path)
     print(f"wrote {path}")

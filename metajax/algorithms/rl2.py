@@ -180,7 +180,7 @@ def trial_learner(
     rate: float | optax.Schedule = outer_learning_rate
     if outer_half_life is not None:
         steps = outer_half_life * outer_epochs * minibatches
-        rate = lambda step: outer_learning_rate * 0.5 ** (step / steps)
+        rate = optax.exponential_decay(outer_learning_rate, steps, 0.5)
     optimizer = optax.chain(optax.clip_by_global_norm(max_gradient_norm), optax.adam(rate))
 
     def root(mean_square: Float[Array, ""]) -> Float[Array, ""]:
