@@ -179,8 +179,8 @@ def trial_learner(
     _check_critic(env, policy, outer)
     rate: float | optax.Schedule = outer_learning_rate
     if outer_half_life is not None:
-        steps = outer_half_life * outer_epochs * minibatches
-        rate = optax.exponential_decay(outer_learning_rate, steps, 0.5)
+        per_iteration = 0.5 ** (1 / outer_half_life)
+        rate = optax.exponential_decay(rate, outer_epochs * minibatches, per_iteration)
     optimizer = optax.chain(optax.clip_by_global_norm(max_gradient_norm), optax.adam(rate))
 
     def root(mean_square: Float[Array, ""]) -> Float[Array, ""]:
