@@ -124,6 +124,21 @@ def assert_says(output, params, y, tolerance=1e-9):
     np.testing.assert_allclose(output.value, value[:, 0], **exact)
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_hidden_layers_see_the_network_and_its_inputs(name):
+    policy, x = MAKERS[name](hidden=(7, 6)), sequence(0)
+    params = jax.jit(policy.init)(jax.random.key(2))
+    assert params["head"]["kernel"].shape == (6, 3) and params["value"]["kernel"].shape == (6, 1)
+    network = params["actor"]["network"]
+    bare, size = prepared(name)[0], len(params["actor"]["hidden"][0]["kernel"]) - len(heard(x)[0])
+    as_it_is = {"kernel": jnp.eye(size), "bias": jnp.zeros(size)}
+    y = unrolled(bare, {"actor": network, "head": as_it_is, "value": as_it_is}, x)
+    y = jnp.concatenate([y.distribution.logits, heard(x)], axis=-1)
+    for layer in params["actor"]["hidden"]:
+        y = jnp.tanh(jnp.einsum("ti,io->to", y, layer["kernel"]) + layer["bias"][None])
+    assert_says(unrolled(policy, params, x), params, y)
+
+
 def test_snail_is_its_definition():
     """Convolutions by their sums over time, attention by jax.nn, whole trial at once."""
     (policy, params), x = prepared("snail"), sequence(0)
@@ -255,6 +270,7 @@ def test_bad_options():
     for make in (
         lambda: gru(2, ACTIONS, width=0),
         lambda: gru(2, ACTIONS, initial_span=1.0),
+        lambda: gru(2, ACTIONS, hidden=(4, 0)),
         lambda: lstm(2, ACTIONS, initial_std=0.0),
         lambda: snail(2, ACTIONS, trial_length=0),
         lambda: window(2, ACTIONS, steps=0),

@@ -211,7 +211,7 @@ def transformer(
     return with_memory(network_of, observation_size, action_space, **options)
 
 
-@options_of(with_memory)
+@options_of(with_memory, without=("hidden",))
 def window(
     observation_size: int,
     action_space: ActionSpace,

@@ -1,6 +1,6 @@
 """What policies with a memory have in common: what they hear of each step, and what they say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +10,13 @@ from jaxtyping import Array, Float, Key
 
 from metajax.errors import check_positive, unknown
 from metajax.policies.distributions import action_distribution, initial_spread
-from metajax.policies.layers import affine, init_affine
+from metajax.policies.layers import (
+    affine,
+    check_hidden,
+    init_affine,
+    init_perceptron,
+    perceptron,
+)
 from metajax.types import (
     ActionSpace,
     Discrete,
@@ -49,6 +55,7 @@ def with_memory(
     action_space: ActionSpace,
     *,
     critic: Critic = "shared",
+    hidden: Sequence[int] = (),
     initial_std: float = 1.0,
     minimum_std: float = 1e-6,
 ) -> Policy:
@@ -64,6 +71,8 @@ def with_memory(
         action_space: the environment's.
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.
+        hidden: widths of layers between the network, whose inputs they see, too, and what is said;
+            tanh after each.
         initial_std: standard deviation at the start, in the policy's action units.
         minimum_std: the standard deviation is never below this.
 
@@ -73,8 +82,12 @@ def with_memory(
     if critic not in Critic.__args__:
         raise unknown("critic", critic, Critic.__args__)
     check_positive(initial_std=initial_std, minimum_std=minimum_std)
+    check_hidden(hidden)
     discrete = isinstance(action_space, Discrete)
-    network = network_of(observation_size + action_space.size + 2)
+    inputs = observation_size + action_space.size + 2
+    network = network_of(inputs)
+    if hidden:
+        network = _with_hidden(network, inputs, hidden)
     separate = critic == "separate"
 
     def init(key: Key[Array, ""]) -> Params:
@@ -121,6 +134,28 @@ def with_memory(
         return run
 
     return Policy(init, initial_memory, through(network.step), through(network.unroll))
+
+
+def _with_hidden(network: Network, inputs: int, hidden: Sequence[int]) -> Network:
+    """Return a network followed by hidden layers, which see its inputs, too."""
+
+    def init(key):
+        network_key, hidden_key = jax.random.split(key)
+        return {
+            "network": network.init(network_key),
+            "hidden": init_perceptron(hidden_key, [network.output_size + inputs, *hidden]),
+        }
+
+    def through(advance):
+        def run(params, memory, x):
+            memory, y = advance(params["network"], memory, x)
+            return memory, perceptron(params["hidden"], jnp.concatenate([y, x], axis=-1))
+
+        return run
+
+    return Network(
+        init, network.initial_memory, through(network.step), through(network.unroll), hidden[-1]
+    )
 
 
 def one_step(unroll: Callable[..., tuple[Memory, Array]]) -> Callable[..., tuple[Memory, Array]]:

@@ -15,7 +15,7 @@ from metajax.policies.recurrent import gru_network
 from metajax.types import ActionSpace, Memory, Policy
 
 
-@options_of(with_memory, without=("critic",))
+@options_of(with_memory, without=("critic", "hidden"))
 def variational(
     observation_size: int,
     action_space: ActionSpace,

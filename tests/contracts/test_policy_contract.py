@@ -16,7 +16,7 @@ TIME, SIZE = 6, 3
 POLICIES = {
     "mlp": lambda space: mlp(SIZE, space, hidden=(4,)),
     "gru": lambda space: gru(SIZE, space, width=4),
-    "lstm": lambda space: lstm(SIZE, space, width=4, critic="separate"),
+    "lstm": lambda space: lstm(SIZE, space, width=4, critic="separate", hidden=(4,)),
     "snail": lambda space: snail(SIZE, space, trial_length=TIME, filters=3, key_size=2),
     "transformer": lambda space: transformer(
         SIZE, space, trial_length=TIME, width=4, heads=2, layers=2, critic="separate"
