@@ -85,32 +85,48 @@ def snail(
             read = _attention(query, keys, values, visible)
             return jnp.concatenate([features, read], axis=-1), kept
 
-        def convolved(params, now, before):
-            both = jnp.concatenate([now, before], axis=-1)
-            filtered, gate = jnp.split(affine(params, both, bfloat16=bfloat16), 2, axis=-1)
-            return jnp.concatenate([now, jnp.tanh(filtered) * jax.nn.sigmoid(gate)], axis=-1)
+        def with_gated(features, sums):
+            filtered, gate = jnp.split(sums, 2, axis=-1)
+            return jnp.concatenate([features, jnp.tanh(filtered) * jax.nn.sigmoid(gate)], axis=-1)
+
+        def convolve(params, features, past):
+            """Return a convolution's sums; its kernel holds what the present is multiplied by, then
+            what the past is.
+
+            Everything is multiplied before it is delayed: sums are smaller to move than features.
+            """
+            now, before = jnp.split(params["kernel"], 2)
+            nothing = jnp.zeros_like(params["bias"])
+            both = {
+                "kernel": jnp.concatenate([now, before], axis=1),
+                "bias": jnp.concatenate([params["bias"], nothing]),
+            }
+            present, late = jnp.split(affine(both, features, bfloat16=bfloat16), 2, axis=-1)
+            early = affine({"kernel": before, "bias": nothing}, past, bfloat16=bfloat16)
+            return present + jnp.concatenate([early, late])[: len(features)]
 
         def step(params, memory, x):
             ring, time = memory["features"], memory["time"]
             features = affine(params["embedding"], x, bfloat16=bfloat16)
             for dilation, convolution in zip(dilations, params["convolutions"], strict=True):
                 before = ring[(time - dilation) % len(ring), : features.shape[-1]]
-                features = convolved(convolution, features, before)
+                both = jnp.concatenate([features, before])
+                features = with_gated(features, affine(convolution, both, bfloat16=bfloat16))
             ring = ring.at[time % len(ring)].set(features[:-filters])
             y, attended = attend(params, memory, features[None])
             return {"time": time + 1, "features": ring, **attended}, y[0]
 
         def unroll(params, memory, x):
             ring, time = memory["features"], memory["time"]
-            past, length = jnp.roll(ring, -time, axis=0), len(x)  # the oldest first
+            past = jnp.roll(ring, -time, axis=0)  # the oldest first
             features = affine(params["embedding"], x, bfloat16=bfloat16)
             for dilation, convolution in zip(dilations, params["convolutions"], strict=True):
-                known = jnp.concatenate([past[-dilation:, : features.shape[-1]], features])
-                features = convolved(convolution, features, known[:length])
+                seen_before = past[-dilation:, : features.shape[-1]]
+                features = with_gated(features, convolve(convolution, features, seen_before))
             past = jnp.concatenate([past, features[:, :-filters]])[-len(ring) :]
             y, attended = attend(params, memory, features)
-            ring = jnp.roll(past, time + length, axis=0)
-            return {"time": time + length, "features": ring, **attended}, y
+            ring = jnp.roll(past, time + len(x), axis=0)
+            return {"time": time + len(x), "features": ring, **attended}, y
 
         return Network(init, initial_memory, step, unroll, seen + value_size)
 
