@@ -4,7 +4,7 @@ Each is an `Agent`, so that it is evaluated by the same function as what is lear
 `bandit_agent` and the rules that choose an arm. For tabular processes: `process_agent` and what
 plans. Where nothing is known of the task and nothing remembered, every policy gets what a random
 one gets: half the pulls, and 10 per episode of a process. For locomotion, what a learner may be
-changed to: `told_the_velocity`, and `deaf`.
+changed to: `told_the_velocity`, and `deaf`. And `whole_prior`: the tasks of known numbers.
 """
 
 import dataclasses
@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.envs import make
+from metajax.envs.splits import STRIPS
 from metajax.replay import all_transitions
-from metajax.types import Agent, Policy, PolicyOutput, TaskFamily
+from metajax.types import Agent, Policy, PolicyOutput, TaskDistribution, TaskFamily
 
 Choose = Callable[..., jax.Array]
 
@@ -233,3 +235,16 @@ def deaf(policy: Policy) -> Policy:
         return run
 
     return policy._replace(step=only_seen(policy.step), unroll=only_seen(policy.unroll))
+
+
+def whole_prior(name: str, **options) -> TaskFamily:
+    """Return a family whose held-out tasks are of all of the range, training's part of it, too."""
+    family = make(name, **options)
+
+    def sample(key):
+        coin_key, task_key = jax.random.split(key)
+        held_out = jax.random.bernoulli(coin_key, 1 / STRIPS)
+        tasks = family.test.sample(task_key), family.train.sample(task_key)
+        return jax.tree.map(lambda *both: jnp.where(held_out, *both), *tasks)
+
+    return family._replace(test=TaskDistribution(sample))

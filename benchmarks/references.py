@@ -27,11 +27,12 @@ from reference_agents import (
     thompson,
     ucrl2,
     upper_confidence,
+    whole_prior,
 )
 
 import metajax
-from metajax.envs.splits import STRIPS, sample_batch
-from metajax.types import Agent, TaskDistribution, TaskFamily
+from metajax.envs.splits import sample_batch
+from metajax.types import Agent
 
 NAME = "references"
 PROCESSES = 10_000
@@ -46,19 +47,6 @@ BANDITS = {
 }
 # The same by episodes; UCRL2's are those of Duan et al. 2016, table 2.
 TABULAR = {10: [100.0, 133.7, 146.6, 218.4], 25: [250.0, 404.7, 424.1, 546.0]}
-
-
-def whole_prior(name: str, **options) -> TaskFamily:
-    """Return a family whose held-out tasks are of all of the range, training's part of it, too."""
-    family = metajax.make(name, **options)
-
-    def sample(key):
-        coin_key, task_key = jax.random.split(key)
-        held_out = jax.random.bernoulli(coin_key, 1 / STRIPS)
-        tasks = family.test.sample(task_key), family.train.sample(task_key)
-        return jax.tree.map(lambda *both: jnp.where(held_out, *both), *tasks)
-
-    return family._replace(test=TaskDistribution(sample))
 
 
 def play_processes(episodes: int, plan: Choose, *, tasks: int = PROCESSES, seed: int = 0):

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_agents as known
+import scipy.stats
 
 from metajax.envs import make
+from metajax.envs.splits import sample_batch
 from metajax.envs.tabular import tabular
 from metajax.evaluation import evaluate
 from metajax.policies import window
@@ -170,3 +172,13 @@ def test_the_deaf_see_observations_alone():
     assert said(known.deaf(policy), silence) != said(
         known.deaf(policy), replace(silence, observation=jnp.ones(3) * 2)
     )
+
+
+def test_the_whole_prior_is_uniform():
+    def chance_of_uniform(family, arm):
+        probability = sample_batch(family.test, KEY, 20_000)["probability"][:, arm]
+        return scipy.stats.kstest(probability, "uniform").pvalue
+
+    whole, held_out = known.whole_prior("bernoulli-bandit"), make("bernoulli-bandit")
+    assert chance_of_uniform(held_out, 0) < 1e-3
+    assert chance_of_uniform(whole, 0) > 1e-3 and chance_of_uniform(whole, 1) > 1e-3
