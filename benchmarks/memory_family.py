@@ -35,9 +35,15 @@ Overrides = dict[str, dict[str, Any]]  # of a preset, by group
 LONG: Overrides = {
     "policy": {"critic": "separate", "initial_span": 100, "hidden": [64]},
     "algorithm": {"minibatches": 10, "outer_learning_rate": 4e-3, "outer_half_life": 100},
+    "training": {"tasks": 500, "iterations": 300},
 }
-# Where a trial's rewards are noisy and few of its steps alike, that rate is too large.
-PROCESS: Overrides = LONG | {
+# Which of fifty arms to pull is learned arm by arm.
+MANY = LONG | {
+    "algorithm": LONG["algorithm"] | {"outer_half_life": 200},
+    "training": LONG["training"] | {"iterations": 600},
+}
+# Where rewards are noisy and few steps of a trial alike, LONG's rate is too large.
+PROCESS = LONG | {
     "algorithm": LONG["algorithm"] | {"outer_learning_rate": 2e-3, "outer_half_life": 150}
 }
 # The paper takes TRPO's steps; PPO's four epochs learn more from each trial, and fewer filters than
@@ -45,6 +51,18 @@ PROCESS: Overrides = LONG | {
 SNAIL: Overrides = {
     "policy": {"critic": "shared", "filters": 16},
     "algorithm": {"outer": "ppo"},
+}
+# Of a step's credit, less of what is far ahead: a shared critic is slow to tell it from chance.
+LONG_SNAIL: Overrides = {
+    "policy": SNAIL["policy"] | {"hidden": [64]},
+    "algorithm": {
+        "outer": "ppo",
+        "minibatches": 10,
+        "outer_learning_rate": 3e-3,
+        "outer_half_life": 50,
+        "trace": 0.8,
+    },
+    "training": {"tasks": 500, "iterations": 160},
 }
 
 
@@ -55,7 +73,6 @@ class Problem(NamedTuple):
         family: its name.
         options: of the family.
         episodes: of a trial.
-        training: its options.
         overrides: of the preset, by method.
         best: what the best agent that is known gets: for bandits the optimum (ten pulls, by dynamic
             programming) or Whittle's index, for processes an agent that knows the process.
@@ -66,7 +83,6 @@ class Problem(NamedTuple):
     family: str
     options: dict[str, Any]
     episodes: int
-    training: dict[str, int]
     overrides: dict[str, Overrides]
     best: float
     random: float
@@ -74,31 +90,20 @@ class Problem(NamedTuple):
 
 
 def _bandit(pulls: int, arms: int, best: float, rl2: float, snail: float) -> Problem:
-    short = pulls == 10
-    return Problem(
-        "bernoulli-bandit",
-        {"arms": arms},
-        pulls,
-        {"tasks": 1000, "iterations": 1000} if short else {"tasks": 500, "iterations": 300},
-        {"rl2": {} if short else LONG, "snail": SNAIL},
-        best,
-        pulls / 2,
-        {"rl2": rl2, "snail": snail},
-    )
+    overrides = {"rl2": MANY if arms == 50 else LONG, "snail": LONG_SNAIL}
+    if pulls == 10:
+        short: Overrides = {"training": {"tasks": 1000, "iterations": 1000}}
+        overrides = {"rl2": short, "snail": SNAIL | short}
+    published = {"rl2": rl2, "snail": snail}
+    options = {"arms": arms}
+    return Problem("bernoulli-bandit", options, pulls, overrides, best, pulls / 2, published)
 
 
 def _process(episodes: int, rl2: float, snail: float) -> Problem:
+    overrides = {"rl2": PROCESS, "snail": LONG_SNAIL}
     # SNAIL's numbers are shares of value iteration discounted by .99: 20.88 per episode.
-    return Problem(
-        "tabular",
-        {},
-        episodes,
-        {"tasks": 500, "iterations": 300},
-        {"rl2": PROCESS, "snail": SNAIL},
-        21.84 * episodes,
-        10.0 * episodes,
-        {"rl2": rl2, "snail": round(snail * 20.88 * episodes, 1)},
-    )
+    published = {"rl2": rl2, "snail": round(snail * 20.88 * episodes, 1)}
+    return Problem("tabular", {}, episodes, overrides, 21.84 * episodes, 10.0 * episodes, published)
 
 
 PROBLEMS = {
@@ -116,7 +121,7 @@ def configuration(method: str, problem: Problem, seeds: int) -> dict[str, Any]:
     config = presets.default_config(method, problem.family)
     config["family"] |= problem.options
     config["algorithm"] |= {"episodes": problem.episodes}
-    config["training"] |= {"seeds": seeds, "segment": 20} | problem.training
+    config["training"] |= {"seeds": seeds, "segment": 20}
     for group, options in problem.overrides[method].items():
         config[group] |= options
     # A trial is one round, so that its return is the mean of the round's times its episodes.
