@@ -108,11 +108,9 @@ def with_memory(
         return [network.initial_memory() for _ in range(1 + separate)]
 
     def heard(x: StepInput) -> Float[Array, "*batch input"]:
-        action = (
-            jax.nn.one_hot(x.previous_action, action_space.size)
-            if discrete
-            else (x.previous_action)
-        )
+        action = x.previous_action
+        if discrete:
+            action = jax.nn.one_hot(action, action_space.size)
         outcome = jnp.stack([x.previous_reward, x.previous_end.astype(float)], axis=-1)
         return jnp.concatenate([x.observation, action, outcome], axis=-1)
 
