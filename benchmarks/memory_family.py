@@ -37,13 +37,12 @@ LONG: Overrides = {
     "algorithm": {"minibatches": 10, "outer_learning_rate": 4e-3, "outer_half_life": 100},
     "training": {"tasks": 500, "iterations": 300},
 }
-# Fifty arms are learned one by one: with less of what is far ahead in a step's credit, and so less
-# noise, that begins sooner.
+# With fifty arms, less of what is far ahead in a step's credit lets learning begin sooner.
 MANY = LONG | {
     "algorithm": LONG["algorithm"] | {"trace": 0.85},
     "training": LONG["training"] | {"iterations": 400},
 }
-# Where rewards are noisy and few steps of a trial alike, LONG's rate is too large.
+# Half of LONG's rate learns more of a process in as many steps.
 PROCESS = LONG | {
     "algorithm": LONG["algorithm"] | {"outer_learning_rate": 2e-3, "outer_half_life": 150}
 }
@@ -53,7 +52,7 @@ SNAIL: Overrides = {
     "policy": {"critic": "shared", "filters": 16},
     "algorithm": {"outer": "ppo"},
 }
-# Of a step's credit, less of what is far ahead: a shared critic is slow to tell it from chance.
+# Half the cost of a separate critic; learning then begins in time with less credit from far ahead.
 LONG_SNAIL: Overrides = {
     "policy": SNAIL["policy"] | {"hidden": [64]},
     "algorithm": {
@@ -199,15 +198,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     colors = dict(zip(METHODS, ("#1f77b4", "#d95f02"), strict=True))
     for axis, name in zip(axes.flat, names, strict=False):
         problem = PROBLEMS[name]
-        for row in rows:
-            if row["problem"] == name:
-                steps = np.array(row["curve"]["steps_per_seed"]) / 1e6
-                for k, curve in enumerate(np.array(row["curve"]["returns"]).T):
-                    label = row["method"] if k == 0 else None
-                    axis.plot(steps, curve, color=colors[row["method"]], lw=1.2, label=label)
+        of_problem = [row for row in rows if row["problem"] == name]
+        for row in of_problem:
+            steps = np.array(row["curve"]["steps_per_seed"]) / 1e6
+            for k, curve in enumerate(np.array(row["curve"]["returns"]).T):
+                label = row["method"] if k == 0 else None
+                axis.plot(steps, curve, color=colors[row["method"]], lw=1.2, label=label)
         axis.axhline(problem.best, color="black", lw=1, ls="--", label="best known")
         span = problem.best - problem.random
-        lowest = min(np.min(row["curve"]["returns"]) for row in rows if row["problem"] == name)
+        lowest = min(np.min(row["curve"]["returns"]) for row in of_problem)
         bottom = min(problem.random + 0.3 * span, lowest - 0.05 * span)
         axis.set_ylim(bottom, problem.best + 0.05 * span)
         axis.set(title=name, xlabel="million steps per seed")
