@@ -96,23 +96,18 @@ def kill_until_finished(directory, environment, kills, duration, seed):
     return done
 
 
-def test_killed_and_resumed_is_the_same_run(tmp_path, environment, straight, duration):
-    directory = tmp_path / "run"
-    assert kill_until_finished(directory, environment, kills=2, duration=duration, seed=0) > 0
-    assert digests(directory) == straight
-    assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_fifty_kills(tmp_path, environment, straight, duration):
+@pytest.mark.parametrize(
+    "total", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
+)
+def test_killed_and_resumed_is_the_same_run(tmp_path, environment, straight, duration, total):
+    """A run that ends before it was killed often enough has a successor."""
     kills = 0
     for attempt in itertools.count():
         directory = tmp_path / f"run-{attempt}"
-        kills += kill_until_finished(directory, environment, 50 - kills, duration, seed=attempt)
+        kills += kill_until_finished(directory, environment, total - kills, duration, seed=attempt)
         assert digests(directory) == straight
         assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
-        if kills == 50:
+        if kills == total:
             break
 
 
