@@ -39,8 +39,8 @@ LONG: Overrides = {
 }
 # With fifty arms, less of what is far ahead in a step's credit lets learning begin sooner.
 MANY = LONG | {
-    "algorithm": LONG["algorithm"] | {"trace": 0.85},
-    "training": LONG["training"] | {"iterations": 400},
+    "algorithm": LONG["algorithm"] | {"trace": 0.85, "outer_half_life": 125},
+    "training": LONG["training"] | {"iterations": 500},
 }
 # Half of LONG's rate learns more of a process in as many steps.
 PROCESS = LONG | {
