@@ -56,14 +56,10 @@ SNAIL: Overrides = {
 # is far ahead in a step's credit lets learning begin sooner.
 LONG_SNAIL: Overrides = {
     "policy": {"critic": "separate", "filters": 8, "hidden": [64]},
-    "algorithm": {
-        "outer": "ppo",
-        "minibatches": 10,
-        "outer_learning_rate": 3e-3,
-        "outer_half_life": 60,
-        "trace": 0.85,
-    },
-    "training": {"tasks": 500, "iterations": 160},
+    "algorithm": SNAIL["algorithm"]
+    | LONG["algorithm"]
+    | {"outer_learning_rate": 3e-3, "outer_half_life": 60, "trace": 0.85},
+    "training": LONG["training"] | {"iterations": 160},
 }
 
 
