@@ -37,18 +37,21 @@ LIBRARIES = ("jax", "jaxlib", "mujoco", "mujoco-mjx", "brax", "flax", "optax", "
 
 def machine() -> dict[str, Any]:
     """Return device, processor count and versions, to be kept with every result."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
+    commit = ""
+    if shutil.which("git") is not None:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+        )
+        commit = found.stdout.strip()
     return {
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 
@@ -106,8 +109,11 @@ def plus_minus(mean: float, error: float | None, digits: int) -> str:
 def save(name: str, result: Mapping[str, Any], directory: Path = RESULTS) -> Path:
     """Write `result` and the machine's description as `name`.json."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
+    return _write(directory / f"{name}.json", {"machine": machine(), **result})
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> Path:
+    path.write_text(json.dumps(content, indent=1) + "\n")
     return path
 
 
@@ -184,7 +190,6 @@ def kept_run(
         result,
         curves,
         {
-            "cores": machine()["cores"],
             "seeds": config["training"]["seeds"],
             "steps_per_seed": float(curves.environment_steps[-1]),
             "processor_seconds_of_last_part": time.process_time() - began,
@@ -225,18 +230,18 @@ def fill_table(
         rows = saved(name).get("rows", [])
         return {tuple(row[field] for field in fields): row for row in rows}
 
+    path = RESULTS / f"{name}.json"
     known = there()
     for chosen in itertools.product(*(getattr(arguments, option) for option in axes)):
         if arguments.redraw or (chosen in known and not arguments.again):
             continue
-        row = run(*chosen, arguments.seeds, arguments.again)
+        row = {"machine": machine()} | run(*chosen, arguments.seeds, arguments.again)
         print(table([row]).splitlines()[-1], flush=True)
         # Read again: commands may run side by side.
         known = there() | {chosen: row}
-        save(name, {"rows": list(known.values())})
+        _write(path, {"rows": list(known.values())})
     order = itertools.product(*(values for _, values in axes.values()))
     rows = [known[chosen] for chosen in order if chosen in known]
-    path = RESULTS / f"{name}.json"
     print(table(rows))
     path.with_suffix(".md").write_text(table(rows) + "\n")
     draw(rows, path.with_suffix(".png"))

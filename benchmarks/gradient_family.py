@@ -99,7 +99,6 @@ def run(family: str, method: str, seeds: int, again: bool) -> dict[str, Any]:
         "algorithm": method,
         "family": family,
         "backend": experiment.family.backend,
-        "cores": common.machine()["cores"],
         "seeds": seeds,
         "steps_per_seed": steps,
         "iterations": training["iterations"],

@@ -42,9 +42,12 @@ MANY = LONG | {
     "algorithm": LONG["algorithm"] | {"trace": 0.85, "outer_half_life": 125},
     "training": LONG["training"] | {"iterations": 500},
 }
-# Half of LONG's rate learns more of a process in as many steps.
+# A process has fifty means to remember, and its width costs a GPU nothing: minutes there.
 PROCESS = LONG | {
-    "algorithm": LONG["algorithm"] | {"outer_learning_rate": 2e-3, "outer_half_life": 150}
+    "policy": LONG["policy"] | {"width": 256},
+    "algorithm": LONG["algorithm"]
+    | {"outer_learning_rate": 1.5e-3, "outer_half_life": 150, "trace": 0.9},
+    "training": {"tasks": 2500, "iterations": 400},
 }
 # The paper takes TRPO's steps; PPO's four epochs learn more from each trial, and fewer filters than
 # its 32 learn more per second of a CPU.
@@ -52,14 +55,19 @@ SNAIL: Overrides = {
     "policy": {"critic": "shared", "filters": 16},
     "algorithm": {"outer": "ppo"},
 }
-# Eight filters for each of two networks cost what sixteen do for one, and learn more. Less of what
-# is far ahead in a step's credit lets learning begin sooner.
+# Less of what is far ahead in a step's credit lets learning begin sooner. Minutes of a GPU.
 LONG_SNAIL: Overrides = {
-    "policy": {"critic": "separate", "filters": 8, "hidden": [64]},
+    "policy": {"critic": "separate", "filters": 16, "hidden": [64]},
     "algorithm": SNAIL["algorithm"]
     | LONG["algorithm"]
-    | {"outer_learning_rate": 3e-3, "outer_half_life": 60, "trace": 0.85},
-    "training": LONG["training"] | {"iterations": 160},
+    | {"outer_learning_rate": 2e-3, "outer_half_life": 125, "trace": 0.85},
+    "training": {"tasks": 1000, "iterations": 500},
+}
+# What a hundred sums over fifty arms are read from.
+MANY_SNAIL = LONG_SNAIL | {"policy": LONG_SNAIL["policy"] | {"value_size": 64}}
+# A process is learned at a smaller rate, or not at all, and with still less of what is ahead.
+PROCESS_SNAIL = LONG_SNAIL | {
+    "algorithm": LONG_SNAIL["algorithm"] | {"outer_learning_rate": 1.5e-3, "trace": 0.7}
 }
 
 
@@ -87,7 +95,9 @@ class Problem(NamedTuple):
 
 
 def _bandit(pulls: int, arms: int, best: float, rl2: float, snail: float) -> Problem:
-    overrides = {"rl2": MANY if arms == 50 else LONG, "snail": LONG_SNAIL}
+    overrides = {"rl2": LONG, "snail": LONG_SNAIL}
+    if arms == 50:
+        overrides = {"rl2": MANY, "snail": MANY_SNAIL}
     if pulls == 10:
         short: Overrides = {"training": {"tasks": 1000, "iterations": 1000}}
         overrides = {"rl2": short, "snail": SNAIL | short}
@@ -97,11 +107,10 @@ def _bandit(pulls: int, arms: int, best: float, rl2: float, snail: float) -> Pro
 
 
 def _process(episodes: int, rl2: float, snail: float) -> Problem:
-    tasks = {"tasks": 5000 // episodes}  # 50 000 steps in an iteration
-    overrides = {
-        method: options | {"training": options["training"] | tasks}
-        for method, options in (("rl2", PROCESS), ("snail", LONG_SNAIL))
-    }
+    overrides = {}
+    for method, options in (("rl2", PROCESS), ("snail", PROCESS_SNAIL)):
+        tasks = 10 * options["training"]["tasks"] // episodes  # as many steps, however long a trial
+        overrides[method] = options | {"training": options["training"] | {"tasks": tasks}}
     # SNAIL's numbers are shares of value iteration discounted by .99: 20.88 per episode.
     published = {"rl2": rl2, "snail": round(snail * 20.88 * episodes, 1)}
     return Problem("tabular", {}, episodes, overrides, 21.84 * episodes, 10.0 * episodes, published)
@@ -126,7 +135,7 @@ def configuration(method: str, problem: Problem, seeds: int) -> dict[str, Any]:
     for group, options in problem.overrides[method].items():
         config[group] |= options
     # A trial is one round, so that its return is the mean of the round's times its episodes.
-    every, tasks = (100, 10_000) if problem.episodes == 10 else (50, 2_000)
+    every, tasks = (100, 10_000) if problem.best < 10 else (50, 2_000)
     evaluated = {"every": every, "tasks": tasks, "final_tasks": 100_000}
     config["evaluation"] |= evaluated | {"rounds": 1, "episodes": problem.episodes}
     return config
