@@ -186,7 +186,8 @@ def dynamics_splits(physics: Physics, variant: str, *, consistent: bool) -> dict
     if variant not in VARIANTS:
         raise unknown("variant", variant, VARIANTS)
     shapes = {name: field_shape(physics.model, name) for name in BASES}
-    ones = {name: jax.ShapeDtypeStruct(shape, float) for name, shape in shapes.items()}
+    real = jnp.result_type(float)
+    ones = {name: jax.ShapeDtypeStruct(shape, real) for name, shape in shapes.items()}
     state = jax.eval_shape(
         physics.init, *(jnp.zeros(n) for n in (physics.model.nq, physics.model.nv))
     )
