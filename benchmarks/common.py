@@ -36,7 +36,7 @@ LIBRARIES = ("jax", "jaxlib", "mujoco", "mujoco-mjx", "brax", "flax", "optax", "
 
 
 def machine() -> dict[str, Any]:
-    """Return device, processor count and versions, to be kept with every result."""
+    """Return device, processor count, versions and XLA's flags, to be kept with every result."""
     commit = ""
     if shutil.which("git") is not None:
         found = subprocess.run(
@@ -53,6 +53,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit or "unknown",
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 
