@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,7 @@ def fill_table(
     run: Callable[..., dict[str, Any]],
     table: Callable[[list[dict[str, Any]]], str],
     draw: Callable[[list[dict[str, Any]], Path], None],
+    defaults: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
 ) -> None:
     """Run what is asked for on the command line and not there yet; write JSON, table and picture.
 
@@ -217,10 +219,12 @@ def fill_table(
         run: `(*values, seeds, again) -> row`.
         table: rows as Markdown.
         draw: rows to a file.
+        defaults: by option, what is run where it is not given, if not all values.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     for option, (_, values) in axes.items():
-        parser.add_argument(f"--{option}", nargs="+", default=list(values), choices=values)
+        default = list(defaults.get(option, values))
+        parser.add_argument(f"--{option}", nargs="+", default=default, choices=values)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--again", action="store_true", help="also what is there already")
     parser.add_argument("--redraw", action="store_true", help="run nothing")

@@ -119,7 +119,7 @@ def busy_seconds(row: dict[str, Any]) -> float:
 
     Of rows that did not say so, or had several cores or another device, the wall's clock.
     """
-    alone = row.get("cores") == 1
+    alone = row["machine"]["cores"] == 1
     return row.get("processor_seconds", row["wall_seconds"]) if alone else row["wall_seconds"]
 
 

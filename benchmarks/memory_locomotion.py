@@ -3,12 +3,12 @@
     python benchmarks/memory_locomotion.py                         # everything, hours on a CPU
     python benchmarks/memory_locomotion.py --agents rl2 --seeds 1
     taskset -c 0 python benchmarks/memory_locomotion.py ...        # as here, one core each
-    python benchmarks/memory_locomotion.py --agents rl2 --seeds 1 --backends mjx   # on a GPU
 
 RL² on `halfcheetah-vel` with the velocities of Rakelly et al. 2019, two episodes of 200 steps,
 beside two agents trained on as many steps by the same PPO: the same one told the velocity, and a
 perceptron that remembers nothing and hears of no reward. Standing still earns -300. Runs are kept
-in runs/benchmarks and go on where they were interrupted; results are kept one by one.
+in runs/benchmarks and go on where they were interrupted; results are kept one by one. The physics
+is this machine's default, C MuJoCo on a CPU and MJX on a GPU; `--backends` takes another.
 """
 
 import math
@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from reference_agents import deaf, told_the_velocity
 
+import metajax
 from metajax import presets
 from metajax.algorithms import rl2
 
@@ -30,6 +31,7 @@ NAME = "memory-locomotion"
 FAMILY = "halfcheetah-vel"
 # By agent, the policy it is.
 AGENTS = {"rl2": "gru", "told the velocity": "gru", "without memory": "window"}
+BACKENDS = ("mujoco", "mjx")
 STEPS = 50e6
 STANDING_STILL = -300.0
 # Thousands of worlds at once take a GPU little longer than one: fewer iterations, and more learned
@@ -101,14 +103,15 @@ def _said(returns) -> str | None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table."""
-    header = ["agent", "episode 1", "episode 2", "seeds", "steps per seed"]
+    header = ["agent", "physics", "episode 1", "episode 2", "seeds", "steps per seed"]
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for row in rows:
         pairs = zip(row["returns"], row["standard_error"], strict=True)
-        cells = [row["agent"], *(common.plus_minus(mean, error, 1) for mean, error in pairs)]
+        cells = [row["agent"], row["backend"]]
+        cells += [common.plus_minus(mean, error, 1) for mean, error in pairs]
         cells += [str(row["seeds"]), f"{row['steps_per_seed'] / 1e6:.0f} M"]
         lines.append(" | ".join(cells))
-    lines.append(f"standing still | {STANDING_STILL:g} | {STANDING_STILL:g} | | ")
+    lines.append(f"standing still | | {STANDING_STILL:g} | {STANDING_STILL:g} | | ")
     return "\n".join(f"| {line} |" for line in lines)
 
 
@@ -119,12 +122,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     colors = dict(zip(AGENTS, ("#1f77b4", "#222222", "#d95f02"), strict=True))
     for row in rows:
         color, label = colors[row["agent"]], row["agent"]
+        style = "-"
+        if row["backend"] != BACKENDS[0]:
+            style, label = ":", f"{label}, {row['backend']}"
         steps = np.array(row["curve"]["steps_per_seed"]) / 1e6
         for curve in np.array(row["curve"]["returns"]).T:
-            over_time.plot(steps, curve, color=color, lw=1.2, label=label)
+            over_time.plot(steps, curve, color=color, ls=style, lw=1.2, label=label)
             label = None
         episodes = 1 + np.arange(len(row["returns"]))
-        by_episode.plot(episodes, row["returns"], color=color, marker="o")
+        by_episode.plot(episodes, row["returns"], color=color, ls=style, marker="o")
     for axis in (over_time, by_episode):
         axis.axhline(STANDING_STILL, color="#888888", lw=1, ls="--", label="standing still")
         axis.grid(color="#e6e6e6")
@@ -135,7 +141,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    common.fill_table(NAME, __doc__, {"agents": ("agent", list(AGENTS))}, run, table, draw)
+    axes = {"agents": ("agent", list(AGENTS)), "backends": ("backend", BACKENDS)}
+    here = {"backends": [metajax.make(FAMILY).backend]}
+    common.fill_table(NAME, __doc__, axes, run, table, draw, here)
 
 
 if __name__ == "__main__":
