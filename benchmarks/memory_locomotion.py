@@ -34,8 +34,7 @@ AGENTS = {"rl2": "gru", "told the velocity": "gru", "without memory": "window"}
 BACKENDS = ("mujoco", "mjx")
 STEPS = 50e6
 STANDING_STILL = -300.0
-# Thousands of worlds at once take a GPU little longer than one: fewer iterations, and more learned
-# from each.
+# Few iterations on thousands of worlds, which is what a GPU is fast at, and more learned from each.
 WIDE: dict[str, dict[str, Any]] = {
     "algorithm": {"minibatches": 128, "chunk": 50, "outer_learning_rate": 1e-3},
     "training": {"tasks": 2048, "segment": 1},
