@@ -1,6 +1,6 @@
 """What a memory costs: learning beside simulating, bare matrix products, unrolling beside scanning.
 
-    python benchmarks/memory_speed.py          # ten minutes on two CPU cores
+    python benchmarks/memory_speed.py          # two minutes on two CPU cores
 
 Everything that is compared runs in turn; learning and simulating on all devices that training
 would take, long trials on one. A step of acting is one of a compiled scan over steps.
