@@ -45,9 +45,11 @@ MANY = LONG | {
     "algorithm": LONG["algorithm"] | {"trace": 0.85, "outer_half_life": 125},
     "training": LONG["training"] | {"iterations": 500},
 }
-# Half of LONG's rate learns more of a process in as many steps.
+# Of a process, many small iterations at a smaller rate learn more than few large ones.
 PROCESS = LONG | {
-    "algorithm": LONG["algorithm"] | {"outer_learning_rate": 2e-3, "outer_half_life": 150}
+    "algorithm": LONG["algorithm"]
+    | {"outer_learning_rate": 1.5e-3, "outer_half_life": 250, "trace": 0.8},
+    "training": {"tasks": 200, "iterations": 750},
 }
 # The paper takes TRPO's steps; PPO's four epochs learn more from each trial, and fewer filters than
 # its 32 learn more per second of a CPU.
@@ -109,7 +111,7 @@ def _bandit(pulls: int, arms: int, best: float, rl2: float, snail: float) -> Pro
 def _process(episodes: int, rl2: float, snail: float) -> Problem:
     overrides = {}
     for method, options in (("rl2", PROCESS), ("snail", PROCESS_SNAIL)):
-        # As many steps in an iteration as in one of a bandit's, however long a trial.
+        # As many steps in an iteration, however long a trial.
         tasks = 10 * options["training"]["tasks"] // episodes
         overrides[method] = options | {"training": options["training"] | {"tasks": tasks}}
     # SNAIL's numbers are shares of value iteration discounted by .99: 20.88 per episode.
