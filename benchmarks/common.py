@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,11 +109,11 @@ def plus_minus(mean: float, error: float | None, digits: int) -> str:
 
 def save(name: str, result: Mapping[str, Any], directory: Path = RESULTS) -> Path:
     """Write `result` and the machine's description as `name`.json."""
-    directory.mkdir(parents=True, exist_ok=True)
     return _write(directory / f"{name}.json", {"machine": machine(), **result})
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
 
@@ -208,7 +207,7 @@ def fill_table(
     run: Callable[..., dict[str, Any]],
     table: Callable[[list[dict[str, Any]]], str],
     draw: Callable[[list[dict[str, Any]], Path], None],
-    defaults: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+    defaults: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Run what is asked for on the command line and not there yet; write JSON, table and picture.
 
@@ -223,7 +222,7 @@ def fill_table(
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     for option, (_, values) in axes.items():
-        default = list(defaults.get(option, values))
+        default = list((defaults or {}).get(option, values))
         parser.add_argument(f"--{option}", nargs="+", default=default, choices=values)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--again", action="store_true", help="also what is there already")

@@ -95,14 +95,20 @@ class Problem(NamedTuple):
     random: float
     published: dict[str, float]
 
+    @property
+    def short(self) -> bool:
+        """Whether a trial is ten pulls, which are evaluated and told more finely."""
+        return self.family == "bernoulli-bandit" and self.episodes == 10
+
 
 def _bandit(pulls: int, arms: int, best: float, rl2: float, snail: float) -> Problem:
-    overrides = {"rl2": LONG, "snail": LONG_SNAIL}
-    if arms == 50:
-        overrides = {"rl2": MANY, "snail": MANY_SNAIL}
     if pulls == 10:
         short: Overrides = {"training": {"tasks": 1000, "iterations": 1000}}
         overrides = {"rl2": short, "snail": SNAIL | short}
+    elif arms == 50:
+        overrides = {"rl2": MANY, "snail": MANY_SNAIL}
+    else:
+        overrides = {"rl2": LONG, "snail": LONG_SNAIL}
     published = {"rl2": rl2, "snail": snail}
     options = {"arms": arms}
     return Problem("bernoulli-bandit", options, pulls, overrides, best, pulls / 2, published)
@@ -138,7 +144,7 @@ def configuration(method: str, problem: Problem, seeds: int) -> dict[str, Any]:
     for group, options in problem.overrides[method].items():
         config[group] |= options
     # A trial is one round, so that its return is the mean of the round's times its episodes.
-    every, tasks = (100, 10_000) if problem.best < 10 else (50, 2_000)
+    every, tasks = (100, 10_000) if problem.short else (50, 2_000)
     evaluated = {"every": every, "tasks": tasks, "final_tasks": 100_000}
     config["evaluation"] |= evaluated | {"rounds": 1, "episodes": problem.episodes}
     return config
@@ -187,7 +193,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for row in rows:
         problem = PROBLEMS[row["problem"]]
-        digits = 3 if problem.episodes == 10 and problem.family == "bernoulli-bandit" else 2
+        digits = 3 if problem.short else 2
         each = ", ".join(f"{x:.{digits}f}" for x in row["returns_per_seed"])
         mean = common.plus_minus(row["return"], row["standard_error"], digits)
         cells = [row["problem"], row["method"], f"{mean} ({each})"]
