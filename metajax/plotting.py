@@ -107,7 +107,7 @@ def plot_run(path: str | Path, output: str | Path) -> None:
     """
     curves = load_curves(path)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 3.5), layout="constrained")
+        figure = Figure(figsize=(9, 4), layout="constrained")
         learning, adaptation = figure.subplots(1, 2, width_ratios=(3, 2))
         _line(learning, curves.environment_steps, curves.before, _BEFORE, "before adaptation")
         _line(learning, curves.environment_steps, curves.after, _AFTER, "after adaptation")
@@ -117,7 +117,7 @@ def plot_run(path: str | Path, output: str | Path) -> None:
             points = list(zip(curves.held_out_steps, summaries, strict=True))
             label = f"held-out tasks after {steps} step{'s' * (steps != 1)}"
             _intervals(learning, points, label, linestyle="none")
-        _label_learning(learning)
+        _label_learning(learning, columns=2)
         learning.set_title(curves.title)
         _adaptation(adaptation, curves)
         _write(figure, output)
@@ -147,7 +147,7 @@ def plot_comparison(paths: Sequence[str | Path], output: str | Path) -> None:
                 linestyle=":",
                 linewidth=1,
             )
-        _label_learning(axes)
+        _label_learning(axes, columns=1)
         note = "after adaptation (dotted: before); mean over seeds, band: lowest to highest"
         axes.set_title(note, loc="left", fontsize=9)
         _write(figure, output)
@@ -180,11 +180,11 @@ def _intervals(axes: Axes, points, label: str, *, linestyle: str) -> None:
     )
 
 
-def _label_learning(axes: Axes) -> None:
+def _label_learning(axes: Axes, columns: int) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("environment steps per seed")
     axes.set_ylabel("return per episode")
-    axes.legend(loc="best")
+    _legend_below(axes, columns)
 
 
 def _adaptation(axes: Axes, curves: Curves) -> None:
@@ -202,7 +202,13 @@ def _adaptation(axes: Axes, curves: Curves) -> None:
     label = "interquartile mean and 95 % interval"
     _intervals(axes, list(enumerate(summaries)), label, linestyle="-")
     axes.plot([], [], color=_BEFORE, linewidth=0.5, label="each task")
-    axes.legend(loc="best")
+    _legend_below(axes, columns=1)
+
+
+def _legend_below(axes: Axes, columns: int) -> None:
+    """Explain what is drawn where no curve can pass."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
+    axes.legend(**place, ncols=columns, columnspacing=1.2)
 
 
 def _write(figure: Figure, output: str | Path) -> None:
