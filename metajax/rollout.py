@@ -1,6 +1,7 @@
 """Play episodes of one task: the only place where episodes start."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from metajax.types import (
     Continuous,
     Env,
     Memory,
+    Policy,
     PolicyOutput,
     StepInput,
     Task,
@@ -199,3 +201,41 @@ def check_env(env: Env, task: PyTree) -> None:
         raise MetajaxError(
             f"action size {space.size} and episode length {env.episode_length} must be at least 1."
         )
+
+
+def check_policy(env: Env, policy: Policy) -> tuple[Any, Any]:
+    """Check, without running it, that a policy was made for an environment.
+
+    Args:
+        env: the environment.
+        policy: one that is to act in it.
+
+    Returns:
+        (params, output), the shapes of its parameters and of what it says at the first step.
+
+    Raises:
+        MetajaxError: it does not take the environment's observations, or chooses other actions.
+    """
+    space, previous = env.action_space, first_previous(env)
+
+    def first_step():
+        params = policy.init(jax.random.key(0))
+        step_input = StepInput(jnp.zeros(env.observation_size), *previous)
+        output = policy.step(params, policy.initial_memory(), step_input)[1]
+        return params, output, output.distribution.mode()
+
+    try:
+        params, output, action = jax.eval_shape(first_step)
+    except TypeError as error:
+        raise MetajaxError(
+            f"the policy was made for another environment than this one, with "
+            f"{env.observation_size} observed numbers and {space}: {error}"
+        ) from None
+    distribution = output.distribution
+    scores = getattr(distribution, "logits", getattr(distribution, "q_values", None))
+    number = space.size if scores is None else scores.shape[-1]
+    kinds = [jnp.issubdtype(x.dtype, jnp.integer) for x in (action, previous[0])]
+    if action.shape != previous[0].shape or kinds[0] != kinds[1] or number != space.size:
+        those = f"are {number}" if kinds[0] else f"have the shape {list(action.shape)}"
+        raise MetajaxError(f"the policy's actions {those}; the environment has {space}.")
+    return params, output

@@ -12,7 +12,7 @@ from trials import ENV, EPISODES, LENGTH, TASKS
 
 from metajax.algorithms import rl2, varibad
 from metajax.errors import MetajaxError
-from metajax.policies import gru, variational
+from metajax.policies import gru, mlp, variational
 from metajax.policies.variational import belief
 from metajax.rollout import rollout
 
@@ -191,8 +191,9 @@ def test_its_policy_is_trained_as_in_rl2(start):
 
 
 def test_what_is_wrong_is_one_sentence():
-    with pytest.raises(MetajaxError, match="needs a policy with a belief"):
-        varibad(ENV, gru(2, ENV.action_space), **PLAIN)
+    for other in (gru(2, ENV.action_space), mlp(2, ENV.action_space)):
+        with pytest.raises(MetajaxError, match="needs a policy with a belief"):
+            varibad(ENV, other, **PLAIN)
     policy = variational(2, ENV.action_space)
     with pytest.raises(MetajaxError, match="kl_weight is -1"):
         varibad(ENV, policy, **PLAIN, kl_weight=-1.0)

@@ -24,7 +24,7 @@ from metajax.algorithms.objectives import (
 from metajax.algorithms.trust_region import fisher_vector_product, natural_step
 from metajax.errors import MetajaxError, check_at_least, unknown
 from metajax.losses import returns
-from metajax.rollout import over_tasks, rollout, undiscounted_returns
+from metajax.rollout import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.rules import RULES, RuleName, decayed
 from metajax.types import (
     Agent,
@@ -123,7 +123,8 @@ def inner_loop(
             many.
 
     Raises:
-        MetajaxError: an option is unknown or out of range, or the policy lacks the part to adapt.
+        MetajaxError: an option is unknown or out of range, or the policy was made for another
+            environment or lacks the part to adapt.
     """
     check_at_least(1, episodes=episodes, inner_epochs=inner_epochs)
     check_at_least(0, inner_learning_rate=inner_learning_rate)
@@ -135,7 +136,7 @@ def inner_loop(
         rule = RULES[rule](inner_learning_rate)
     if inner_learning_rate_decay != 1:
         rule = decayed(rule, inner_learning_rate_decay)
-    _check_parts(policy, adapts)
+    _check_parts(env, policy, adapts)
 
     def split(params):
         """Return what an inner step changes, and how to put it back."""
@@ -301,12 +302,10 @@ def fit_critic(
     return loop.objective.fit(meta_params.critic, critic_state, data, meta_params.policy, fit_key)
 
 
-def _check_parts(policy: Policy, adapts: Adapts) -> None:
+def _check_parts(env: Env, policy: Policy, adapts: Adapts) -> None:
     if adapts not in Adapts.__args__:
         raise unknown("part of a policy", adapts, Adapts.__args__)
-    if adapts == "all":
-        return
-    params = jax.eval_shape(policy.init, jax.random.key(0))
-    if not isinstance(params, dict) or _PARTS[adapts][0] not in params:
+    params, _ = check_policy(env, policy)
+    if adapts != "all" and (not isinstance(params, dict) or _PARTS[adapts][0] not in params):
         hint = ": mlp(..., context=2)" if adapts == "context" else ""
         raise MetajaxError(f"the policy has no {adapts} to adapt; give it one{hint}.")

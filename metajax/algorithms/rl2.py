@@ -24,7 +24,7 @@ from metajax.errors import (
     unknown,
 )
 from metajax.losses import policy_gradient, returns
-from metajax.rollout import first_previous, over_tasks, rollout, undiscounted_returns
+from metajax.rollout import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.types import (
     Agent,
     Algorithm,
@@ -157,8 +157,8 @@ def trial_learner(
         burn_in: steps before a chunk that bring its first memory up to date, without gradient.
 
     Raises:
-        MetajaxError: an option is unknown or out of range, or the policy has no critic of the kind
-            that is needed.
+        MetajaxError: an option is unknown or out of range, the policy was made for another
+            environment, or it has no critic of the kind that is needed.
     """
     if outer not in Outer.__args__:
         raise unknown("outer step", outer, Outer.__args__)
@@ -250,7 +250,8 @@ def trial_learner(
 
             def advance(memory, inputs):
                 early, late = inputs
-                memory, _ = policy.unroll(params, memory, early)
+                if burn_in < chunk:
+                    memory, _ = policy.unroll(params, memory, early)
                 return policy.unroll(params, memory, late)[0] if burn_in else memory, memory
 
             memories = jax.lax.scan(advance, policy.initial_memory(), (early, late))[1]
@@ -431,12 +432,7 @@ def snail(env: Env, policy: Policy, *, outer: Outer = "trpo", **options: Any) ->
 
 
 def _check_critic(env: Env, policy: Policy, outer: Outer) -> None:
-    def first_output():
-        params = policy.init(jax.random.key(0))
-        step_input = StepInput(jnp.zeros(env.observation_size), *first_previous(env))
-        return params, policy.step(params, policy.initial_memory(), step_input)[1]
-
-    params, output = jax.eval_shape(first_output)
+    params, output = check_policy(env, policy)
     if output.value is None:
         raise MetajaxError("RL² needs a policy with a critic, such as metajax.policies.gru.")
     if outer == "trpo" and "critic" not in params:

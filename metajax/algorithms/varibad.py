@@ -67,8 +67,8 @@ def varibad(
     check_at_least(1, replay_capacity=replay_capacity, predictions=predictions)
     check_at_least(0, kl_weight=kl_weight, state_weight=state_weight)
     check_hidden(decoder_hidden)
-    learner = trial_learner(env, policy, **options)
     nothing_believed = standard_normal(_latent_size(policy))
+    learner = trial_learner(env, policy, **options)
     latent = nothing_believed.mean.size
     optimizer = optax.adam(vae_learning_rate)
 
@@ -85,7 +85,7 @@ def varibad(
         return affine(decoder["head"], perceptron(decoder["body"], x))
 
     def log_likelihood(decoders, latent, step: Transitions):
-        """Return that of what followed a step: normal distributions of variance 1."""
+        """Return that of what followed a step, of variance 1, weighted and up to a constant."""
         here, there = step.step_input.observation, step.next_input.observation
         action = step.action
         if isinstance(env.action_space, Discrete):

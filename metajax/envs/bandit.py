@@ -11,7 +11,7 @@ from metajax.types import Discrete, TaskFamily
 
 
 def bernoulli_bandit(*, arms: int = 5, episode_length: int = 1) -> TaskFamily:
-    """Return `bernoulli-bandit-v1`, the bandits of Duan et al. (2016, section 3.1.1).
+    """Return `bernoulli-bandit-v1`, the bandits of Duan et al. (2016, section 3.1).
 
     Arm i pays 1 with probability p_i, else 0; the p_i are U[0, 1], fresh for every task. The
     observation is the constant 0. An episode is one pull, so a trial of n pulls has n episodes.

@@ -14,7 +14,7 @@ from metajax.types import Discrete, TaskFamily
 def tabular(
     *, states: int = 10, actions: int = 5, episode_length: int = 10, reward_std: float = 1.0
 ) -> TaskFamily:
-    """Return `tabular-v1`, the random MDPs of Duan et al. (2016, section 3.1.2).
+    """Return `tabular-v1`, the random MDPs of Duan et al. (2016, section 3.2).
 
     Every episode starts in state 0. Per task: transition probabilities from a flat Dirichlet, mean
     rewards from N(1, 1); per step: reward from N(mean, `reward_std`²). The observation is the
