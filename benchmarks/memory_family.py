@@ -120,8 +120,9 @@ def _process(episodes: int, rl2: float, snail: float) -> Problem:
         # As many steps in an iteration, however long a trial.
         tasks = 10 * options["training"]["tasks"] // episodes
         overrides[method] = options | {"training": options["training"] | {"tasks": tasks}}
-    # SNAIL's numbers are shares of value iteration discounted by .99: 20.88 per episode.
-    published = {"rl2": rl2, "snail": round(snail * 20.88 * episodes, 1)}
+    # SNAIL's numbers are shares of value iteration's, which are 20.76 per episode: what Duan et al.
+    # give RL² and others, divided by the shares of the same agents beside SNAIL's.
+    published = {"rl2": rl2, "snail": round(snail * 20.76 * episodes, 1)}
     return Problem("tabular", {}, episodes, overrides, 21.84 * episodes, 10.0 * episodes, published)
 
 
