@@ -38,11 +38,17 @@ from metajax.deployment import load_run
 from metajax.envs import FAMILIES, SOURCES, make
 from metajax.envs.splits import Split, on_split
 from metajax.errors import MetajaxError, unknown
-from metajax.evaluation import adaptation_curve, evaluate, hurtful_steps
+from metajax.evaluation import (
+    adaptation_curve,
+    evaluate,
+    has_memory,
+    hurtful_steps,
+    middle_mean,
+)
 from metajax.recorder import Progress as TrainingProgress
 from metajax.run_directory import open_run, read_metrics
 from metajax.train import Result, default_devices, train
-from metajax.types import Discrete
+from metajax.types import Agent, Discrete
 
 DEFAULT_ALGORITHM, DEFAULT_FAMILY = "maml", "halfcheetah-dir"
 SECONDS_BETWEEN_LINES = 5.0  # of progress, where stdout is no terminal
@@ -245,7 +251,7 @@ def _status(progress: TrainingProgress) -> str:
     parts = [
         f"{_count(progress.environment_steps)} steps",
         f"{_count(progress.steps_per_second)}/s",
-        f"return {before:.1f} -> {after:.1f}",
+        f"return {_course(before, after)}",
         f"{_duration(progress.seconds_left)} left",
     ]
     if discarded := int(progress.discarded.sum()):
@@ -255,8 +261,17 @@ def _status(progress: TrainingProgress) -> str:
 
 def _held_out(progress: TrainingProgress) -> str:
     assert progress.returns is not None
-    means = " -> ".join(f"{summary.mean:.1f}" for summary in adaptation_curve(progress.returns))
-    return f"held-out tasks after {_plural(progress.iteration, 'iteration')}: {means}"
+    means = map(middle_mean, np.moveaxis(progress.returns.mean(axis=3), 2, 0))
+    return f"held-out tasks after {_plural(progress.iteration, 'iteration')}: {_course(*means)}"
+
+
+def _course(*returns: float) -> str:
+    return " -> ".join(f"{x:.{_decimals(*returns)}f}" for x in returns)
+
+
+def _decimals(*returns: float) -> int:
+    """Return how many tell numbers of this size apart: a pull of an arm pays 0 or 1."""
+    return 1 if max(map(abs, returns)) >= 10 else 2
 
 
 @contextlib.contextmanager
@@ -303,31 +318,34 @@ def _progress() -> Iterator[Callable[[TrainingProgress], None]]:
 MODE = "likeliest"  # the mean of a normal distribution, the best action of a Q-network
 
 
-def _show_curve(returns: np.ndarray, acting: str) -> None:
-    """Print the adaptation curve of `returns` `[seed, task, round, episode]`."""
+def _show_curve(returns: np.ndarray, acting: str, agent: Agent) -> None:
+    """Print the adaptation curve of an agent's `returns` `[seed, task, round, episode]`."""
     seeds, tasks, _, episodes = returns.shape
     _say(
         f"Return with {acting} actions ({_plural(seeds, 'seed')} x "
         f"{_plural(tasks, 'held-out task')} x {_plural(episodes, 'episode')})"
     )
     table = Table(box=rich.box.SIMPLE_HEAD)
-    for column in ("adaptation steps", "interquartile mean", "95 % interval", "mean"):
+    learned = "rounds heard" if has_memory(agent) else "adaptation steps"
+    for column in (learned, "interquartile mean", "95 % interval", "mean"):
         table.add_column(column, justify="right")
-    curve = adaptation_curve(returns)
-    for k, summary in enumerate(curve):
-        interval = f"{summary.low:.1f} ... {summary.high:.1f}"
-        mean = f"{returns[:, :, k].mean():.1f}"
-        table.add_row(str(k), f"{summary.mean:.1f}", interval, mean)
+    curve, means = adaptation_curve(returns), returns.mean(axis=(0, 1, 3))
+    decimals = _decimals(*means)
+    for k, (summary, mean) in enumerate(zip(curve, means, strict=True)):
+        middle, low, high, mean = (f"{x:.{decimals}f}" for x in (*summary, mean))
+        table.add_row(str(k), middle, f"{low} ... {high}", mean)
     console = Console(highlight=False)
     with console.capture() as capture:
         console.print(table)
     _say(capture.get().rstrip())
-    if hurtful := hurtful_steps(curve):
+    # One task's interval is a point, that proves nothing.
+    if tasks > 1 and (hurtful := hurtful_steps(curve)):
         steps = ", ".join(map(str, hurtful)) + (" step" if hurtful == [1] else " steps")
         worse = np.mean(returns[:, :, hurtful[0]].mean(-1) < returns[:, :, 0].mean(-1))
         _say(
             f"Adaptation hurts: the return after {steps} is below that before; after "
-            f"{hurtful[0]} on {worse:.0%} of the tasks. A smaller inner learning rate may help."
+            f"{hurtful[0]} on {worse:.0%} of the tasks."
+            + ("" if has_memory(agent) else " A smaller inner learning rate may help.")
         )
 
 
@@ -456,18 +474,16 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
         return status
     seconds = time.perf_counter() - began
     acting = MODE if experiment.evaluation.mode else "sampled"
-    _conclude(result, result.returns, acting, directory, done, seconds)
+    _say()
+    _show_curve(result.returns, acting, experiment.algorithm.agent)
+    _say()
+    _conclude(result, directory, done, seconds)
     return status
 
 
-def _conclude(
-    result: Result, returns: np.ndarray, acting: str, directory: Path, done: int, seconds: float
-) -> None:
+def _conclude(result: Result, directory: Path, done: int, seconds: float) -> None:
     from metajax.plotting import plot_run  # Matplotlib takes long to import
 
-    _say()
-    _show_curve(returns, acting)
-    _say()
     picture = directory / "curves.png"
     plot_run(directory, picture)
     _say(f"picture:   {picture}")
@@ -521,9 +537,9 @@ def _evaluate(options: EvaluateOptions) -> int:
     meta_params = state.train_state.meta_params
     keys = jax.random.split(_key(experiment, "evaluate"), state.discarded.shape[0])
     sampled, mode = map(np.asarray, evaluate_both(meta_params, keys))
-    _show_curve(sampled, "sampled")
+    _show_curve(sampled, "sampled", algorithm.agent)
     _say()
-    _show_curve(mode, MODE)
+    _show_curve(mode, MODE, algorithm.agent)
     _say()
     output = options.run / "evaluation.json"
     record = {

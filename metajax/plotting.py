@@ -1,5 +1,6 @@
 """Pictures of runs: learning curves and adaptation curves, drawn to files."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,12 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from metajax.errors import MetajaxError, unknown
 from metajax.evaluation import adaptation_curve, interquartile_mean
+from metajax.presets import MEMORY_AGENTS
 from metajax.run_directory import open_run, read_metrics
 
 FORMATS = (".png", ".pdf", ".svg")
 
+_MOST_TASKS = 200  # that are drawn one by one
 _BEFORE, _AFTER, _HELD_OUT = "#7f7f7f", "#0072b2", "#d55e00"
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -37,10 +40,11 @@ class Curves(NamedTuple):
     Attributes:
         name: of the run, as the user gave it.
         title: what was trained on what.
-        trained_steps: adaptation steps during training.
+        trained_steps: adaptation steps during training; None of an agent with a memory.
         environment_steps: per seed, at each iteration `[iteration]`.
-        before: mean return over training tasks before adaptation `[iteration, seed]`.
-        after: the same after adaptation.
+        before: mean return over training tasks before adaptation, of a memory in the first episode
+            `[iteration, seed]`.
+        after: the same after adaptation, of a memory in the last episode.
         held_out_steps: environment steps per seed at each evaluation `[evaluation]`.
         held_out: mean return over episodes `[seed, task, round]`, one array per evaluation.
         final: the last of them was the one at the end of training.
@@ -48,7 +52,7 @@ class Curves(NamedTuple):
 
     name: str
     title: str
-    trained_steps: int
+    trained_steps: int | None
     environment_steps: Float[np.ndarray, "iteration"]
     before: Float[np.ndarray, "iteration seed"]
     after: Float[np.ndarray, "iteration seed"]
@@ -81,11 +85,12 @@ def load_curves(path: str | Path) -> Curves:
         return np.array([record[name] for record in training], np.float64)
 
     before, after = per_seed("return_before"), per_seed("return_after")
+    memory = config["algorithm_name"] in MEMORY_AGENTS
     steps_per_iteration /= after.shape[1]
     return Curves(
         name=str(path),
         title=f"{config['algorithm_name']} on {config['family_name']}",
-        trained_steps=config["algorithm"].get("inner_steps", 1),
+        trained_steps=None if memory else config["algorithm"].get("inner_steps", 1),
         environment_steps=steps_per_iteration * np.array([r["iteration"] for r in training]),
         before=before,
         after=after,
@@ -109,13 +114,19 @@ def plot_run(path: str | Path, output: str | Path) -> None:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9, 4), layout="constrained")
         learning, adaptation = figure.subplots(1, 2, width_ratios=(3, 2))
-        _line(learning, curves.environment_steps, curves.before, _BEFORE, "before adaptation")
-        _line(learning, curves.environment_steps, curves.after, _AFTER, "after adaptation")
+        memory = curves.trained_steps is None
+        early, late = "before adaptation", "after adaptation"
+        if memory:
+            early, late = "first episode", "last episode"
+        _line(learning, curves.environment_steps, curves.before, _BEFORE, early)
+        _line(learning, curves.environment_steps, curves.after, _AFTER, late)
         if curves.held_out:
-            steps = min(curves.trained_steps, curves.held_out[0].shape[-1] - 1)
+            last = curves.held_out[0].shape[-1] - 1
+            steps = last if curves.trained_steps is None else min(curves.trained_steps, last)
             summaries = [interquartile_mean(returns[:, :, steps]) for returns in curves.held_out]
             points = list(zip(curves.held_out_steps, summaries, strict=True))
-            label = f"held-out tasks after {steps} step{'s' * (steps != 1)}"
+            when = "in the last round" if memory else f"after {steps} step{'s' * (steps != 1)}"
+            label = f"held-out tasks {when}"
             _intervals(learning, points, label, linestyle="none")
         _label_learning(learning, columns=2)
         learning.set_title(curves.title)
@@ -189,7 +200,7 @@ def _label_learning(axes: Axes, columns: int) -> None:
 
 def _adaptation(axes: Axes, curves: Curves) -> None:
     axes.set_title("held-out tasks" + (", end of training" if curves.final else ""))
-    axes.set_xlabel("adaptation steps")
+    axes.set_xlabel("rounds heard" if curves.trained_steps is None else "adaptation steps")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not curves.held_out:
         axes.text(0.5, 0.5, "not evaluated yet", ha="center", transform=axes.transAxes)
@@ -197,11 +208,13 @@ def _adaptation(axes: Axes, curves: Curves) -> None:
     returns = curves.held_out[-1]
     tasks = returns.reshape(-1, returns.shape[-1])
     rounds = np.arange(tasks.shape[1])
-    axes.plot(rounds, tasks.T, color=_BEFORE, linewidth=0.5, alpha=min(0.5, 10 / len(tasks)))
+    shown = tasks[:: math.ceil(len(tasks) / _MOST_TASKS)]
+    axes.plot(rounds, shown.T, color=_BEFORE, linewidth=0.5, alpha=min(0.5, 10 / len(shown)))
     summaries = adaptation_curve(returns[..., None])
     label = "interquartile mean and 95 % interval"
     _intervals(axes, list(enumerate(summaries)), label, linestyle="-")
-    axes.plot([], [], color=_BEFORE, linewidth=0.5, label="each task")
+    each = "each task" if len(shown) == len(tasks) else f"each of {len(shown)} tasks"
+    axes.plot([], [], color=_BEFORE, linewidth=0.5, label=each)
     _legend_below(axes, columns=1)
 
 

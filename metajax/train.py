@@ -9,6 +9,7 @@ a result.
 import contextlib
 import dataclasses
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from metajax.envs.splits import sample_batch
 from metajax.errors import MetajaxError, unknown
-from metajax.evaluation import evaluate
+from metajax.evaluation import evaluate, has_memory
 from metajax.recorder import Progress, open_recorder
 from metajax.rollout import check_env
 from metajax.shutdown import graceful_shutdown
@@ -40,7 +41,8 @@ class Evaluation:
         every: meta-iterations between evaluations; there is one at the end in any case.
         tasks: held-out tasks per evaluation and seed.
         rounds: adaptation steps + 1; may exceed what training uses. None for 4; of an agent with a
-            memory, for at most ten rounds that are together a trial as in training.
+            memory, for at most ten rounds, of at least five steps, that are together a trial as in
+            training.
         episodes: per task and round; None for 20, or for that trial.
         final_tasks: the evaluation at the end repeats until it has seen this many tasks.
         mode: score separate episodes that take the distribution's mode (of a Q-network, the most
@@ -57,9 +59,13 @@ class Evaluation:
     def sizes(self, algorithm: Algorithm, env: Env) -> dict[str, int]:
         """Return the number of "rounds" and of "episodes" in each, for an algorithm's agent."""
         rounds, episodes = self.rounds or 4, self.episodes or 20
-        if jax.tree.leaves(jax.eval_shape(algorithm.agent.initial_memory)):
+        if has_memory(algorithm.agent):
             trial = algorithm.steps_per_task // env.episode_length
-            rounds = self.rounds or max(n for n in range(1, 11) if trial % n == 0)
+            # The middle half of single pulls, which pay 0 or 1, is far from their mean.
+            fewest = math.ceil(5 / env.episode_length)
+            rounds = self.rounds or max(
+                n for n in range(1, 11) if n == 1 or (trial % n == 0 and trial // n >= fewest)
+            )
             episodes = self.episodes or max(1, trial // rounds)
         return {"rounds": rounds, "episodes": episodes}
 

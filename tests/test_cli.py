@@ -28,6 +28,7 @@ from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, SOURCES
 from metajax.recorder import Progress
 from metajax.run_directory import create_run, open_run, read_metrics
+from metajax.types import Agent
 
 CORES = len(os.sched_getaffinity(0))
 TINY = [
@@ -99,7 +100,7 @@ def test_progress_lines_carry_the_metrics(trained):
     last = records[-2:]  # a segment
     before, after = (np.mean([r[f"return_{when}"] for r in last]) for when in ("before", "after"))
     # 4 iterations x 2 seeds x 2 tasks x 2 rounds x 2 episodes x 10 steps
-    expected = f"4/4: 640 steps, [0-9.]+k?/s, return {before:.1f} -> {after:.1f}, 0:00 left"
+    expected = f"4/4: 640 steps, [0-9.]+k?/s, return {before:.2f} -> {after:.2f}, 0:00 left"
     assert re.search(f"^{expected}$", printed, re.MULTILINE)
     assert [r["environment_steps"] for r in records] == [160, 320, 480, 640]
 
@@ -531,7 +532,29 @@ def test_progress_tells_of_evaluations_and_discarded_updates(capsys):
         report(progress(50, discarded=2, returns=np.full((1, 4, 2, 3), 7.0)))
     printed = capsys.readouterr().out
     assert "1:23 left, 2 updates discarded" in printed
-    assert "held-out tasks after 50 iterations: 7.0 -> 7.0" in printed
+    assert "held-out tasks after 50 iterations: 7.00 -> 7.00" in printed
+
+
+def test_returns_are_told_as_finely_as_they_are_small():
+    assert cli._course(-10.04, 84.25) == "-10.0 -> 84.2"
+    assert cli._course(0.512, 0.668) == "0.51 -> 0.67"
+    assert cli._course(-0.5, 84.25) == "-0.5 -> 84.2"  # all alike
+
+
+@pytest.mark.parametrize(
+    ("tasks", "memory", "told"),
+    [
+        (20, (), "below that before; after 1 on 100% of the tasks. A smaller inner learning rate"),
+        (20, np.zeros(3), "below that before; after 1 on 100% of the tasks.\n"),
+        (1, (), None),  # nothing is beyond doubt
+    ],
+)
+def test_adaptation_that_hurts(tasks, memory, told, capsys):
+    returns = np.array([5.0, 1.0])[None, None, :, None] + np.linspace(0, 1, tasks)[:, None, None]
+    agent = Agent(*(None,) * 4)._replace(initial_memory=lambda: memory)
+    cli._show_curve(returns, "sampled", agent)
+    printed = capsys.readouterr().out
+    assert (told in printed) if told else ("hurts" not in printed)
 
 
 def test_progress_on_a_terminal_is_one_live_line(capsys, monkeypatch):

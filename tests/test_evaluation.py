@@ -1,5 +1,8 @@
 """The adaptation curve: which tasks, which rounds, which actions; and how it is summed up."""
 
+import sys
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,6 +169,19 @@ def test_the_interval_is_a_bootstrap_within_seeds():
     width = high - low
     np.testing.assert_allclose([found.low, found.high], [low, high], atol=0.1 * width)
     assert found.low < found.mean < found.high
+
+
+def test_many_tasks_are_resampled_a_few_at_a_time(monkeypatch):
+    """Memory does not grow with resamples times tasks, and the interval does not change."""
+    returns = np.random.default_rng(0).normal(size=(1, 1000))
+    at_once = interquartile_mean(returns)
+    monkeypatch.setattr(sys.modules["metajax.evaluation"], "_RESAMPLED", 20_000)
+    tracemalloc.start()
+    try:
+        assert interquartile_mean(returns) == at_once
+        assert tracemalloc.get_traced_memory()[1] < 2000 * returns.nbytes / 10
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("returns", [np.full((2, 5), 3.0), np.array([[3.0]])])

@@ -12,14 +12,14 @@ ITERATIONS, SEEDS, TASKS = 12, 2, 8
 STEPS = 400  # per iteration and seed
 
 
-def write_run(path, *, evaluated=True, inner_steps=1):
+def write_run(path, *, evaluated=True, inner_steps=1, algorithm="maml"):
     """Make a run with random metrics; return them."""
     generator = np.random.default_rng(0)
     before = generator.normal(-10, 1, (ITERATIONS, SEEDS))
     after = generator.normal(50, 1, (ITERATIONS, SEEDS))
     held_out = generator.normal(40, 5, (3, SEEDS, TASKS, 3))
     config = {
-        "algorithm_name": "maml",
+        "algorithm_name": algorithm,
         "family_name": "point-goal",
         "algorithm": {"inner_steps": inner_steps},
     }
@@ -88,6 +88,19 @@ def test_held_out_points_are_interquartile_means_after_the_trained_steps(
         assert 1 < high[1] - low[1] < 12
 
 
+def test_a_memory_is_shown_by_the_episodes_of_its_trial(tmp_path, figures):
+    before, after, held_out = write_run(tmp_path / "run", algorithm="rl2")
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    learning, rounds = figures[0].axes
+    for label, values in (("first episode", before), ("last episode", after)):
+        np.testing.assert_allclose(lines(learning)[label][:, 1], values.mean(axis=1))
+    (container,) = learning.containers
+    assert container.get_label() == "held-out tasks in the last round"
+    expected = [middle(returns[:, :, 2]) for returns in held_out]
+    np.testing.assert_allclose(np.asarray(container[0].get_ydata(), float), expected)
+    assert rounds.get_xlabel() == "rounds heard"
+
+
 def test_the_adaptation_curve_is_that_of_the_last_evaluation(tmp_path, figures):
     _, _, held_out = write_run(tmp_path / "run")
     plotting.plot_run(tmp_path / "run", "unused.png")
@@ -99,6 +112,17 @@ def test_the_adaptation_curve_is_that_of_the_last_evaluation(tmp_path, figures):
     expected = held_out[-1].reshape(-1, 3)
     np.testing.assert_allclose([t for t in tasks if len(t)], expected)
     assert "end of training" in axes.get_title()
+
+
+def test_of_many_tasks_some_are_drawn(tmp_path, figures, monkeypatch):
+    monkeypatch.setattr(plotting, "_MOST_TASKS", 7)
+    _, _, held_out = write_run(tmp_path / "run")
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    axes = figures[0].axes[1]
+    tasks = [line.get_ydata() for line in axes.get_lines() if line.get_linewidth() == 0.5]
+    expected = held_out[-1].reshape(-1, 3)[::3]  # of both seeds
+    np.testing.assert_allclose([t for t in tasks if len(t)], expected)
+    assert "each of 6 tasks" in lines(axes)
 
 
 def test_a_run_that_was_never_evaluated_has_a_learning_curve(tmp_path, figures):

@@ -1,6 +1,7 @@
 """RL² against its definition: what is heard, what is credited, how far gradients reach."""
 
 import dataclasses
+import functools
 import itertools
 import sys
 
@@ -12,13 +13,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from trials import ENV, EPISODES, LENGTH, TASKS
 
-from metajax import presets
+from metajax import policies, presets
 from metajax.algorithms import rl2, snail
 from metajax.algorithms.rl2 import MetaParams
 from metajax.envs import make
 from metajax.errors import MetajaxError
+from metajax.evaluation import adaptation_curve
 from metajax.losses import returns
-from metajax.policies import gru, lstm, mlp
+from metajax.policies import gru, lstm, mlp, window
 from metajax.rollout import first_previous, rollout
 from metajax.train import Evaluation
 from metajax.types import Discrete, StepInput, Trajectory
@@ -28,6 +30,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 MODULE = sys.modules["metajax.algorithms.rl2"]  # the name is that of the function
 PLAIN = {"minibatches": 1, "outer_epochs": 1, "entropy_weight": 0.0, "max_gradient_norm": 1e9}
 STEPS, KEY = EPISODES * LENGTH, jax.random.key(2)
+LOOKING_BACK = [policies.snail, policies.transformer]
+MEMORIES = [gru, lstm, window, *(functools.partial(p, trial_length=STEPS) for p in LOOKING_BACK)]
 
 
 def algorithm_of(policy, **options):
@@ -342,6 +346,22 @@ def test_what_is_out_of_range_is_one_sentence(options, message):
         rl2(ENV, policy, **{"episodes": EPISODES, **options})
 
 
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_any_memory_can_be_brought_up_to_date_over_whole_chunks(memory):
+    """Then there are no steps before those."""
+    policy = memory(2, ENV.action_space)
+    algorithm = algorithm_of(policy, chunk=4, burn_in=4)
+    state = jax.eval_shape(algorithm.init, KEY, TASKS)
+    assert jax.eval_shape(algorithm.update, state, TASKS, KEY)[0] == state
+
+
+def test_a_policy_for_another_environment_is_refused():
+    with pytest.raises(MetajaxError, match="with 2 observed numbers"):
+        rl2(ENV, gru(3, ENV.action_space))
+    with pytest.raises(MetajaxError, match=r"actions are 5; the environment has Discrete\(size=3"):
+        rl2(ENV, gru(2, Discrete(5)))
+
+
 def test_the_critic_has_to_be_there():
     with pytest.raises(MetajaxError, match="needs a policy with a critic"):
         rl2(ENV, mlp(2, ENV.action_space))
@@ -357,19 +377,34 @@ def test_tasks_are_dealt_evenly(start):
 
 
 @pytest.mark.parametrize(
-    ("episodes", "given", "sizes"),
+    ("length", "episodes", "given", "sizes"),
     [
-        (2, {}, (2, 1)),
-        (100, {}, (10, 10)),
-        (25, {}, (5, 5)),
-        (6, {"rounds": 3}, (3, 2)),
-        (6, {"episodes": 6, "rounds": 1}, (1, 6)),
+        (200, 2, {}, (2, 1)),
+        (4, 100, {}, (10, 10)),
+        (4, 25, {}, (5, 5)),
+        (4, 6, {"rounds": 3}, (3, 2)),
+        (4, 6, {"episodes": 6, "rounds": 1}, (1, 6)),
+        # Of pulls, a round has five at least, if there are so many.
+        (1, 10, {}, (2, 5)),
+        (1, 100, {}, (10, 10)),
+        (1, 7, {}, (1, 7)),
+        (1, 3, {}, (1, 3)),
     ],
 )
-def test_a_trial_is_evaluated_as_long_as_it_was_trained(episodes, given, sizes):
-    algorithm = rl2(ENV, gru(2, ENV.action_space), episodes=episodes)
-    found = Evaluation(**given).sizes(algorithm, ENV)
+def test_a_trial_is_evaluated_as_long_as_it_was_trained(length, episodes, given, sizes):
+    env = ENV._replace(episode_length=length)
+    algorithm = rl2(env, gru(2, ENV.action_space), episodes=episodes)
+    found = Evaluation(**given).sizes(algorithm, env)
     assert found == dict(zip(("rounds", "episodes"), sizes, strict=True))
+
+
+def test_the_summary_of_a_bandit_is_near_the_mean():
+    """Where a round is one pull it is not: the middle half of those that pay with .76 is all 1."""
+    experiment = presets.build(presets.default_config("rl2", "bernoulli-bandit"))
+    sizes = experiment.evaluation.sizes(experiment.algorithm, experiment.family.env)
+    pulls = np.random.default_rng(0).random((1, 2000, *sizes.values())) < 0.76
+    for summary in adaptation_curve(pulls.astype(float)):
+        assert abs(summary.mean - 0.76) < 0.03
 
 
 def test_memories_that_look_back_fit_the_trial():
