@@ -37,8 +37,8 @@ def meta_gradient(
     steps = jnp.asarray(after.count) - jnp.asarray(before.count)
     if not isinstance(steps, Tracer) and steps != 1:
         raise MetajaxError(
-            f'an update of {algorithm.name} takes {steps} steps of Adam; take outer="adam", '
-            "which takes one."
+            f"an update of {algorithm.name} takes {steps} steps of Adam; it must take one, as with "
+            'outer="adam", outer_epochs=1 or updates=1.'
         )
     gradient = lambda new, old: (_ADAM_MEMORY * old - new) / (1 - _ADAM_MEMORY)
     return jax.tree.map(
@@ -53,8 +53,8 @@ def _adam(algorithm: Algorithm, state: TrainState):
         adam = None
     if not isinstance(adam, optax.ScaleByAdamState):
         raise MetajaxError(
-            f"the outer step of {algorithm.name} is not Adam's, whose memory holds the "
-            'meta-gradient; take outer="adam".'
+            f"{algorithm.name} has no outer step of Adam, whose memory holds the meta-gradient, as "
+            'maml(..., outer="adam") has.'
         )
     return adam
 

@@ -111,6 +111,6 @@ def sample_replay(replay: Replay, key: Key[Array, ""], count: int) -> PyTree:
 def _check_room(count: int, capacity: int) -> None:
     if count > capacity:
         raise MetajaxError(
-            f"the replay keeps {capacity} items; it must have room for the {count} of one "
+            f"replay_capacity is {capacity}; it must have room for the {count} of one "
             "meta-iteration."
         )

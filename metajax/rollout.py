@@ -226,11 +226,11 @@ def check_policy(env: Env, policy: Policy) -> tuple[Any, Any]:
 
     try:
         params, output, action = jax.eval_shape(first_step)
-    except TypeError as error:
+    except Exception as error:  # each library has its own for shapes that do not fit
         raise MetajaxError(
             f"the policy was made for another environment than this one, with "
-            f"{env.observation_size} observed numbers and {space}: {error}"
-        ) from None
+            f"{env.observation_size} observed numbers and {space}: {str(error).splitlines()[0]}"
+        ) from error
     distribution = output.distribution
     scores = getattr(distribution, "logits", getattr(distribution, "q_values", None))
     number = space.size if scores is None else scores.shape[-1]

@@ -31,14 +31,16 @@ from metajax.algorithms import (
     maml,
     meta_lstm,
     meta_sgd,
+    ppo,
     promp,
     reinforce,
     reptile,
 )
 from metajax.algorithms.inner_loop import MetaParams
 from metajax.errors import MetajaxError
+from metajax.policies import gru
 from metajax.rules import RULES
-from metajax.types import TrainState, UpdateRule
+from metajax.types import Continuous, Discrete, TrainState, UpdateRule
 
 STEP = 1.0  # long enough for the curvature of the return to matter
 
@@ -83,6 +85,42 @@ def loss(problem, flat, task):
 def average(problem, of_task, *arguments):
     """Return the mean over tasks of minus the loss after adaptation."""
     return -jnp.mean(jax.vmap(lambda task: of_task(task, *arguments))(problem.tasks))
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_policies_that_cannot_be_adapted_are_refused(plain):
+    env, space = plain.family.env, plain.family.env.action_space
+    with pytest.raises(MetajaxError, match="with 3 observed numbers and Discrete"):
+        maml(env, metajax.mlp(4, space))
+    with pytest.raises(MetajaxError, match="actions are 5; the environment has Discrete"):
+        maml(env, metajax.mlp(3, Discrete(5)))
+    with pytest.raises(MetajaxError, match=r"actions have the shape \[2\]; the environment"):
+        maml(env, metajax.mlp(3, Continuous(2)))
+    with pytest.raises(MetajaxError, match="without a memory"):
+        maml(env, gru(3, space))
+
+
+@pytest.mark.parametrize("rule", ["meta-sgd", "meta-lstm", "learned-mlp"])
+def test_joint_training_refuses_a_rule_that_it_cannot_learn(plain, rule):
+    for factory in (ppo, reinforce):
+        with pytest.raises(MetajaxError, match="no gradient to learn a rule with"):
+            factory(plain.family.env, plain.policy, rule=rule)
+
+
+# --- credit --------------------------------------------------------------------------------------
+
+
+def test_without_a_baseline_returns_are_discounted_once(plain, play_everything):
+    """A trace is of advantages; over no values it would be one more discount."""
+
+    def gradient(baseline, trace):
+        options = PLAIN | {"baseline": baseline, "discount": 0.9, "trace": trace}
+        return meta_gradient_of_policy(play_everything(plain, fomaml, **options), plain)
+
+    np.testing.assert_array_equal(gradient("none", 0.5), gradient("none", 1.0))
+    assert relative_error(gradient("linear", 0.5), gradient("linear", 1.0)) > 0.01
 
 
 # --- natural steps -------------------------------------------------------------------------------
@@ -327,12 +365,13 @@ def test_promp_adapts_its_penalty(plain, play_everything, learning_rate, target,
 
 
 def test_the_penalty_cannot_vanish_and_need_not_change(plain, play_everything):
-    for target, expected in ((1.0, 5e-4 / 1024), (None, 5e-4)):
-        algorithm = play_everything(plain, promp, target_kl=target, **NO_OUTER)
+    for options, expected in (({"target_kl": 1.0}, 5e-4 / 1024), ({}, 5e-4)):
+        algorithm = play_everything(plain, promp, **options, **NO_OUTER)
         state, update = start(algorithm, plain.params), jax.jit(algorithm.update)
         for _ in range(12):
-            state, _ = update(state, plain.tasks, jax.random.key(0))
+            state, metrics = update(state, plain.tasks, jax.random.key(0))
         np.testing.assert_allclose(state.optimizer_state["kl_penalty"], [expected])
+        assert metrics.get("kl_penalty", expected) == pytest.approx(expected)
 
 
 def test_promp_pays_for_moving(plain, play_everything):
@@ -440,6 +479,8 @@ def test_exploration_is_not_credited_twice(plain):
     with pytest.raises(MetajaxError, match="inner_steps is 0"):
         e_maml(plain.family.env, plain.policy, inner_steps=0)
     maml(plain.family.env, plain.policy, credit_exploration=True, first_order=True)
+    with pytest.raises(MetajaxError, match="unknown estimator 'naiv'; did you mean 'naive'"):
+        maml(plain.family.env, plain.policy, credit_exploration=True, estimator="naiv")
 
 
 def test_e_maml_clips_the_ratios_of_exploration(monkeypatch):

@@ -52,7 +52,7 @@ def action_values(
 
     Args:
         env: with continuous actions.
-        policy: memory starts afresh at every step.
+        policy: without a memory.
         discount: γ per step.
         hidden: widths of the hidden layers.
         learning_rate: of Adam.

@@ -70,9 +70,9 @@ def credit_assignment(
         policy: that acts.
         baseline: "linear" fits features per task and adaptation step; they know the time, so the
             value is 0 at the horizon. "value_network" shares one network between the tasks, whose
-            values also bootstrap truncated episodes. "none" uses plain returns.
+            values also bootstrap truncated episodes. "none" uses plain discounted returns.
         discount: γ per step.
-        trace: λ of generalized advantage estimation.
+        trace: λ of generalized advantage estimation, which is 1 without a baseline.
         normalize_advantages: to mean 0 and standard deviation 1, per task and adaptation step.
         critic_hidden: widths of the hidden layers of a value network or control variate.
         critic_learning_rate: of Adam on their squared error.
@@ -94,6 +94,7 @@ def credit_assignment(
         raise unknown("control variate", control_variate, ControlVariate.__args__)
     check_at_least(1, critic_epochs=critic_epochs)
     check_positive(critic_learning_rate=critic_learning_rate)
+    trace = 1.0 if baseline == "none" else trace  # else it would be another discount
     network = value_network(env.observation_size, hidden=critic_hidden)
     optimizer = optax.adam(critic_learning_rate)
     q = None

@@ -105,7 +105,7 @@ def inner_loop(
 
     Args:
         env: the environment that all tasks share.
-        policy: what is adapted; episodes are independent, memory starts afresh in each.
+        policy: what is adapted, without a memory.
         objective: what the steps descend.
         episodes: per task and adaptation step.
         inner_learning_rate: α, of gradient descent on the mean over time steps; rules that are
@@ -124,7 +124,7 @@ def inner_loop(
 
     Raises:
         MetajaxError: an option is unknown or out of range, or the policy was made for another
-            environment or lacks the part to adapt.
+            environment, has a memory or lacks the part to adapt.
     """
     check_at_least(1, episodes=episodes, inner_epochs=inner_epochs)
     check_at_least(0, inner_learning_rate=inner_learning_rate)
@@ -302,10 +302,20 @@ def fit_critic(
     return loop.objective.fit(meta_params.critic, critic_state, data, meta_params.policy, fit_key)
 
 
+def learns_rule(loop: InnerLoop) -> bool:
+    """Return whether the rule of an inner loop has parameters."""
+    return bool(jax.tree.leaves(jax.eval_shape(loop.init, jax.random.key(0))[0].rule))
+
+
 def _check_parts(env: Env, policy: Policy, adapts: Adapts) -> None:
     if adapts not in Adapts.__args__:
         raise unknown("part of a policy", adapts, Adapts.__args__)
     params, _ = check_policy(env, policy)
+    if jax.tree.leaves(policy.initial_memory()):
+        raise MetajaxError(
+            "gradient steps adapt policies without a memory, such as metajax.policies.mlp; "
+            "metajax.algorithms.rl2 trains those with one."
+        )
     if adapts != "all" and (not isinstance(params, dict) or _PARTS[adapts][0] not in params):
         hint = ": mlp(..., context=2)" if adapts == "context" else ""
         raise MetajaxError(f"the policy has no {adapts} to adapt; give it one{hint}.")

@@ -17,7 +17,7 @@ _SETTLED = (*_META, "outer", "rematerialize")
 _NO_PPO, _NO_TRPO = ("outer_epochs", "clip"), ("max_kl", "cg_iterations", "cg_damping")
 
 
-@options_of(maml, without=(*_SETTLED, "baseline", *_NO_PPO, *_NO_TRPO))
+@options_of(maml, without=(*_SETTLED, "baseline", "trace", *_NO_PPO, *_NO_TRPO))
 def reinforce(env: Env, policy: Policy, **options: Any) -> Algorithm:
     """Return REINFORCE (Williams 1992): a step of Adam along Σ_t ∇log π(a_t) G_t, no baseline.
 

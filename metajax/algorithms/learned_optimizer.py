@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from metajax._options import options_of
-from metajax.algorithms.inner_loop import Adapted, MetaParams, policy_gradient_loop
+from metajax.algorithms.inner_loop import (
+    Adapted,
+    MetaParams,
+    learns_rule,
+    policy_gradient_loop,
+)
 from metajax.algorithms.objectives import Estimator
 from metajax.algorithms.unrolled import (
     begin_particles,
@@ -87,7 +92,7 @@ def learned_optimizer(
         raise MetajaxError("there is no critic to train here; control_variate must be 'none'.")
     inner = {"rule": rule, "inner_epochs": inner_epochs, "estimator": estimator}
     loop = policy_gradient_loop(env, policy, first_order=True, **inner, **options)
-    if not jax.tree.leaves(jax.eval_shape(loop.init, jax.random.key(0))[0].rule):
+    if not learns_rule(loop):
         raise MetajaxError("the rule has nothing to learn; take a learned one.")
     ages = lifetime // unroll
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(outer_learning_rate))

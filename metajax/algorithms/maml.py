@@ -17,9 +17,10 @@ from metajax.algorithms.inner_loop import (
     MetaParams,
     collect_batch,
     fit_critic,
+    learns_rule,
     policy_gradient_loop,
 )
-from metajax.algorithms.objectives import Experience, behaviour_log_probs, control
+from metajax.algorithms.objectives import Estimator, Experience, behaviour_log_probs, control
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
 from metajax.errors import MetajaxError, check_at_least, check_positive, unknown
 from metajax.losses import policy_gradient, returns
@@ -53,7 +54,7 @@ def maml(
 
     Args:
         env: the environment that all tasks share.
-        policy: what is adapted; episodes are independent, memory starts afresh in each.
+        policy: what is adapted, without a memory.
         inner_steps: K, adaptation steps during meta-training. With 0 the tasks are trained
             jointly, by the outer step alone.
         outer: "trpo", "ppo" (`outer_epochs` clipped epochs that re-adapt on the stored
@@ -72,7 +73,8 @@ def maml(
             times more or less than it was; None to leave it as it is.
 
     Raises:
-        MetajaxError: an option is unknown or out of range.
+        MetajaxError: an option is unknown or out of range, or a rule would have to be learned
+            without inner steps.
     """
     if outer not in Outer.__args__:
         raise unknown("outer step", outer, Outer.__args__)
@@ -89,12 +91,16 @@ def maml(
         )
     if credit_exploration and not options.get("first_order"):
         estimator = options.get("estimator", "likelihood_ratio")
-        if estimator != "naive":
+        if estimator in Estimator.__args__ and estimator != "naive":
             raise MetajaxError(
                 f"credit_exploration credits what the inner estimator {estimator!r} credits "
                 "already; take the estimator 'naive', or first_order."
             )
     loop = policy_gradient_loop(env, policy, **options)
+    if not inner_steps and learns_rule(loop):
+        raise MetajaxError(
+            "joint training has no gradient to learn a rule with; take the rule 'sgd'."
+        )
     optimizer = optax.adam(outer_learning_rate)
 
     def support_and_query(data: Experience) -> tuple[Experience, Experience]:
@@ -226,6 +232,7 @@ def maml(
                 penalty *= jnp.where(moved > target_kl * 1.5, 2.0, 1.0)
                 # At 0, or at infinity, it would stay.
                 penalty = jnp.clip(penalty, kl_penalty / 1024, kl_penalty * 1024)
+                metrics["kl_penalty"] = jnp.mean(penalty)
         critic, critic_state, critic_metrics = fit_critic(
             loop, meta_params, optimizer_state["critic"], data, key
         )

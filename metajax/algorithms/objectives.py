@@ -53,7 +53,7 @@ def evaluate_actions(policy: Policy, params: Params, trajectory: Trajectory) -> 
     """Return (distribution, log_prob) `[episode, time]` of the actions that were taken.
 
     Args:
-        policy: memory starts afresh in each episode.
+        policy: without a memory.
         params: of the policy to ask, not necessarily the one that acted.
         trajectory: `[episode, time]`.
     """
@@ -176,7 +176,7 @@ def double_q_loss(
     The gradient for errors beyond ±1 is that of ±1, the error clipping of Mnih et al. (2015).
 
     Args:
-        policy: its distributions have `q_values`; memory starts afresh at every step.
+        policy: its distributions have `q_values`; without a memory.
         params: that are trained; they also choose the action whose value is the target's.
         target_params: that value it.
         steps: with any axes.

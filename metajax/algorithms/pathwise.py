@@ -35,7 +35,7 @@ def pathwise_returns(
 
     Args:
         env: whose step is differentiable: MJX, Brax and the families in plain JAX.
-        policy: memory starts afresh at every step.
+        policy: without a memory.
         params: of the policy.
         trajectory: `[episode, time]`, from `metajax.rollout`.
         truncation: environment steps between two states that are taken as constants: gradients

@@ -10,7 +10,14 @@ _SETTLED = ("credit_exploration", "estimator", "first_order", "outer")
 
 
 @options_of(maml, without=(*_SETTLED, "max_kl", "cg_iterations", "cg_damping"))
-def promp(env: Env, policy: Policy, *, kl_penalty: float = 5e-4, **options: Any) -> Algorithm:
+def promp(
+    env: Env,
+    policy: Policy,
+    *,
+    kl_penalty: float = 5e-4,
+    target_kl: float | None = None,
+    **options: Any,
+) -> Algorithm:
     """Return ProMP: MAML with low variance curvature, clipped outer epochs and a KL penalty.
 
     The inner estimator is the low variance curvature objective; the outer step makes several
@@ -20,6 +27,9 @@ def promp(env: Env, policy: Policy, *, kl_penalty: float = 5e-4, **options: Any)
     Args:
         kl_penalty: on how far the policies that played the episodes before adaptation move in an
             outer step (the paper's η).
+        target_kl: nats per step that η is doubled or halved towards, up to a thousand times more
+            or less than it was; None to leave it as it is, as the paper does.
     """
     fixed = {"outer": "ppo", "estimator": "likelihood_ratio"}
-    return maml(env, policy, kl_penalty=kl_penalty, **fixed, **options)._replace(name="promp")
+    own = {"kl_penalty": kl_penalty, "target_kl": target_kl}
+    return maml(env, policy, **own, **fixed, **options)._replace(name="promp")

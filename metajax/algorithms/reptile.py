@@ -15,6 +15,7 @@ from metajax.algorithms.inner_loop import (
     MetaParams,
     collect_batch,
     fit_critic,
+    learns_rule,
     policy_gradient_loop,
 )
 from metajax.errors import MetajaxError, check_at_least, check_fraction, check_positive
@@ -38,7 +39,7 @@ def reptile(
 
     Args:
         env: the environment that all tasks share.
-        policy: what is adapted; episodes are independent, memory starts afresh in each.
+        policy: what is adapted, without a memory.
         inner_steps: K. With 1, Reptile is joint training.
         outer_learning_rate: ε in (0, 1].
 
@@ -50,7 +51,7 @@ def reptile(
     check_positive(outer_learning_rate=outer_learning_rate)
     check_fraction(outer_learning_rate=outer_learning_rate)
     loop = policy_gradient_loop(env, policy, first_order=True, **options)
-    if jax.tree.leaves(jax.eval_shape(loop.init, jax.random.key(0))[0].rule):
+    if learns_rule(loop):
         raise MetajaxError("reptile has no gradient to learn a rule with; take the rule 'sgd'.")
 
     def init(key, tasks) -> TrainState:

@@ -48,7 +48,8 @@ def meta_lstm(learning_rate: float, *, hidden: int = 20) -> UpdateRule:
     """
     if not 0 < learning_rate < 1:
         raise MetajaxError(
-            f"learning_rate is {learning_rate}; it is the value of a gate: it must lie in (0, 1)."
+            f"the learning rate of meta-lstm is {learning_rate}; it is the value of a gate: it "
+            "must lie in (0, 1)."
         )
     check_at_least(1, hidden=hidden)
 
