@@ -318,12 +318,19 @@ def _progress() -> Iterator[Callable[[TrainingProgress], None]]:
 MODE = "likeliest"  # the mean of a normal distribution, the best action of a Q-network
 
 
-def _show_curve(returns: np.ndarray, acting: str, agent: Agent) -> None:
+_TASKS: dict[Split, str] = {
+    "train": "training task",
+    "test": "held-out task",
+    "extrapolate": "extrapolation task",
+}
+
+
+def _show_curve(returns: np.ndarray, acting: str, agent: Agent, split: Split = "test") -> None:
     """Print the adaptation curve of an agent's `returns` `[seed, task, round, episode]`."""
     seeds, tasks, _, episodes = returns.shape
     _say(
         f"Return with {acting} actions ({_plural(seeds, 'seed')} x "
-        f"{_plural(tasks, 'held-out task')} x {_plural(episodes, 'episode')})"
+        f"{_plural(tasks, _TASKS[split])} x {_plural(episodes, 'episode')})"
     )
     table = Table(box=rich.box.SIMPLE_HEAD)
     learned = "rounds heard" if has_memory(agent) else "adaptation steps"
@@ -421,11 +428,13 @@ def _policy_among(arguments: Sequence[str], known: Sequence[str]) -> str | None:
 
 def _resume(options: ResumeOptions) -> int:
     with open_run(options.run, lock=False) as run:
-        config = run.config
+        config = presets.described(run.config, run.path)
         steps = saved_steps(run.checkpoints)
         records = read_metrics(run.metrics) if run.metrics.exists() else []
     done = steps[-1] if steps else 0
-    wanted = config["training"]["iterations"] if options.iterations is None else options.iterations
+    wanted = options.iterations
+    if wanted is None:  # it may have been trained further since
+        wanted = max(config["training"]["iterations"], done)
     finished = any("final_held_out" in r and r["iteration"] == done for r in records)
     if wanted < done:
         raise MetajaxError(
@@ -469,7 +478,8 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
     status = 0 if result.interrupted is None else 128 + result.interrupted
     if result.returns is None:
         name = signal.Signals(status - 128).name
-        _say(f"stopped by {name} after {_plural(done, 'iteration')}, saved. To go on:")
+        saved = ", saved" if done else ""
+        _say(f"stopped by {name} after {_plural(done, 'iteration')}{saved}. To go on:")
         _say(f"  {_command(*again)}")
         return status
     seconds = time.perf_counter() - began
@@ -537,18 +547,18 @@ def _evaluate(options: EvaluateOptions) -> int:
     meta_params = state.train_state.meta_params
     keys = jax.random.split(_key(experiment, "evaluate"), state.discarded.shape[0])
     sampled, mode = map(np.asarray, evaluate_both(meta_params, keys))
-    _show_curve(sampled, "sampled", algorithm.agent)
+    _show_curve(sampled, "sampled", algorithm.agent, options.split)
     _say()
-    _show_curve(mode, MODE, algorithm.agent)
+    _show_curve(mode, MODE, algorithm.agent, options.split)
     _say()
-    output = options.run / "evaluation.json"
+    output = options.run / f"evaluation-{options.split}.json"
     record = {
         "iteration": iteration,
         "backend": family.backend,
         "split": options.split,
         **sizes,
         "sampled": _curve_record(sampled),
-        "mean": _curve_record(mode),
+        MODE: _curve_record(mode),
     }
     try:
         output.write_text(json.dumps(record, indent=1) + "\n")
@@ -583,7 +593,7 @@ def _render(options: RenderOptions) -> int:
 
     _check_positive("tasks", options.tasks)
     with open_run(options.run, lock=False) as run:
-        config = run.config
+        config = presets.described(run.config, run.path)
     name = config["family_name"]
     available = rendering.formats(name)
     wanted = [f".{kind}" for kind in ("html", "gif") if getattr(options, kind)] or available[:1]
@@ -595,19 +605,22 @@ def _render(options: RenderOptions) -> int:
     if not 0 <= options.seed < seeds:
         raise MetajaxError(f"--seed is {options.seed}; the run has seeds 0 to {seeds - 1}.")
     meta_params = jax.tree.map(lambda x: x[options.seed], state.train_state.meta_params)
+    algorithm, env = experiment.algorithm, experiment.family.env
+    rounds, episodes = experiment.evaluation.sizes(algorithm, env).values()
+    adaptations = config["algorithm"].get("inner_steps", 1)
+    if has_memory(algorithm.agent):  # its last episode
+        adaptations, episodes = rounds * episodes - 1, 1
     outputs = [options.run / f"render{suffix}" for suffix in wanted]
     rendering.render(
         name,
-        experiment.algorithm.agent,
+        algorithm.agent,
         experiment.family,
         meta_params,
         _key(experiment, "render"),
         outputs,
         tasks=options.tasks,
-        adaptations=config["algorithm"].get("inner_steps", 1),
-        episodes=experiment.evaluation.sizes(experiment.algorithm, experiment.family.env)[
-            "episodes"
-        ],
+        adaptations=adaptations,
+        episodes=episodes,
     )
     for output in outputs:
         _say(f"written to {output}")

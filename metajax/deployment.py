@@ -192,7 +192,7 @@ def load_run(
     """
     with open_run(path, lock=False) as run:
         if backend is not None:
-            run.config["family"]["backend"] = backend
+            run.config.setdefault("family", {})["backend"] = backend
         experiment = presets.build(run.config)
         program = make_segment(
             experiment.algorithm,

@@ -85,12 +85,13 @@ def load_curves(path: str | Path) -> Curves:
         return np.array([record[name] for record in training], np.float64)
 
     before, after = per_seed("return_before"), per_seed("return_after")
-    memory = config["algorithm_name"] in MEMORY_AGENTS
+    name, family = (config.get(f"{what}_name") for what in ("algorithm", "family"))
+    inner_steps = config.get("algorithm", {}).get("inner_steps", 1)
     steps_per_iteration /= after.shape[1]
     return Curves(
         name=str(path),
-        title=f"{config['algorithm_name']} on {config['family_name']}",
-        trained_steps=None if memory else config["algorithm"].get("inner_steps", 1),
+        title=f"{name} on {family}" if name else str(path),  # trained from Python, it has no names
+        trained_steps=None if name in MEMORY_AGENTS else inner_steps,
         environment_steps=steps_per_iteration * np.array([r["iteration"] for r in training]),
         before=before,
         after=after,
@@ -159,7 +160,10 @@ def plot_comparison(paths: Sequence[str | Path], output: str | Path) -> None:
                 linewidth=1,
             )
         _label_learning(axes, columns=1)
-        note = "after adaptation (dotted: before); mean over seeds, band: lowest to highest"
+        when = {curves.trained_steps is None for curves in runs}
+        shown = ["after adaptation (dotted: before)"] * (False in when)
+        shown += ["last episode (dotted: first)"] * (True in when)
+        note = f"{', '.join(shown)}; mean over seeds, band: lowest to highest"
         axes.set_title(note, loc="left", fontsize=9)
         _write(figure, output)
 

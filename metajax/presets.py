@@ -7,6 +7,7 @@ factories. It is what a run directory keeps and what the command line edits.
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from metajax.algorithms import ALGORITHMS
@@ -244,6 +245,20 @@ def choices(family: str) -> dict[str, tuple[str, ...]]:
     }
     parameters = inspect.signature(FAMILIES[family]).parameters
     return {name: names for name, names in accepted.items() if name in parameters}
+
+
+def described(config: Config, path: str | Path) -> Config:
+    """Return the configuration of the run in `path`, once it is known to describe one.
+
+    Raises:
+        MetajaxError: it does not: `train` was called without a `config`.
+    """
+    if not {*_NAMES, *GROUPS} <= config.keys():
+        raise MetajaxError(
+            f"the run {path} was trained from Python and keeps no configuration to build it from; "
+            "give one to metajax.train(..., config=...)."
+        )
+    return config
 
 
 def default_config(algorithm: str, family: str, policy: str | None = None) -> Config:

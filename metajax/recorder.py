@@ -1,6 +1,7 @@
 """What a run leaves behind: metrics, TensorBoard events and checkpoints."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -89,6 +90,14 @@ class _Directory:
         iteration = -1
         if self._resume and self._checkpointer.latest_step() is not None:
             iteration, state = self._checkpointer.restore(state)
+        elif self._resume and self._run.metrics.exists() and self._run.metrics.stat().st_size:
+            aside = self._run.metrics.with_name("metrics-before.jsonl")
+            self._run.metrics.replace(aside)
+            print(
+                f"{self._run.path} has no good checkpoint: starting over; what it had recorded is "
+                f"kept in {aside.name}.",
+                file=sys.stderr,
+            )
         self._log = self._opened.enter_context(MetricsLog(self._run.metrics, iteration=iteration))
         self._events = SummaryWriter(
             str(self._run.path / "tensorboard"), purge_step=iteration + 1 if self._resume else None

@@ -326,6 +326,10 @@ def train(
             on_nan=on_nan,
         )
         key = jax.random.key(seed)
+        # What is wrong with sizes shows while tracing, and must not leave a directory behind.
+        jax.eval_shape(
+            program.run, jax.eval_shape(program.init, key), key, *_arguments(0, False, 0)
+        )
         recorder = stack.enter_context(open_recorder(run_directory, config, resume=resume))
         shardings = program.out_shardings
         state = jax.jit(program.init, out_shardings=shardings and shardings[0])(key)
@@ -452,8 +456,8 @@ def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
     for name, value in at_least_one.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MetajaxError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-    if not -(2**63) <= seed < 2**63:
-        raise MetajaxError(f"seed is {seed}; it must fit into 64 bits.")
+    if not 0 <= seed < 2**32:  # a key's other bits are dropped in single precision
+        raise MetajaxError(f"seed is {seed}; it must lie in [0, 2³²).")
     if on_nan not in OnNan.__args__:
         raise unknown("on_nan policy", on_nan, OnNan.__args__)
     if devices > jax.device_count():

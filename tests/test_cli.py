@@ -27,7 +27,7 @@ from metajax._records import read_record, write_record
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, SOURCES
 from metajax.recorder import Progress
-from metajax.run_directory import create_run, open_run, read_metrics
+from metajax.run_directory import MetricsLog, create_run, open_run, read_metrics
 from metajax.types import Agent
 
 CORES = len(os.sched_getaffinity(0))
@@ -171,6 +171,7 @@ def test_a_finished_run_says_so_and_can_be_trained_further(trained, cache):
     assert records[-1]["iteration"] == 6
     assert len(table_rows(printed)) == 4
     assert "is finished: 6 iterations" in metajax("resume", directory, "--iterations", 6)
+    assert "is finished: 6 iterations" in metajax("resume", directory)
 
 
 # --- evaluation, pictures -------------------------------------------------------------------------
@@ -179,12 +180,12 @@ def test_a_finished_run_says_so_and_can_be_trained_further(trained, cache):
 def test_evaluate_writes_what_it_prints(trained, cache):
     directory, _ = trained
     printed = metajax("evaluate", directory, "--step", 4, "--rounds", 3, "--tasks", 6)
-    record = json.loads((directory / "evaluation.json").read_text())
+    record = json.loads((directory / "evaluation-test.json").read_text())
     expected = {"iteration": 4, "backend": "jax", "tasks": 6, "rounds": 3, "episodes": 3}
     assert {name: record[name] for name in expected} == expected
     rows = table_rows(printed)
     assert [row[0] for row in rows] == [0, 1, 2] * 2
-    for acting, rows_of in (("sampled", rows[:3]), ("mean", rows[3:])):
+    for acting, rows_of in (("sampled", rows[:3]), ("likeliest", rows[3:])):
         returns = np.array(record[acting]["returns_per_seed_task_round"])
         assert returns.shape == (2, 6, 3)
         for k, (_, middle, low, high, mean) in enumerate(rows_of):
@@ -194,9 +195,11 @@ def test_evaluate_writes_what_it_prints(trained, cache):
                 pytest.approx(summary[name], abs=0.051) for name in ("mean", "low", "high")
             ]
             assert mean == pytest.approx(returns[:, :, k].mean(), abs=0.051)
-    sampled, mean = (record[a]["returns_per_seed_task_round"] for a in ("sampled", "mean"))
-    assert not np.allclose(sampled, mean)
-    assert np.ptp(np.array(mean)[0, :, 0]) > 0  # tasks differ
+    sampled, likeliest = (
+        record[acting]["returns_per_seed_task_round"] for acting in ("sampled", "likeliest")
+    )
+    assert not np.allclose(sampled, likeliest)
+    assert np.ptp(np.array(likeliest)[0, :, 0]) > 0  # tasks differ
 
 
 def test_evaluate_again_gives_the_same_and_another_checkpoint_does_not(trained, cache):
@@ -204,10 +207,10 @@ def test_evaluate_again_gives_the_same_and_another_checkpoint_does_not(trained, 
     records = []
     for step in (4, 4, 2):
         metajax("evaluate", directory, "--step", step, "--rounds", 3, "--tasks", 6)
-        records.append(json.loads((directory / "evaluation.json").read_text()))
+        records.append(json.loads((directory / "evaluation-test.json").read_text()))
     assert records[0] == records[1]
     assert records[2]["iteration"] == 2
-    assert records[0]["mean"] != records[2]["mean"]
+    assert records[0]["likeliest"] != records[2]["likeliest"]
 
 
 @pytest.mark.filterwarnings("default")
@@ -224,6 +227,28 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(trained, cache, tmp_
     error = capsys.readouterr().err
     assert error.startswith("warning: ") and error.count("\n") == 1
     assert "step 4 is damaged" in error
+
+
+def test_a_run_without_checkpoints_starts_over_and_says_so(trained, cache, tmp_path, capsys):
+    directory = tmp_path / "copy"
+    shutil.copytree(trained[0], directory)
+    for step in (directory / "checkpoints").iterdir():
+        shutil.rmtree(step)
+    recorded = (directory / "metrics.jsonl").read_text()
+    printed = metajax("resume", directory, "--iterations", 2)
+    assert "\n2/2: 320 steps" in printed
+    assert "no good checkpoint: starting over" in capsys.readouterr().err
+    assert (directory / "metrics-before.jsonl").read_text() == recorded
+
+
+def test_a_run_from_python_can_be_drawn_and_says_what_it_lacks(tmp_path, capsys):
+    with create_run(tmp_path / "run", {}) as run, MetricsLog(run.metrics, iteration=-1) as log:
+        values = {"return_before": [0.0], "return_after": [1.0]}
+        log.write(1, {"environment_steps": 10, **values})
+    for command in ("resume", "render", "evaluate"):
+        expected = "the configuration has no" if command == "evaluate" else "trained from Python"
+        assert expected in complaint([command, tmp_path / "run"], capsys)
+    assert "written to" in metajax("plot", tmp_path / "run", "--output", tmp_path / "a.svg")
 
 
 def test_render_and_plot(trained, tmp_path):
@@ -420,6 +445,12 @@ def complaint(arguments, capsys) -> str:
         ("train maml point-goal --devices 9 --run-directory R", "9 devices asked for, 4 available"),
         ("train maml point-goal --devices 4 --tasks 6 --run-directory R", "6 tasks cannot be"),
         ("train maml point-goal --run-directory R --seed 99999999999999999999", "seed is 999"),
+        (
+            "train maml point-goal --run-directory R --seed -1",
+            "seed is -1; it must lie in",
+        ),
+        ("train rl2 bernoulli-bandit --tasks 6 --run-directory R", "6 tasks cannot be dealt to 4"),
+        ("train dqn gridnav --replay-capacity 9 --run-directory R", "replay_capacity is 9"),
         ("evaluate", "RUN"),
         ("evaluate nowhere", "there is no run directory"),
         ("resume nowhere", "there is no run directory"),
@@ -555,6 +586,8 @@ def test_adaptation_that_hurts(tasks, memory, told, capsys):
     cli._show_curve(returns, "sampled", agent)
     printed = capsys.readouterr().out
     assert (told in printed) if told else ("hurts" not in printed)
+    cli._show_curve(returns, "sampled", agent, "train")
+    assert re.search("x [0-9]+ training tasks? x", capsys.readouterr().out)
 
 
 def test_progress_on_a_terminal_is_one_live_line(capsys, monkeypatch):

@@ -145,6 +145,16 @@ def test_several_runs_in_one_picture(tmp_path, figures):
     assert len(colors) == 2
 
 
+def test_the_note_says_what_the_lines_are(tmp_path, figures):
+    for name in ("maml", "rl2"):
+        write_run(tmp_path / name, algorithm=name)
+    plotting.plot_comparison([tmp_path / "rl2"], "unused.png")
+    plotting.plot_comparison([tmp_path / "maml", tmp_path / "rl2"], "unused.png")
+    notes = [figure.axes[0].get_title(loc="left") for figure in figures]
+    assert notes[0].startswith("last episode (dotted: first); mean")
+    assert notes[1].startswith("after adaptation (dotted: before), last episode (dotted: first); ")
+
+
 def test_what_was_not_finite_is_a_gap(tmp_path, figures):
     with (
         create_run(

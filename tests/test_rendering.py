@@ -21,6 +21,7 @@ from metajax.errors import MetajaxError
 from metajax.rendering import bodies, plots
 from metajax.rendering.bodies import BODIES
 from metajax.rendering.recording import Recording
+from metajax.types import Agent, PolicyOutput
 
 # pyright: reportAttributeAccessIssue=false
 
@@ -114,6 +115,31 @@ def test_before_and_after_start_alike_and_only_adaptation_makes_a_difference(run
     np.testing.assert_allclose(before_none, after_none, atol=noise)
     np.testing.assert_allclose(before_none, before_three, atol=noise)
     assert np.abs(after_three - before_three).max() > noise
+
+
+def test_a_memory_is_shown_at_the_start_and_after_what_it_has_heard():
+    """Here it counts what it hears, and pulls the arm of that number."""
+    family = metajax.make("bernoulli-bandit", arms=5)
+
+    def act(adapted, memory, step_input, key):
+        heard = memory + (jnp.sum(step_input.previous_action) >= 0)
+        return heard, memory, PolicyOutput(None)
+
+    agent = Agent(
+        lambda meta_params, key: meta_params,
+        lambda: jnp.zeros((), jnp.int32),
+        act,
+        lambda meta_params, adapted, trajectory, key: adapted,
+    )
+    task = family.test.sample(jax.random.key(0))
+    before, after = rendering.record(
+        *(agent, family, (), task, jax.random.key(1), lambda state: jnp.zeros(1)),
+        adaptations=2,
+        episodes=2,
+        shown=3,
+    )
+    np.testing.assert_array_equal(before.action, np.zeros((3, 1)))
+    np.testing.assert_array_equal(after.action, np.full((3, 1), 4))
 
 
 def test_the_cheetah_is_paid_for_where_it_went(runs):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from metajax.envs.splits import sample_batch
 from metajax.errors import MetajaxError, unknown
+from metajax.evaluation import has_memory
 from metajax.rendering import films, plots
 from metajax.rendering.bodies import BODIES, MOST_FRAMES_PER_SECOND, frames
 from metajax.rendering.recording import record
@@ -41,8 +42,8 @@ def render(
         key: consumed.
         outputs: the pictures: .html or .gif for a body in motion, .png for anything else.
         tasks: how many; of finitely many, each at most once.
-        adaptations: adaptation steps between before and after.
-        episodes: per adaptation step.
+        adaptations: adaptation steps between before and after; of a memory, parts of the trial.
+        episodes: per adaptation step or part.
 
     Raises:
         MetajaxError: there is no such picture of this family, or it cannot be written.
@@ -77,6 +78,9 @@ def render(
     recordings = record_all(meta_params, held_out, jax.random.split(record_key, tasks))
     held_out, recordings = jax.tree.map(np.asarray, (held_out, recordings))
     titles = ("before adaptation", f"after {adaptations} step{'s' * (adaptations != 1)}")
+    if has_memory(agent):
+        heard = adaptations * episodes
+        titles = ("first episode", f"after {heard} episode{'s' * (heard != 1)}")
     if name in BODIES:
         body = BODIES[name]
         stride = max(1, math.ceil(1 / (body.seconds * MOST_FRAMES_PER_SECOND)))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
-from metajax.rollout import rollout
+from metajax.evaluation import has_memory
+from metajax.rollout import first_previous, play_on
 from metajax.types import Agent, EnvState, Task, TaskFamily, pytree_dataclass
 
 
@@ -46,7 +47,8 @@ def record(
 ) -> tuple[Recording, Recording]:
     """Return episodes of one task before and after adaptation, `[episode, time]` each.
 
-    The i-th episode starts in the same state before and after. None of them is adapted on.
+    The i-th episode starts in the same state before and after. None of them is adapted on: of an
+    agent with a memory each is another first episode of its trial, or another one after the rest.
 
     Args:
         agent: of the algorithm that trained `meta_params`.
@@ -55,29 +57,31 @@ def record(
         task: one task.
         key: consumed.
         position: what to record of a state.
-        adaptations: adaptation steps.
-        episodes: per adaptation step.
+        adaptations: adaptation steps; of a memory, parts of the trial that it has heard.
+        episodes: per adaptation step or part.
         shown: how many episodes to return.
     """
     env = family.env
     begin_key, adapt_key, before_key, after_key, reset_key = jax.random.split(key, 5)
 
-    def play(env, adapted, key, episodes):
+    def play(env, adapted, carried, key, episodes):
         def act(memory, step_input, key):
             return agent.act(adapted, memory, step_input, key)
 
-        return rollout(key, env, task, act, agent.initial_memory(), episodes=episodes)
+        return play_on(key, env, task, act, carried, episodes=episodes)
 
-    def adapt(adapted, key):
+    def adapt(agent_now, key):
+        adapted, carried = agent_now
         play_key, learn_key = jax.random.split(key)
-        trajectory = play(env, adapted, play_key, episodes)
-        return agent.adapt(meta_params, adapted, trajectory, learn_key), None
+        heard, trajectory = play(env, adapted, carried, play_key, episodes)
+        adapted = agent.adapt(meta_params, adapted, trajectory, learn_key)
+        return (adapted, heard if has_memory(agent) else carried), None
 
-    def film(adapted, reset_key, key) -> Recording:
+    def film(agent_now, reset_key, key) -> Recording:
         # A rollout keeps no states: play from a known start, then repeat the actions from there.
         start = env.reset(reset_key, task)
         fixed = env._replace(reset=lambda key, task: start)
-        trajectory = jax.tree.map(lambda x: x[0], play(fixed, adapted, key, 1))
+        trajectory = jax.tree.map(lambda x: x[0], play(fixed, *agent_now, key, 1)[1])
 
         def step(state, action):
             new_state = env.step(state, action)
@@ -88,12 +92,13 @@ def record(
         reward = jnp.where(trajectory.valid, trajectory.reward, 0.0)
         return Recording(positions, trajectory.action, reward, trajectory.valid)
 
-    before = agent.begin(meta_params, begin_key)
+    nothing_heard = (agent.initial_memory(), first_previous(env))
+    before = (agent.begin(meta_params, begin_key), nothing_heard)
     after, _ = jax.lax.scan(adapt, before, jax.random.split(adapt_key, adaptations))
     reset_keys = jax.random.split(reset_key, shown)
 
-    def film_all(adapted, key):
+    def film_all(agent_now, key):
         keys = jax.random.split(key, shown)
-        return jax.vmap(lambda r, k: film(adapted, r, k))(reset_keys, keys)
+        return jax.vmap(lambda r, k: film(agent_now, r, k))(reset_keys, keys)
 
     return film_all(before, before_key), film_all(after, after_key)
