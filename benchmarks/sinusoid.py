@@ -6,9 +6,9 @@
 Tasks, network and protocol are those of Finn et al. 2017, section 5.1: y = A sin(x - φ), A from
 [0.1, 5], φ from [0, π], x from [-5, 5]; 5 labelled points; two hidden layers of 40; 25 tasks per
 meta-iteration; Adam with 1e-3. The error is on 100 fresh points of 2000 fresh tasks. Repeated steps
-of a rule that was trained for one may diverge, on a task in some thousand for one rate, on a quarter
-of them for Meta-SGD's: those with an error above 100 are counted, and left out of the mean. Every
-method is saved as soon as it is through.
+of a rule that was trained for one may diverge, on a task in some thousand for one rate, on a
+quarter of them for Meta-SGD's: those with an error above 100 are counted, and left out of the mean.
+Every method is saved as soon as it is through.
 """
 
 import argparse
