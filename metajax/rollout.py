@@ -227,9 +227,10 @@ def check_policy(env: Env, policy: Policy) -> tuple[Any, Any]:
     try:
         params, output, action = jax.eval_shape(first_step)
     except Exception as error:  # each library has its own for shapes that do not fit
+        reason = str(error).partition("\n")[0]
         raise MetajaxError(
             f"the policy was made for another environment than this one, with "
-            f"{env.observation_size} observed numbers and {space}: {str(error).splitlines()[0]}"
+            f"{env.observation_size} observed numbers and {space}: {reason}"
         ) from error
     distribution = output.distribution
     scores = getattr(distribution, "logits", getattr(distribution, "q_values", None))

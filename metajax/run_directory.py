@@ -4,6 +4,7 @@
     config.json     configuration and library versions, written once
     checkpoints/    see `metajax.checkpoint`
     metrics.jsonl   one JSON object per line, in the order of the iterations
+    metrics-before.jsonl    what a run whose checkpoints were gone had recorded when it started over
 
 The process that holds the lock writes; anyone may read meanwhile.
 """

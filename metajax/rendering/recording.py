@@ -64,7 +64,9 @@ def record(
     env = family.env
     begin_key, adapt_key, before_key, after_key, reset_key = jax.random.split(key, 5)
 
-    def play(env, adapted, carried, key, episodes):
+    def play(env, agent_now, key, episodes):
+        adapted, carried = agent_now
+
         def act(memory, step_input, key):
             return agent.act(adapted, memory, step_input, key)
 
@@ -73,7 +75,7 @@ def record(
     def adapt(agent_now, key):
         adapted, carried = agent_now
         play_key, learn_key = jax.random.split(key)
-        heard, trajectory = play(env, adapted, carried, play_key, episodes)
+        heard, trajectory = play(env, agent_now, play_key, episodes)
         adapted = agent.adapt(meta_params, adapted, trajectory, learn_key)
         return (adapted, heard if has_memory(agent) else carried), None
 
@@ -81,7 +83,7 @@ def record(
         # A rollout keeps no states: play from a known start, then repeat the actions from there.
         start = env.reset(reset_key, task)
         fixed = env._replace(reset=lambda key, task: start)
-        trajectory = jax.tree.map(lambda x: x[0], play(fixed, *agent_now, key, 1)[1])
+        trajectory = jax.tree.map(lambda x: x[0], play(fixed, agent_now, key, 1)[1])
 
         def step(state, action):
             new_state = env.step(state, action)
