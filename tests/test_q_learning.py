@@ -280,7 +280,7 @@ def test_bad_options():
         dqn(grid.env, mlp(2, grid.env.action_space, context=2), adapts="context")
     small = dqn(grid.env, policy, episodes=2, replay_capacity=29)
     tasks = jax.tree.map(lambda x: x[:1], grid.train.finite)
-    with pytest.raises(MetajaxError, match=r"keeps 29 items.* 30"):
+    with pytest.raises(MetajaxError, match=r"replay_capacity is 29.* 30"):
         small.init(jax.random.key(0), tasks)
 
 
