@@ -261,7 +261,8 @@ def _status(progress: TrainingProgress) -> str:
 
 def _held_out(progress: TrainingProgress) -> str:
     assert progress.returns is not None
-    means = map(middle_mean, np.moveaxis(progress.returns.mean(axis=3), 2, 0))
+    per_round = np.moveaxis(progress.returns.mean(axis=3), 2, 0)
+    means = middle_mean(per_round.reshape(len(per_round), -1))
     return f"held-out tasks after {_plural(progress.iteration, 'iteration')}: {_course(*means)}"
 
 
@@ -333,7 +334,8 @@ def _show_curve(returns: np.ndarray, acting: str, agent: Agent, split: Split = "
         f"{_plural(tasks, _TASKS[split])} x {_plural(episodes, 'episode')})"
     )
     table = Table(box=rich.box.SIMPLE_HEAD)
-    learned = "rounds heard" if has_memory(agent) else "adaptation steps"
+    memory = has_memory(agent)
+    learned = "rounds heard" if memory else "adaptation steps"
     for column in (learned, "interquartile mean", "95 % interval", "mean"):
         table.add_column(column, justify="right")
     curve, means = adaptation_curve(returns), returns.mean(axis=(0, 1, 3))
@@ -352,7 +354,7 @@ def _show_curve(returns: np.ndarray, acting: str, agent: Agent, split: Split = "
         _say(
             f"Adaptation hurts: the return after {steps} is below that before; after "
             f"{hurtful[0]} on {worse:.0%} of the tasks."
-            + ("" if has_memory(agent) else " A smaller inner learning rate may help.")
+            + ("" if memory else " A smaller inner learning rate may help.")
         )
 
 

@@ -1,6 +1,6 @@
 """The adaptation curve of any agent on held-out tasks."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -95,11 +95,11 @@ class Summary(NamedTuple):
     high: float
 
 
-def middle_mean(returns: Float[np.ndarray, "*batch"]) -> float:
-    """Return the mean of the middle half."""
+def middle_mean(returns: Float[np.ndarray, "..."], axis: int = -1) -> Any:
+    """Return the means of the middle halves along an axis."""
     import scipy.stats  # half a second, which a mistyped command should not wait for
 
-    return float(scipy.stats.trim_mean(np.ravel(returns).astype(np.float64), 0.25))
+    return scipy.stats.trim_mean(np.asarray(returns, np.float64), 0.25, axis=axis)
 
 
 def interquartile_mean(
@@ -120,9 +120,9 @@ def interquartile_mean(
     returns = np.asarray(returns, np.float64)
 
     def statistic(*strata, axis=-1):
-        return scipy.stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
+        return middle_mean(np.concatenate(strata, axis=axis), axis)
 
-    mean = middle_mean(returns)
+    mean = float(middle_mean(returns.ravel()))
     if returns.shape[1] < 2 or np.ptp(returns, axis=1).max() == 0:
         return Summary(mean, mean, mean)
     interval = scipy.stats.bootstrap(
