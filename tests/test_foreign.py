@@ -1,6 +1,7 @@
 """Environments of gymnax and XLand-MiniGrid as task families."""
 
 import dataclasses
+import functools
 import importlib.util
 
 import jax
@@ -92,19 +93,95 @@ def test_varied_parameters_are_split():
         assert np.all((tasks["masspole"] >= 0.05) & (tasks["masspole"] <= 0.2))
 
 
+def drawn(family, tasks):
+    """What gymnax draws at the start of every task: all numbers of its state."""
+    key = jax.random.key(0)
+    states = jax.vmap(lambda task: family.env.reset(key, task).simulator["state"])(tasks)
+    leaves = [
+        x for x in jax.tree.leaves(states) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    ]
+    rows = np.concatenate([np.asarray(x, np.float64).reshape(len(x), -1) for x in leaves], axis=1)
+    return {tuple(row) for row in rows}
+
+
 @gymnax_only
 def test_without_it_a_task_is_what_a_reset_draws():
-    family = metajax.make("gymnax")
-    train, test = (batch(d, 500)["seed"] for d in (family.train, family.test))
-    assert np.all(test % 11 == 0) and np.all(train % 11 != 0)
+    family = metajax.make("gymnax", environment="Reacher-misc")
+    assert family.name == "gymnax-Reacher-misc-v1"
+    train, test = (batch(d, 500) for d in (family.train, family.test))
+    assert np.all(test["seed"] % 11 == 0) and np.all(train["seed"] % 11 != 0)
+    assert len(drawn(family, train)) == len(drawn(family, test)) == 500
+    task = jax.tree.map(lambda x: x[0], train)
+    starts = [family.env.reset(jax.random.key(i), task) for i in range(3)]
+    assert len({tuple(np.asarray(s.observation)) for s in starts}) == 1  # in every episode
 
-    def goal(seed, key):
-        state = family.env.reset(jax.random.key(key), {"seed": seed})
-        return tuple(np.asarray(state.simulator["state"].goal))
 
-    goals = [[goal(seed, key) for key in range(3)] for seed in train[:10]]
-    assert all(len(set(of_task)) == 1 for of_task in goals)  # the same in every episode
-    assert len({of_task[0] for of_task in goals}) > 5
+@gymnax_only
+@pytest.mark.parametrize(
+    ("environment", "trained", "held_out"),
+    # MetaMaze: a 9 x 9 maze has 81 cells less 16 pillars; FourRooms: 104 free cells.
+    [("MetaMaze-misc", 59, 6), ("FourRooms-misc", 95, 9)],
+)
+def test_goals_that_can_be_counted_are_split(environment, trained, held_out):
+    family = metajax.make("gymnax", environment=environment)
+    assert family.name == f"gymnax-{environment}-v2"
+    goals = [drawn(family, d.finite) for d in (family.train, family.test)]
+    assert [len(g) for g in goals] == [trained, held_out] and not goals[0] & goals[1]
+    assert drawn(family, batch(family.test, 30)) == goals[1]
+
+
+@gymnax_only
+@pytest.mark.parametrize(
+    ("environment", "count"), [("BernoulliBandit-misc", 2), ("Catch-bsuite", 5)]
+)
+def test_the_few_tasks_of_some_environments_are_trained_and_tested_on(environment, count):
+    family = metajax.make("gymnax", environment=environment)
+    assert len(drawn(family, family.train.finite)) == count == len(family.train.finite["seed"])
+    assert drawn(family, family.train.finite) == drawn(family, family.test.finite)
+
+
+@gymnax_only
+@pytest.mark.parametrize(
+    ("environment", "rest"),
+    [
+        ("Asterix-MinAtar", "no parameter can vary"),
+        ("Seaquest-MinAtar", "no parameter can vary"),
+        ("SpaceInvaders-MinAtar", "no parameter can vary"),
+        ("Pong-misc", "no parameter can vary"),
+        ("DiscountingChain-bsuite", "vary is empty; it may hold optimal_return"),
+    ],
+)
+def test_environments_with_one_task_are_refused(environment, rest):
+    with pytest.raises(MetajaxError, match=f"{environment} has one task only: .*{rest}"):
+        metajax.make("gymnax", environment=environment)
+
+
+@gymnax_only
+def test_all_others_have_tasks_that_differ():
+    """Two seeds differ, and so do the ends of a parameter's range after a step."""
+    import gymnax
+
+    drawn_maps = metajax.make("gymnax", environment="DeepSea-bsuite")
+    tasks = batch(drawn_maps.train, 2)
+    assert len(drawn(drawn_maps, tasks)) == 2
+    chain = metajax.make(
+        "gymnax", environment="DiscountingChain-bsuite", vary={"optimal_return": (1.0, 2.0)}
+    )
+    assert len(drawn(chain, batch(chain.train, 5))) == 5
+    refused = []
+    for name in ("Acrobot-v1", "MountainCar-v0", "BernoulliBandit-misc", "PointRobot-misc"):
+        params = gymnax.make(name)[1]
+        for parameter, value in vars(params).items():
+            if isinstance(value, float):
+                ranges = {parameter: (value, value + 1.0)}
+                try:
+                    metajax.make("gymnax", environment=name, vary=ranges, episode_length=10)
+                except MetajaxError as error:
+                    if "changes nothing" in str(error):
+                        refused.append(parameter)
+    # The height of Acrobot's tip is counted in links of length 1, and its second link's motion
+    # depends on where its centre of mass is; time limits are the family's.
+    assert refused == ["link_length_2", "max_steps_in_episode"]
 
 
 @gymnax_only
@@ -114,7 +191,6 @@ def test_without_it_a_task_is_what_a_reset_draws():
         ("Pendulum-v1", 3, metajax.Continuous(1, -2.0, 2.0)),
         ("MountainCarContinuous-v0", 2, metajax.Continuous(1, -1.0, 1.0)),
         ("Catch-bsuite", 50, metajax.Discrete(3)),
-        ("FrozenLake-misc", 16, metajax.Discrete(4)),
         ("BernoulliBandit-misc", 4, metajax.Discrete(2)),
         ("Breakout-MinAtar", 400, metajax.Discrete(3)),
     ],
@@ -154,6 +230,8 @@ def test_mistakes_about_gymnax():
         metajax.make("gymnax", environment="CartPole-v1", vary={"total_mass": (1.0, 2.0)})
     with pytest.raises(MetajaxError, match="max_torque bounds the actions of Pendulum-v1"):
         metajax.make("gymnax", environment="Pendulum-v1", vary={"max_torque": (1.0, 4.0)})
+    with pytest.raises(MetajaxError, match="observations of FrozenLake-misc are a Discrete; they"):
+        metajax.make("gymnax", environment="FrozenLake-misc")
     with pytest.raises(MetajaxError, match="MNISTBandit-bsuite fetches its data"):
         metajax.make("gymnax", environment="MNISTBandit-bsuite")
     with pytest.raises(MetajaxError, match="episode_length is 0"):
@@ -215,6 +293,7 @@ def test_rule_sets_from_a_file(tmp_path):
         "init_tiles": np.tile(np.array([[3, 1], [4, 2]], np.uint8), (count, 1, 1)),
     }
     arrays["goals"][:, 2] = np.arange(count) % 11 + 1
+    arrays["goals"][:, 0] += np.arange(count, dtype=np.uint8) // 11
     path = tmp_path / "rules.npz"
     np.savez(path, **arrays)
     family = metajax.make("xland-minigrid", rulesets=str(path))
@@ -232,6 +311,11 @@ def test_rule_sets_from_a_file(tmp_path):
         np.savez(path, **wrong)
         with pytest.raises(MetajaxError, match=r"rules\.npz"):
             metajax.make("xland-minigrid", rulesets=str(path))
+    again = {name: np.concatenate([x, x[2:3]]) for name, x in arrays.items()}
+    np.savez(path, **again)
+    with pytest.raises(MetajaxError, match=r"rule sets 2 and 22 of .*rules\.npz are the same"):
+        metajax.make("xland-minigrid", rulesets=str(path))
+    np.savez(path, **arrays)
     for content in (b"", b"no such thing", path.read_bytes()[:100]):
         path.write_bytes(content)
         with pytest.raises(MetajaxError, match=r"cannot read rule sets from .*rules\.npz"):
@@ -245,6 +329,55 @@ def test_rule_sets_from_a_file(tmp_path):
         metajax.make("xland-minigrid", rulesets="nowhere.npz")
     with pytest.raises(MetajaxError, match="unknown environment of XLand-MiniGrid 'R1-9x9'; did"):
         metajax.make("xland-minigrid", environment="R1-9x9")
+
+
+@xland_only
+@pytest.mark.parametrize("kind", ["near", "hold"])
+def test_goals_are_reached_by_one_kind_of_action(kind):
+    """A "near" goal by walking, not by turning; what is carried cannot be seen."""
+    family = metajax.make("xland-minigrid", episode_length=20)
+    tile = jnp.array([3, 1], jnp.uint8)
+    task = {
+        "goal": jnp.array([3 if kind == "near" else 1, *tile, 0, 0], jnp.uint8),
+        "rules": jnp.zeros((1, 7), jnp.uint8),
+        "init_tiles": tile[None],
+    }
+    state = family.env.reset(jax.random.key(0), task)
+    timestep = state.simulator
+    grid = timestep.state.grid
+    (there,) = np.argwhere(np.all(np.asarray(grid) == np.asarray(tile), axis=-1))
+    floor = np.asarray(grid)[np.asarray(grid)[..., 0] == 1][0]
+    grid = grid.at[tuple(there)].set(floor).at[2, 3].set(tile)
+    # Facing up, the tile on its right.
+    agent = timestep.state.agent.replace(position=jnp.array([2, 2]), direction=jnp.asarray(0))
+    timestep = timestep.replace(state=timestep.state.replace(grid=grid, agent=agent))
+    state = dataclasses.replace(state, simulator=timestep)
+    turned = family.env.step(state, jnp.asarray(1, jnp.int32))
+    assert not turned.terminated
+    forward = family.env.step(turned, jnp.asarray(0, jnp.int32))  # the object is in the way
+    assert bool(forward.terminated) == (kind == "near")
+    held = family.env.step(turned, jnp.asarray(3, jnp.int32))
+    assert bool(held.terminated) == (kind == "hold")
+    seen = np.asarray(held.simulator.observation).reshape(-1, 2)
+    assert not np.any(np.all(seen == np.asarray(tile), axis=1))
+
+
+@pytest.mark.slow
+@xland_only
+def test_every_room_can_be_walked_in():
+    import xminigrid
+
+    rooms = [n for n in xminigrid.registered_environments() if n.startswith("XLand-MiniGrid")]
+    assert len(rooms) == 21
+    for room in rooms:
+        family = metajax.make("xland-minigrid", environment=room, episode_length=8)
+        task = family.train.sample(jax.random.key(0))
+        metajax.check_env(family.env, task)
+        walk = jax.jit(functools.partial(play, family))  # step by step would compile each operation
+        states = walk(task, jax.random.key(1), jnp.arange(6))
+        assert np.all(np.isfinite(states.observation)) and states.time[-1] == 6
+        assert np.all(states.observation.sum(axis=1) == 2 * 25)  # a tile and a colour of each cell
+        jax.clear_caches()
 
 
 # --- both -----------------------------------------------------------------------------------------

@@ -11,10 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Var
 from jaxtyping import Array, Int, Key
 
 from metajax.envs.episodes import Moved, make_env
-from metajax.envs.splits import Split, finite_splits, three_splits, two_splits, uniform
+from metajax.envs.splits import (
+    Split,
+    finite,
+    finite_splits,
+    three_splits,
+    two_splits,
+    uniform,
+)
 from metajax.errors import MetajaxError, check_at_least, unknown
 from metajax.types import Continuous, Discrete, TaskFamily
 
@@ -33,13 +41,19 @@ def gymnax(
 
     - Without `vary` the task is {"seed": []}: all episodes of a trial start with the same reset,
       and with it the maze's goal or the bandit's arms, which gymnax draws there. Every eleventh
-      seed is held out.
+      seed is held out. Where resets differ in finitely many ways (65 goals of MetaMaze, 104 of
+      FourRooms, which it shows), each is one task, and every eleventh of them is held out; of
+      fewer than eleven (two coins of BernoulliBandit) the held-out tasks are the training tasks.
+      The family is then `gymnax-ENVIRONMENT-v2`.
     - With `vary` the task is {parameter: value}, uniform in the ranges given, and every episode
       has a reset of its own. Held-out tasks have their first parameter in the held-out strips;
       beyond are those with all parameters beyond their ranges.
 
-    Observations are flattened, states that are numbers made one-hot; the time limit is the
-    family's. What gymnax draws in a step comes from a key of the episode's own.
+    Environments with one task (those of which all resets are the same, such as Asterix, Seaquest,
+    SpaceInvaders and Pong) are refused, and so are parameters that change nothing.
+
+    Observations are flattened; the time limit is the family's. What gymnax draws in a step comes
+    from a key of the episode's own.
 
     Args:
         environment: its name in gymnax.
@@ -48,8 +62,8 @@ def gymnax(
 
     Raises:
         MetajaxError: gymnax is not installed, or has no such environment, or that no such
-            parameter; a range is empty, or bounds the actions; an action or observation is no
-            array.
+            parameter; a range is empty, or bounds the actions; all tasks would be the same; an
+            action or observation is no array.
     """
     package = _import("gymnax", "gymnax")
     if environment not in package.registered_envs:
@@ -57,6 +71,7 @@ def gymnax(
     if environment in _NEEDS_NETWORK:
         raise MetajaxError(f"{environment} fetches its data from the network, which is not done.")
     game, params = package.make(environment)
+    params = params.replace(**_DRAWN.get(environment, {}))
     derived = _DERIVED.get(environment, {})
     ranges = _checked_ranges(environment, params, vary or {}, derived)
     for name, ends in ranges.items():
@@ -68,11 +83,9 @@ def gymnax(
             )
     actions, space = _action_space(environment, game.action_space(params))
     seen = game.observation_space(params)
-    numbered = _is_discrete(environment, "observations", seen)
+    _check_kind(environment, "observations", seen, ("Box",))
 
     def observe(observation):
-        if numbered:
-            return jax.nn.one_hot(observation, seen.n)
         return jnp.ravel(observation).astype(float)
 
     def params_of(task):
@@ -107,14 +120,77 @@ def gymnax(
         start,
         move,
         lambda simulator: simulator["observation"],
-        observation_size=seen.n if numbered else math.prod(seen.shape),
+        observation_size=math.prod(seen.shape),
         action_space=actions,
         episode_length=(
             int(params.max_steps_in_episode) if episode_length is None else episode_length
         ),
     )
-    splits = _parameters(ranges) if ranges else _seeds()
-    return TaskFamily(env, name=f"gymnax-{environment}-v1", **splits)
+    if ranges:
+        _check_influence(environment, ranges, start, move, space)
+        return TaskFamily(env, name=f"gymnax-{environment}-v1", **_parameters(ranges))
+    of_resets = _distinct_resets(lambda seed: game.reset_env(jax.random.key(seed), params))
+    if len(of_resets) == 1:
+        known = ", ".join(_variable(params, derived))
+        raise MetajaxError(
+            f"{environment} has one task only: all its resets are the same, and "
+            + (f"vary is empty; it may hold {known}." if known else "no parameter can vary.")
+        )
+    if len(of_resets) > _PROBED // 8:  # more than can be counted
+        return TaskFamily(env, name=f"gymnax-{environment}-v1", **_seeds())
+    place = np.arange(len(of_resets)) % HELD_OUT_EVERY
+    seeds = {"seed": jnp.asarray(of_resets)}
+    if len(of_resets) < HELD_OUT_EVERY:
+        splits = {"train": finite(seeds), "test": finite(seeds)}
+    else:
+        splits = finite_splits(seeds, place == HELD_OUT_EVERY // 2)
+    return TaskFamily(env, name=f"gymnax-{environment}-v2", **splits)
+
+
+_PROBED = 2048  # resets
+
+
+def _distinct_resets(reset) -> Int[np.ndarray, "reset"]:
+    """Return a seed for each different reset among the first `_PROBED`, in the order of states."""
+
+    @jax.jit
+    @jax.vmap
+    def numbers(seed):
+        leaves = [
+            jnp.ravel(x).astype(float)
+            for x in map(jnp.asarray, jax.tree.leaves(reset(seed)))
+            if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        ]
+        return jnp.concatenate(leaves)
+
+    found = np.asarray(numbers(jnp.arange(_PROBED)))
+    return np.unique(found, axis=0, return_index=True)[1]
+
+
+def _check_influence(environment: str, ranges, start, move, space) -> None:
+    """Check that each parameter is used by the program of a reset and a step."""
+
+    def episode(task):
+        key = jax.random.key(0)
+        simulator = start(key, task)
+        return simulator, move(simulator, jnp.zeros(space.shape, space.dtype), task)
+
+    task = {name: jnp.zeros(()) for name in ranges}
+    for name, matters in zip(sorted(ranges), _used(episode, task), strict=True):
+        if not matters:
+            raise MetajaxError(
+                f"{name} changes nothing in {environment}: tasks that differ in it are the same."
+            )
+
+
+def _used(function, *arguments) -> list[bool]:
+    """Return which inputs, flattened, the outputs of a function are computed from."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    needed = {x for x in jaxpr.outvars if isinstance(x, Var)}
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            needed |= {x for x in equation.invars if isinstance(x, Var)}
+    return [x in needed for x in jaxpr.invars]
 
 
 def _seeds() -> dict[str, Any]:
@@ -143,6 +219,12 @@ def _parameters(ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
 
 _NEEDS_NETWORK = ("MNISTBandit-bsuite",)
 
+# Parameters without which a reset would draw nothing.
+_DRAWN = {
+    "DeepSea-bsuite": {"sample_action_map": True},
+    "FourRooms-misc": {"resample_goal_pos": True},
+}
+
 # Parameters that follow from others, which gymnax keeps beside them.
 _DERIVED = {
     "CartPole-v1": {
@@ -152,12 +234,17 @@ _DERIVED = {
 }
 
 
-def _checked_ranges(environment: str, params: Any, vary: Mapping[str, Any], derived):
-    known = {
+def _variable(params: Any, derived) -> dict[str, float]:
+    """Return the parameters that may differ between tasks, with their defaults."""
+    return {
         name: value
         for name, value in vars(params).items()
         if isinstance(value, float) and name not in derived
     }
+
+
+def _checked_ranges(environment: str, params: Any, vary: Mapping[str, Any], derived):
+    known = _variable(params, derived)
     ranges = {}
     for name, range_ in vary.items():
         if name not in known:
@@ -176,7 +263,7 @@ def _checked_ranges(environment: str, params: Any, vary: Mapping[str, Any], deri
 
 
 def _action_space(environment: str, space: Any):
-    if _is_discrete(environment, "actions", space):
+    if _check_kind(environment, "actions", space, ("Box", "Discrete")) == "Discrete":
         return Discrete(int(space.n)), space
     low, high = np.unique(space.low), np.unique(space.high)
     if len(low) != 1 or len(high) != 1:
@@ -185,11 +272,13 @@ def _action_space(environment: str, space: Any):
     return Continuous(size, float(low[0]), float(high[0])), space
 
 
-def _is_discrete(environment: str, what: str, space: Any) -> bool:
+def _check_kind(environment: str, what: str, space: Any, known: tuple[str, ...]) -> str:
     kind = type(space).__name__
-    if kind not in ("Box", "Discrete"):
-        raise MetajaxError(f"{what} of {environment} are a {kind}; they must be a Box or Discrete.")
-    return kind == "Discrete"
+    if kind not in known:
+        raise MetajaxError(
+            f"{what} of {environment} are a {kind}; they must be a {' or '.join(known)}."
+        )
+    return kind
 
 
 def xland_minigrid(
@@ -202,15 +291,18 @@ def xland_minigrid(
     """Return a room of XLand-MiniGrid (Nikulin et al. 2024) as a task family.
 
     A task is a rule set: {"goal", "rules", "init_tiles"} in the package's own encoding. Every
-    episode places agent and objects anew. Reaching the goal earns 1 - 0.9·time/episode_length and
-    terminates the episode. The observation is the egocentric view, tile and colour of every cell
-    one-hot.
+    episode places agent and objects anew. Reaching the goal has reward 1 - 0.9·time/episode_length
+    and terminates the episode. The observation is the egocentric view, tile and colour of every
+    cell one-hot. It does not show what the agent carries: an object that was picked up is out of
+    sight until it is put down, so rules about carried objects ask for a memory.
 
     Without `rulesets`, one object of 66 (6 shapes in 11 colours) must be found among others: be
-    near it, or pick it up. Held-out objects are six, one of each shape, all in different colours.
-    With `rulesets`, every eleventh one is held out. (The benchmarks that come with the package
-    are pickled, which is why they are not read here: `numpy.savez(path, goals=..., rules=...,
-    init_tiles=...)` makes data of one.)
+    near it, or pick it up. XLand-MiniGrid looks at "near" goals after the action "forward" alone
+    (also where a wall stops it): turning towards an object, or putting it down beside the agent,
+    does not reach the goal, the next "forward" does. Held-out objects are six, one of each
+    shape, all in different colours. With `rulesets`, every eleventh one is held out. (The
+    benchmarks that come with the package are pickled, which is why they are not read here:
+    `numpy.savez(path, goals=..., rules=..., init_tiles=...)` makes data of one.)
 
     Args:
         environment: its name in XLand-MiniGrid, which says rooms and size.
@@ -322,6 +414,14 @@ def _from_file(path: str) -> dict[str, Any]:
         raise MetajaxError(
             f"{path} holds arrays of the shapes {shapes}; they must be goals [n, 5], rules "
             f"[n, rules, 7] and init_tiles [n, objects, 2], with n at least {HELD_OUT_EVERY}."
+        )
+    flat = np.concatenate([x.reshape(count, -1) for x in tasks.values()], axis=1)
+    _, first, place = np.unique(flat, axis=0, return_index=True, return_inverse=True)
+    if len(again := np.flatnonzero(first[place.ravel()] != np.arange(count))):
+        twin = first[place.ravel()][again[0]]
+        raise MetajaxError(
+            f"rule sets {twin} and {again[0]} of {path} are the same: one may be held out and the "
+            "other not. Give each once."
         )
     held_out = np.arange(count) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
     arrays = {name: jnp.asarray(x, jnp.uint8) for name, x in tasks.items()}
