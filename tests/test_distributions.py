@@ -105,3 +105,75 @@ def test_extreme_logits_stay_finite():
     np.testing.assert_array_equal(values, 0)
     slope = jax.grad(lambda x: Categorical(x).entropy() + Categorical(x).log_prob(jnp.array(0)))
     assert np.all(np.isfinite(slope(sure.logits)))
+
+
+# --- impossible actions --------------------------------------------------------------------------
+
+IMPOSSIBLE = np.array([0.3, -np.inf, -0.5, 1.2, -np.inf])  # logits
+OTHER_IMPOSSIBLE = np.array([1.0, -np.inf, 0.2, -0.4, -np.inf])
+POSSIBLE = np.isfinite(IMPOSSIBLE)
+
+
+def test_entropy_and_divergence_with_an_impossible_action():
+    """By hand: ln 2, and ln((1 + e) / 2) - 1 / 2."""
+    even, uneven = (Categorical(jnp.array([x, 0.0, -jnp.inf])) for x in (0.0, 1.0))
+    np.testing.assert_allclose(even.entropy(), 0.6931, atol=5e-5)
+    np.testing.assert_allclose(even.kl(uneven), 0.1201, atol=5e-5)
+    np.testing.assert_array_equal(even.kl(even), 0)
+    every = Categorical(jnp.zeros(3))
+    np.testing.assert_allclose(even.kl(every), np.log(3 / 2), rtol=1e-6)
+    assert every.kl(even) == np.inf  # it may do what `even` cannot
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["selected", "added"])
+@pytest.mark.parametrize(
+    "quantity",
+    [
+        lambda d, other: d.entropy(),
+        lambda d, other: d.kl(other),
+        lambda d, other: other.kl(d),
+        lambda d, other: d.kl(d),
+        lambda d, other: d.log_prob(jnp.asarray(0)),
+        lambda d, other: jnp.exp(d.log_prob(jnp.asarray(0)) - other.log_prob(jnp.asarray(0))),
+    ],
+    ids=["entropy", "kl", "reverse kl", "kl to itself", "log_prob", "ratio"],
+)
+def test_an_impossible_action_is_as_good_as_absent(quantity, masked):
+    """Value, gradient and Hessian are those without it, whichever way logits are masked."""
+
+    def hide(x):
+        if masked:
+            return jnp.where(POSSIBLE, x, -jnp.inf)
+        return x + jnp.log(jnp.asarray(POSSIBLE, x.dtype))
+
+    def of_all(x):
+        return quantity(Categorical(hide(x)), Categorical(jnp.asarray(OTHER_IMPOSSIBLE)))
+
+    def of_possible(x):
+        return quantity(Categorical(x), Categorical(jnp.asarray(OTHER_IMPOSSIBLE[POSSIBLE])))
+
+    with jax.enable_x64(True):
+        x = jnp.where(POSSIBLE, jnp.asarray(IMPOSSIBLE), 0.7)
+        fewer = jnp.asarray(IMPOSSIBLE[POSSIBLE])
+        for order in (lambda f: f, jax.grad, lambda f: jax.jacrev(jax.grad(f)), jax.hessian):
+            expected = order(of_possible)(fewer)
+            found = np.asarray(order(of_all)(x))
+            for axis in range(found.ndim):
+                np.testing.assert_array_equal(np.compress(~POSSIBLE, found, axis), 0)
+            for axis in range(found.ndim):
+                found = np.compress(POSSIBLE, found, axis)
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_epsilon_greedy_never_explores_the_impossible():
+    """Exploring draws from the three possible actions: 0.1 + 0.7 for the best of them."""
+    epsilon, q_values = jnp.asarray(0.3), jnp.asarray(IMPOSSIBLE, jnp.float32)
+    acting = EpsilonGreedy(q_values, epsilon)
+    for action, expected in enumerate([0.1, 0.0, 0.1, 0.8, 0.0]):
+        found = acting.log_prob(jnp.asarray(action))
+        np.testing.assert_allclose(np.exp(found), expected, rtol=1e-6)
+    entropy = scipy.stats.entropy([0.1, 0.1, 0.8])
+    np.testing.assert_allclose(acting.entropy(), entropy, rtol=1e-6)
+    np.testing.assert_array_equal(acting.kl(acting), 0)
+    drawn = jax.vmap(acting.sample)(jax.random.split(jax.random.key(0), 1000))
+    assert set(np.asarray(drawn).tolist()) == {0, 2, 3}

@@ -58,7 +58,8 @@ class Categorical:
     """A distribution over `logits.shape[-1]` discrete actions.
 
     Attributes:
-        logits: unnormalised log-probabilities, `[*batch, action]`.
+        logits: unnormalised log-probabilities, `[*batch, action]`; -inf for an action that is
+            impossible: it adds nothing to entropy, divergence and their derivatives.
     """
 
     logits: Float[Array, "*batch action"]
@@ -79,12 +80,16 @@ class Categorical:
     def entropy(self) -> Float[Array, "*batch"]:
         """Return the entropy."""
         log_probs = jax.nn.log_softmax(self.logits)
-        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+        possible = log_probs != -jnp.inf
+        return -jnp.sum(jnp.exp(log_probs) * jnp.where(possible, log_probs, 0.0), axis=-1)
 
     def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
-        """Return KL(self ‖ other)."""
-        log_probs = jax.nn.log_softmax(self.logits)
-        return jnp.sum(jnp.exp(log_probs) * (log_probs - jax.nn.log_softmax(other.logits)), axis=-1)
+        """Return KL(self ‖ other), infinite if `other` makes impossible what `self` may do."""
+        log_probs, others = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
+        possible = log_probs != -jnp.inf
+        # Both before the difference: -inf less itself has no derivative, whatever selects it.
+        log_ratio = jnp.where(possible, log_probs, 0.0) - jnp.where(possible, others, 0.0)
+        return jnp.sum(jnp.exp(log_probs) * log_ratio, axis=-1)
 
 
 @pytree_dataclass
@@ -92,8 +97,8 @@ class EpsilonGreedy:
     """The most valuable action, or with probability `epsilon` any of them.
 
     Attributes:
-        q_values: of the actions, `[*batch, action]`.
-        epsilon: probability in (0, 1] of a uniformly drawn action, `[*batch]`.
+        q_values: of the actions, `[*batch, action]`; -inf for an action that is impossible.
+        epsilon: probability in (0, 1] of a uniformly drawn possible action, `[*batch]`.
     """
 
     q_values: Float[Array, "*batch action"]
@@ -120,10 +125,13 @@ class EpsilonGreedy:
         return self._categorical().kl(other._categorical())
 
     def _categorical(self) -> Categorical:
-        size = self.q_values.shape[-1]
-        greedy = jax.nn.one_hot(self.mode(), size, dtype=self.q_values.dtype)
+        possible = self.q_values != -jnp.inf
+        count = jnp.sum(possible, axis=-1, keepdims=True).astype(self.q_values.dtype)
+        greedy = jax.nn.one_hot(self.mode(), possible.shape[-1], dtype=self.q_values.dtype)
         epsilon = self.epsilon[..., None]
-        return Categorical(jnp.log(epsilon / size + (1 - epsilon) * greedy))
+        return Categorical(
+            jnp.where(possible, jnp.log(epsilon / count + (1 - epsilon) * greedy), -jnp.inf)
+        )
 
 
 def initial_spread(action_space: ActionSpace, initial_std: float) -> dict[str, Array]:
