@@ -255,7 +255,8 @@ def _status(progress: TrainingProgress) -> str:
         f"{_duration(progress.seconds_left)} left",
     ]
     if discarded := int(progress.discarded.sum()):
-        parts.append(f"{_plural(discarded, 'update')} discarded")
+        why = f" (first {progress.not_finite})" if progress.not_finite else ""
+        parts.append(f"{_plural(discarded, 'update')} discarded{why}")
     return ", ".join(parts)
 
 

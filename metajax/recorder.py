@@ -28,6 +28,8 @@ class Progress(NamedTuple):
         discarded: updates discarded so far, per seed.
         returns: held-out returns `[seed, task, round, episode]` if this segment evaluated.
         seconds_left: estimated.
+        not_finite: what was not finite in the first update that this training discarded, by name,
+            iteration and seed; None without any.
     """
 
     iteration: int
@@ -38,6 +40,7 @@ class Progress(NamedTuple):
     discarded: np.ndarray
     returns: np.ndarray | None
     seconds_left: float
+    not_finite: str | None = None
 
 
 class Recorder(Protocol):

@@ -12,6 +12,7 @@ import functools
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,6 +32,8 @@ from metajax.shutdown import graceful_shutdown
 from metajax.types import Algorithm, Env, Metrics, TaskFamily, TrainState, pytree_dataclass
 
 OnNan = Literal["skip", "halt"]
+
+NOT_FINITE = "not_finite"  # the trainer's own metric: which of `_floats`, or -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +118,9 @@ class Segment(NamedTuple):
     - `init(key) -> RunState`;
     - `run(state, key, stop, evaluate_now, repeat) -> (state, metrics, returns)`: meta-iterations
       up to `stop` (at most `length` of them), then an evaluation if `evaluate_now`. `metrics` are
-      `[length, seed]`, zero where no iteration was run; `returns` are `[seed, task, round,
-      episode]`, zero without evaluation. `repeat` numbers evaluations of the same state;
+      `[length, seed]`, zero where no iteration was run; `NOT_FINITE` is one of them, the index of
+      what was not finite first. `returns` are `[seed, task, round, episode]`, zero without
+      evaluation. `repeat` numbers evaluations of the same state;
     - `out_shardings`, for `jit`, of what `run` returns: everything is replicated, except returns,
       which stay where their task is. None for one device.
     """
@@ -194,10 +198,12 @@ def make_segment(
         def one_seed(train_state, discarded, key):
             task_key, update_key = jax.random.split(jax.random.fold_in(key, state.iteration))
             new, metrics = algorithm.update(train_state, sample_tasks(task_key), update_key)
-            finite = _all_finite((new, metrics))
+            each = jnp.stack([jnp.all(jnp.isfinite(x)) for _, x in _floats(new, metrics)])
+            finite = jnp.all(each)
+            first = jnp.where(finite, -1, jnp.argmin(each)).astype(jnp.int32)
             keep = finite if on_nan == "skip" else finite & (discarded == 0)
             kept = jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, train_state)
-            return kept, discarded + ~finite, metrics
+            return kept, discarded + (~finite).astype(jnp.int32), metrics | {NOT_FINITE: first}
 
         train_state, discarded, metrics = jax.vmap(one_seed)(
             state.train_state, state.discarded, seed_keys(key)
@@ -258,9 +264,40 @@ def make_segment(
     return Segment(init, run, out_shardings)
 
 
-def _all_finite(tree) -> Bool[Array, ""]:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+def _floats(state: TrainState, metrics: Metrics) -> list[tuple[str, Any]]:
+    """Return what has to be finite, and its name: metrics, those of rewards first, then the state.
+
+    In this order the first that is not says most of the reason: all else follows from rewards.
+    """
+    names = sorted(metrics, key=lambda name: (not name.startswith("return"), name))
+    named = [(f"metrics/{name}", metrics[name]) for name in names]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        named.append((jax.tree_util.keystr(path, simple=True, separator="/"), leaf))
+    return [(name, x) for name, x in named if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+class _Discards(NamedTuple):
+    """The updates discarded in this call of `train`.
+
+    Attributes:
+        row: length of the last unbroken row of them, `[seed]`.
+        longest: of the rows so far, `[seed]`.
+        first: what was not finite in the first of them, and in which; None without any.
+    """
+
+    row: Int[np.ndarray, "seed"]
+    longest: Int[np.ndarray, "seed"]
+    first: str | None = None
+
+    def after(self, done: int, not_finite: np.ndarray, names: list[str]) -> "_Discards":
+        """Return these and those of the iterations after `done`, given `[iteration, seed]`."""
+        row, longest, first = *self[:2], self.first
+        for iteration, indices in enumerate(not_finite, done + 1):
+            row = np.where(indices >= 0, row + 1, 0)
+            longest = np.maximum(longest, row)
+            if first is None and (bad := np.flatnonzero(row)).size:
+                first = f"{names[indices[bad[0]]]} (iteration {iteration}, seed {bad[0]})"
+        return _Discards(row, longest, first)
 
 
 def train(
@@ -275,6 +312,7 @@ def train(
     evaluation: Evaluation | None = Evaluation(),
     devices: int | None = None,
     on_nan: OnNan = "skip",
+    max_discarded: int | None = 20,
     run_directory: str | Path | None = None,
     resume: bool = False,
     config: dict[str, Any] | None = None,
@@ -294,6 +332,8 @@ def train(
         devices: the tasks are shared out over this many; None for as many as help, see
             `default_devices`.
         on_nan: "skip" discards updates that are not finite and goes on, "halt" stops.
+        max_discarded: updates discarded in a row, of any one seed, after which training stops;
+            on_nan="skip". None for never.
         run_directory: where metrics and checkpoints go; None keeps nothing.
         resume: continue the run in `run_directory` instead of starting one there.
         config: kept in the run directory, as JSON.
@@ -304,10 +344,13 @@ def train(
 
     Raises:
         MetajaxError: an argument is out of range, the environment breaks its promises, the run
-            directory cannot be used, or `on_nan="halt"` and something was not finite.
+            directory cannot be used, or something was not finite, with `on_nan="halt"` or
+            `max_discarded` times in a row; the state is saved.
     """
     known_devices = 1 if devices is None else devices
     _check(iterations, tasks, seeds, seed, segment, evaluation, known_devices, on_nan)
+    if max_discarded is not None:
+        _check_counts({"max_discarded": max_discarded})
     if devices is None:
         devices = default_devices(family, tasks)
     with contextlib.ExitStack() as stack:
@@ -327,9 +370,10 @@ def train(
         )
         key = jax.random.key(seed)
         # What is wrong with sizes shows while tracing, and must not leave a directory behind.
-        jax.eval_shape(
+        shapes = jax.eval_shape(
             program.run, jax.eval_shape(program.init, key), key, *_arguments(0, False, 0)
         )
+        names = [name for name, _ in _floats(shapes[0].train_state, shapes[1])]
         recorder = stack.enter_context(open_recorder(run_directory, config, resume=resume))
         shardings = program.out_shardings
         state = jax.jit(program.init, out_shardings=shardings and shardings[0])(key)
@@ -349,6 +393,8 @@ def train(
         done = start = int(state.iteration)
         steps_per_iteration = algorithm.steps_per_task * tasks * seeds
         training_seconds = 0.0
+        none_yet = np.zeros(seeds, int)
+        discards = _Discards(none_yet, none_yet)
         while done < iterations and shutdown.requested is None:
             stop = min(done + segment, iterations)
             if evaluation is not None:  # evaluations are at multiples of `every`, however cut
@@ -363,6 +409,8 @@ def train(
                 state, _, returns = run(state, key, *_arguments(stop, True, 0))
                 returns = np.asarray(returns)
             metrics = {name: np.asarray(m)[: stop - done] for name, m in metrics.items()}
+            known = discards.first
+            discards = discards.after(done, metrics.pop(NOT_FINITE), names)
             discarded = np.asarray(state.discarded)
             history.append(metrics)
             progress = Progress(
@@ -374,17 +422,32 @@ def train(
                 discarded=discarded,
                 returns=returns,
                 seconds_left=training_seconds / (stop - start) * (iterations - stop),
+                not_finite=discards.first,
             )
             recorder.record(progress)
             recorder.save(stop, state)
             if report is not None:
                 report(progress)
             done = stop
+            saved = f", saved in {run_directory}" if run_directory else ""
             if on_nan == "halt" and discarded.any():
                 raise MetajaxError(
                     f"an update was not finite before iteration {stop} (seeds "
-                    f"{np.flatnonzero(discarded).tolist()}); halted with the state before it"
-                    + (f", saved in {run_directory}." if run_directory else ".")
+                    f"{np.flatnonzero(discarded).tolist()})"
+                    + (f": first {discards.first}" if discards.first else "")
+                    + f"; halted with the state before it{saved}."
+                )
+            if max_discarded is not None and discards.longest.max() >= max_discarded:
+                stuck = np.flatnonzero(discards.longest >= max_discarded).tolist()
+                raise MetajaxError(
+                    f"{max_discarded} updates in a row were not finite (seeds {stuck}): first "
+                    f"{discards.first}; stopped after iteration {stop} with the state before "
+                    f"them{saved}. With max_discarded None it goes on whatever happens."
+                )
+            if known is None and discards.first is not None:
+                warnings.warn(
+                    f"an update was discarded, it was not finite: first {discards.first}.",
+                    stacklevel=2,
                 )
         returns = None
         if evaluation is not None and shutdown.requested is None:
@@ -438,6 +501,12 @@ def _concatenate(history: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([m[name] for m in history]) for name in history[0]}
 
 
+def _check_counts(counts: dict[str, Any]) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise MetajaxError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+
+
 def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan):
     at_least_one = {
         "iterations": iterations,
@@ -453,9 +522,7 @@ def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan)
             raise MetajaxError(f"evaluation.mode is {mode!r}; it must be True or False.")
         counts = {k: v for k, v in counts.items() if v is not None}
         at_least_one |= {f"evaluation.{k}": v for k, v in counts.items()}
-    for name, value in at_least_one.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MetajaxError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    _check_counts(at_least_one)
     if not 0 <= seed < 2**32:  # a key's other bits are dropped in single precision
         raise MetajaxError(f"seed is {seed}; it must lie in [0, 2³²).")
     if on_nan not in OnNan.__args__:

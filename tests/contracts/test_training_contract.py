@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+import itertools
 import re
+import warnings
 from functools import partial
 
 import jax
@@ -12,10 +14,12 @@ import pytest
 
 from metajax import presets
 from metajax.algorithms import ALGORITHMS, maml
+from metajax.checkpoint import saved_steps
 from metajax.envs import make
 from metajax.errors import MetajaxError
 from metajax.policies import gru, mlp, variational
-from metajax.train import Evaluation, make_segment, task_mesh, train
+from metajax.train import Evaluation, _floats, make_segment, task_mesh, train
+from metajax.types import Algorithm, TrainState
 
 FAMILY = make("point-goal", episode_length=4)
 ITERATIONS = 12
@@ -158,6 +162,74 @@ def test_trpo_survives_what_is_not_finite():
     bad = bad_iterations(metrics)
     assert states[-1].discarded[0] == bad.sum() > 0
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(states[-1]))
+
+
+def unreliable(chance):
+    """Return an algorithm whose entropy and weights are NaN with a chance, and train's options."""
+
+    def init(key, tasks):
+        return TrainState(
+            {"layer": {"kernel": jnp.zeros(2), "steps": jnp.zeros((), jnp.int32)}}, ()
+        )
+
+    def update(state, tasks, key):
+        nothing = jnp.where(jax.random.bernoulli(key, chance), jnp.nan, 1.0)
+        kernel = state.meta_params["layer"]["kernel"] + nothing
+        state = TrainState({"layer": {"kernel": kernel, "steps": jnp.ones((), jnp.int32)}}, ())
+        return state, {"a_count": jnp.ones((), jnp.int32), "entropy": nothing, "return_after": 1.0}
+
+    options = {"iterations": 30, "tasks": 1, "seeds": 2, "devices": 1, "evaluation": None}
+    update_ = lambda *arguments: jax.tree.map(jnp.asarray, update(*arguments))
+    return Algorithm(init, update_, algorithm().agent, "unreliable", 1), options
+
+
+def test_training_stops_after_a_row_of_discarded_updates(tmp_path):
+    """The row, its seed and what was not finite first, from the metrics by hand."""
+    broken, options = unreliable(0.6)
+    reports = []
+    with pytest.warns(UserWarning, match="an update was discarded") as warned:
+        result = train(broken, FAMILY, max_discarded=None, report=reports.append, **options)
+    bad = ~np.isfinite(result.metrics["entropy"])
+    assert len(warned) == 1 and set(result.metrics) == {"a_count", "entropy", "return_after"}
+    np.testing.assert_array_equal(result.state.discarded, bad.sum(axis=0))
+    iteration, seed = np.argwhere(bad)[0]
+    first = f"metrics/entropy (iteration {iteration + 1}, seed {seed})"
+    assert first in str(warned[0].message) and reports[-1].not_finite == first
+    rows = [[len(list(g)) for is_bad, g in itertools.groupby(b) if is_bad] for b in bad.T]
+    longest = max(map(max, rows))
+    where = [s for s in range(2) if max(rows[s]) == longest]
+    ends = [
+        t + 1
+        for t in range(longest - 1, 30)
+        for s in where
+        if bad[t + 1 - longest : t + 1, s].all()
+    ]
+    for segment in (4, 30):
+        directory, stop = tmp_path / str(segment), min(-(-ends[0] // segment) * segment, 30)
+        said = rf"{longest} updates in a row .* \(seeds \[{where[0]}.*first {re.escape(first)}; "
+        with warnings.catch_warnings(), pytest.raises(MetajaxError, match=said) as error:
+            warnings.simplefilter("ignore")
+            kept = {"segment": segment, "run_directory": directory}
+            train(broken, FAMILY, max_discarded=longest, **kept, **options)
+        assert f"after iteration {stop} " in str(error.value)
+        assert (
+            str(directory) in str(error.value)
+            and saved_steps(directory / "checkpoints")[-1] == stop
+        )
+
+
+def test_what_is_not_finite_first_has_a_name():
+    """Rewards before other metrics, metrics before parameters; whole numbers are always finite."""
+    state = TrainState(
+        {"layer": {"kernel": jnp.zeros(2), "steps": jnp.zeros((), jnp.int32)}}, (jnp.zeros(1),)
+    )
+    metrics = {"entropy": jnp.zeros(()), "return_before": jnp.zeros(()), "n": jnp.zeros((), int)}
+    assert [name for name, _ in _floats(state, metrics)] == [
+        "metrics/return_before",
+        "metrics/entropy",
+        "meta_params/layer/kernel",
+        "optimizer_state/0",
+    ]
 
 
 # --- devices -------------------------------------------------------------------------------------
