@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from metajax._promotion import on_own_terms
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.policies.mlp import value_network
 from metajax.replay import (
@@ -68,7 +69,7 @@ def action_values(
     check_at_least(1, q_updates=updates, replay_capacity=replay_capacity)
     check_positive(critic_learning_rate=learning_rate)
     network = value_network(env.observation_size + space.size, hidden=hidden, activation="relu")
-    optimizer = optax.adam(learning_rate)
+    optimizer = on_own_terms(optax.adam(learning_rate))
 
     def value(params, step_input: StepInput, action):
         return network.apply(params, jnp.concatenate([step_input.observation, action], axis=-1))

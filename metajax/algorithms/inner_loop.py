@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
 from metajax._options import options_of
+from metajax._promotion import on_own_terms
 from metajax.algorithms.objectives import (
     Experience,
     Objective,
@@ -161,7 +162,7 @@ def inner_loop(
         return unravel(natural_step(product, flat, max_kl=inner_max_kl))
 
     def step(rule_params, adapted: Adapted, experience: Experience) -> Adapted:
-        optimizer = optax.with_extra_args_support(rule.optimizer(rule_params))
+        optimizer = on_own_terms(rule.optimizer(rule_params))
 
         def epoch(adapted: Adapted, _):
             part, whole = split(adapted.policy)
@@ -183,7 +184,7 @@ def inner_loop(
             zero = jnp.zeros_like(policy_params["context"])
             policy_params = policy_params | {"context": zero}
         part, _ = split(policy_params)
-        return Adapted(policy_params, rule.optimizer(rule_params).init(part))
+        return Adapted(policy_params, on_own_terms(rule.optimizer(rule_params)).init(part))
 
     def begin(meta_params: MetaParams, key) -> Adapted:
         del key

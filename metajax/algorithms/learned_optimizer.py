@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax._options import options_of
+from metajax._promotion import on_own_terms
 from metajax.algorithms.inner_loop import (
     Adapted,
     MetaParams,
@@ -95,7 +96,9 @@ def learned_optimizer(
     if not learns_rule(loop):
         raise MetajaxError("the rule has nothing to learn; take a learned one.")
     ages = lifetime // unroll
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(outer_learning_rate))
+    optimizer = on_own_terms(
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(outer_learning_rate))
+    )
 
     def newborn(rule_params, key) -> Adapted:
         return loop.agent.begin(MetaParams(policy.init(key), rule_params, ()), key)

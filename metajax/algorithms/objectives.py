@@ -136,7 +136,7 @@ def _pathwise_loss(env: Env, policy: Policy, truncation: int):
     @forward_over_reverse
     def of_trajectory(params, trajectory: Trajectory):
         earned = pathwise_returns(env, policy, params, trajectory, truncation=truncation)
-        return -jnp.sum(earned) / jnp.sum(trajectory.valid)
+        return -jnp.sum(earned) / jnp.sum(trajectory.valid).astype(earned.dtype)
 
     def loss(params, fixed, experience: Experience):
         del fixed
@@ -160,7 +160,7 @@ def _score_function_loss(policy: Policy, estimate: Callable[..., Float[Array, ""
             )
         )
         objective += control(credit, distribution, trajectory)
-        objective /= jnp.sum(trajectory.valid)
+        objective /= jnp.sum(trajectory.valid).astype(objective.dtype)
         # A rule may read the loss. A surrogate's own value says nothing of how well it went.
         reward = returns.masked_mean(trajectory.reward, trajectory.valid)
         return jax.lax.stop_gradient(objective - reward) - objective

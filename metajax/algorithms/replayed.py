@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from metajax._promotion import on_own_terms
 from metajax.algorithms.inner_loop import Experience, InnerLoop, MetaParams
 from metajax.errors import check_at_least, check_positive
 from metajax.replay import empty_replay, extend_replay, sample_replay
@@ -54,7 +55,7 @@ def replayed(
     check_at_least(1, updates=updates, batch=batch, target_period=target_period)
     check_at_least(1, replay_capacity=replay_capacity)
     check_positive(outer_learning_rate=outer_learning_rate)
-    optimizer = optax.adam(outer_learning_rate)
+    optimizer = on_own_terms(optax.adam(outer_learning_rate))
 
     def init(key, tasks) -> TrainState:
         meta_params, _ = loop.init(key)

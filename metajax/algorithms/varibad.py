@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax._options import options_of
+from metajax._promotion import on_own_terms
 from metajax.algorithms.rl2 import MetaParams, trial_learner, without_gaps
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.policies.distributions import DiagonalNormal
@@ -70,7 +71,7 @@ def varibad(
     nothing_believed = standard_normal(_latent_size(policy))
     learner = trial_learner(env, policy, **options)
     latent = nothing_believed.mean.size
-    optimizer = optax.adam(vae_learning_rate)
+    optimizer = on_own_terms(optax.adam(vae_learning_rate))
 
     def init_decoder(key, inputs: int, outputs: int):
         body_key, head_key = jax.random.split(key)
@@ -126,9 +127,10 @@ def varibad(
         of_all = jax.vmap(
             jax.vmap(log_likelihood, in_axes=(None, None, 0)), in_axes=(None, 0, None)
         )
-        reconstruction = played * jnp.mean(of_all(decoders, latents, told))
+        likelihood = jnp.mean(of_all(decoders, latents, told))
+        reconstruction = played.astype(likelihood.dtype) * likelihood
         divergence = jnp.mean(now.kl(before))
-        found = {"log_likelihood": reconstruction / played, "belief_kl": divergence}
+        found = {"log_likelihood": likelihood, "belief_kl": divergence}
         return reconstruction - kl_weight * divergence, found
 
     def heard(meta_params: MetaParams, steps: Transitions) -> Transitions:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend.core import Var
 from jaxtyping import Array, Int, Key
 
+from metajax._promotion import mixing_types
 from metajax.envs.episodes import Moved, make_env
 from metajax.envs.splits import (
     Split,
@@ -92,6 +93,7 @@ def gymnax(
         of_task = params.replace(**{name: task[name] for name in ranges})
         return of_task.replace(**{name: rule(of_task) for name, rule in derived.items()})
 
+    @mixing_types
     def start(key: Key[Array, ""], task):
         step_key, reset_key = jax.random.split(key)
         if not ranges:
@@ -109,6 +111,7 @@ def gymnax(
         action = jnp.zeros(space.shape, space.dtype)
         return jax.eval_shape(lambda: advance(jax.random.key(0), state, action, task)[1])
 
+    @mixing_types
     def move(simulator, action: Array, task) -> Moved:
         key, next_key = jax.random.split(simulator["key"])
         observation, state, reward, terminated, _ = advance(key, simulator["state"], action, task)
@@ -329,12 +332,14 @@ def xland_minigrid(
     def params_of(task):
         return params.replace(ruleset=types.RuleSet(**{name: task[name] for name in _RULES}))
 
+    @mixing_types
     def start(key: Key[Array, ""], task):
         first = grid.reset(params_of(task), key)
         action = jnp.zeros((), jnp.int32)
         after = jax.eval_shape(lambda: grid.step(params_of(task), first, action))
         return jax.tree.map(_like, first, after)
 
+    @mixing_types
     def move(timestep, action: Int[Array, ""], task) -> Moved:
         after = grid.step(params_of(task), timestep, action)
         return Moved(jax.tree.map(_like, after, after), after.reward, after.discount == 0)

@@ -1043,7 +1043,7 @@ _foreign_lock = threading.RLock()
 def _foreign_code():
     """Import or trace an engine on its own terms.
 
-    - It may broadcast over ranks, which a user of this package may have forbidden.
+    - It may broadcast over ranks and mix types, which a user of this package may have forbidden.
     - Brax need not warn that it, and what it is built on, are no longer developed.
     - On a CPU it factorizes its small matrices in plain JAX. The batched LAPACK kernels of jaxlib
       0.10 split their batch over XLA's thread pool and wait for it on a thread of that pool: as
@@ -1063,7 +1063,12 @@ def _foreign_code():
             "closest_segment_to_segment_points": _closest_segment_to_segment_points,
         }
         replaced += [(geometry, name, function) for name, function in new.items()]
-    with _foreign_lock, jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
+    with (
+        _foreign_lock,
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        warnings.catch_warnings(),
+    ):
         for message in ("Brax System", "JAXopt is no longer", "Accessing .* directly from `Data`"):
             warnings.filterwarnings("ignore", message)
         originals = [getattr(module, name) for module, name, _ in replaced]

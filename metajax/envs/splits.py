@@ -42,13 +42,13 @@ def uniform(
         strip = jnp.asarray(middle)
     else:
         strip = jax.random.randint(strip_key, (), 0, STRIPS - 1)
-        strip = strip + (strip >= middle)
+        strip = strip + (strip >= middle).astype(strip.dtype)
     within = jax.random.uniform(within_key, minval=MARGIN, maxval=1 - MARGIN)
     if split == "extrapolate":
         beyond = BEYOND * within
         under = below & jax.random.bernoulli(strip_key)
         return jnp.where(under, low - (high - low) * beyond, high + (high - low) * beyond)
-    fraction = (block * STRIPS + strip + within) / (BLOCKS * STRIPS)
+    fraction = ((block * STRIPS + strip).astype(within.dtype) + within) / (BLOCKS * STRIPS)
     return low + (high - low) * fraction
 
 

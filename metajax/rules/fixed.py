@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax._promotion import on_own_terms
 from metajax.errors import MetajaxError
 from metajax.types import UpdateRule
 
@@ -25,6 +26,8 @@ def fixed(optimizer: optax.GradientTransformation, *, second_order: bool = True)
     Raises:
         MetajaxError: the update's derivative at a zero gradient is not finite.
     """
+
+    optimizer = on_own_terms(optimizer)
 
     def update_of(gradient):
         update, _ = optimizer.update(gradient, optimizer.init(jnp.ones(2)), jnp.ones(2))

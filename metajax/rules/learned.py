@@ -132,7 +132,7 @@ def learned_mlp(learning_rate: float = 0.0, *, hidden: int = 32, scale: float = 
             )
 
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-            count = state.count + 1
+            count = (state.count + 1).astype(float)
             elapsed = jnp.tanh(count / jnp.asarray(TIMES, float) - 1)
 
             def of_weights(gradient, theta, means, square):
@@ -154,7 +154,7 @@ def learned_mlp(learning_rate: float = 0.0, *, hidden: int = 32, scale: float = 
             updates, means, square = map_weights(
                 of_weights, updates, params, state.means, state.square
             )
-            return updates, MLPOptimizerState(means, square, count)
+            return updates, MLPOptimizerState(means, square, state.count + 1)
 
         return optax.GradientTransformation(begin, update)
 
