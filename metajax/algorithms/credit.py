@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from metajax._promotion import on_own_terms
 from metajax.algorithms.control_variates import action_values
 from metajax.errors import check_at_least, check_fraction, check_positive, unknown
 from metajax.losses import baselines, policy_gradient, returns
@@ -23,8 +24,10 @@ class Credit:
     """Constants that an inner or outer loss weighs actions with, each `[episode, time]`.
 
     `target` is the return to go in the units of reward; `advantage + baseline` is the same over
-    `unit`, a number that the advantages were divided by. `control`, `[episode, time, action]`, is
-    what a control variate took from the advantages, per unit of the mean action; None without one.
+    `unit`, a number that the advantages were divided by. It is 0 where all advantages are, since
+    no episode came to more than another or a baseline explains all but rounding; then the sum is
+    over the largest return. `control`, `[episode, time, action]`, is what a control variate took
+    from the advantages, per unit of the mean action; None without one.
     """
 
     advantage: Float[Array, "*batch episode time"]
@@ -73,7 +76,8 @@ def credit_assignment(
             values also bootstrap truncated episodes. "none" uses plain discounted returns.
         discount: γ per step.
         trace: λ of generalized advantage estimation, which is 1 without a baseline.
-        normalize_advantages: to mean 0 and standard deviation 1, per task and adaptation step.
+        normalize_advantages: to mean 0 and standard deviation 1, per task and adaptation step;
+            what differs by rounding alone becomes 0.
         critic_hidden: widths of the hidden layers of a value network or control variate.
         critic_learning_rate: of Adam on their squared error.
         critic_epochs: full-batch steps of the value network per meta-iteration.
@@ -96,7 +100,7 @@ def credit_assignment(
     check_positive(critic_learning_rate=critic_learning_rate)
     trace = 1.0 if baseline == "none" else trace  # else it would be another discount
     network = value_network(env.observation_size, hidden=critic_hidden)
-    optimizer = optax.adam(critic_learning_rate)
+    optimizer = on_own_terms(optax.adam(critic_learning_rate))
     q = None
     if control_variate != "none":
         q = action_values(
@@ -129,20 +133,29 @@ def credit_assignment(
 
     def assign(critic, trajectory: Trajectory) -> Credit:
         value, final_value = values(critic, trajectory)
-        advantage = jax.vmap(
-            lambda r, v, f, t, m: returns.generalized_advantages(
-                r, v, f, t, m, discount=discount, trace=trace
-            )
-        )(trajectory.reward, value, final_value, trajectory.terminated, trajectory.valid)
+
+        def generalized(value, trace):
+            return jax.vmap(
+                lambda r, v, f, t, m: returns.generalized_advantages(
+                    r, v, f, t, m, discount=discount, trace=trace
+                )
+            )(trajectory.reward, value, final_value, trajectory.terminated, trajectory.valid)
+
+        advantage = generalized(value, trace)
         target, control, unit = advantage + value, None, jnp.ones(())
+        if normalize_advantages or baseline != "none":
+            alike = returns.alike(generalized(jnp.zeros_like(value), 1.0))
+            advantage, value = jnp.where(alike, 0.0, advantage), jnp.where(alike, target, value)
         if q is not None:
             control, explained = controlled(critic["q"], trajectory, advantage)
             advantage, value = advantage - explained, value + explained
         if normalize_advantages:
-            mean, std = returns.masked_moments(advantage, trajectory.valid)
-            unit = std + 1e-8
-            advantage, value = (advantage - mean) / unit, (value + mean) / unit
-            control = None if control is None else control / unit
+            mean, unit = returns.standard_units(advantage, trajectory.valid, target)
+            alike, size = unit == 0, returns.largest(target, trajectory.valid)
+            mean = jnp.where(alike, advantage, mean)
+            over = jnp.where(alike, jnp.where(size > 0, size, 1.0), unit)
+            advantage, value = (advantage - mean) / over, (value + mean) / over
+            control = None if control is None else control / over
         return jax.lax.stop_gradient(Credit(advantage, value, target, unit, control))
 
     def controlled(q_params, trajectory: Trajectory, advantage):

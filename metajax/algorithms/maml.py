@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Float
 
 from metajax._options import options_of
+from metajax._promotion import on_own_terms
 from metajax.algorithms.inner_loop import (
     MetaParams,
     collect_batch,
@@ -101,7 +102,7 @@ def maml(
         raise MetajaxError(
             "joint training has no gradient to learn a rule with; take the rule 'sgd'."
         )
-    optimizer = optax.adam(outer_learning_rate)
+    optimizer = on_own_terms(optax.adam(outer_learning_rate))
 
     def support_and_query(data: Experience) -> tuple[Experience, Experience]:
         """Return rounds 0 ... K-1 and round K of a task."""
@@ -142,7 +143,7 @@ def maml(
             if kl_penalty:
                 played = support.trajectory.output.distribution
                 kl = jax.vmap(returns.masked_mean)(played.kl(before[0]), support.trajectory.valid)
-            return gain / steps, distribution, kl
+            return gain / steps.astype(gain.dtype), distribution, kl
 
         gains, distribution, kls = jax.vmap(of_task)(data, outcomes(data))
         gain, kl = jnp.mean(gains), jnp.mean(kls, axis=0)
@@ -154,12 +155,18 @@ def maml(
         """Return what adaptation led to in each task, less what it did in the others on average.
 
         In the unit of advantages, that of the whole batch, so that tasks are compared by what they
-        earned.
+        earned. Where no task has any, in that of the outcomes themselves.
         """
         credit = jax.tree.map(lambda x: x[:, -1], data.credit)
         achieved = jnp.mean(credit.target[:, :, 0], axis=-1)
         others = (jnp.sum(achieved) - achieved) / max(len(achieved) - 1, 1)
-        return (achieved - others) / jnp.sqrt(jnp.mean(credit.unit**2))
+        unit = jnp.sqrt(jnp.mean(credit.unit**2))
+        own_unit = returns.standard_units(achieved, jnp.ones(achieved.shape, bool))[1]
+        unit = jnp.where(unit == 0, own_unit, unit)
+        differences = achieved - others
+        if len(achieved) > 1:
+            differences = jnp.where(own_unit == 0, 0.0, differences)
+        return differences / jnp.where(unit == 0, 1.0, unit)
 
     def mean_kl(old, new, valid):
         """Return KL(old ‖ new), averaged over the steps of each task, then over tasks."""

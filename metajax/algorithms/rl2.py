@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from metajax._options import options_of
+from metajax._promotion import on_own_terms
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
 from metajax.errors import (
     MetajaxError,
@@ -181,7 +182,9 @@ def trial_learner(
     if outer_half_life is not None:
         per_iteration = 0.5 ** (1 / outer_half_life)
         rate = optax.exponential_decay(rate, outer_epochs * minibatches, per_iteration)
-    optimizer = optax.chain(optax.clip_by_global_norm(max_gradient_norm), optax.adam(rate))
+    optimizer = on_own_terms(
+        optax.chain(optax.clip_by_global_norm(max_gradient_norm), optax.adam(rate))
+    )
 
     def root(mean_square: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.where(mean_square > 0, jnp.sqrt(mean_square), 1.0)
@@ -357,7 +360,9 @@ def trial_learner(
                 "divide that of the tasks."
             )
         played, to_come = over_tasks(with_credit, meta_params, trajectory)
-        normal = returns.normalize(played.advantage, played.valid)
+        advantage = jnp.where(returns.alike(to_come), 0.0, played.advantage)
+        total = root(meta_params.mean_square_return) * played.target
+        normal = returns.normalize(advantage, played.valid, total)
         played = dataclasses.replace(played, advantage=normal)
         chunks = jax.vmap(lambda played: cut(meta_params.policy, played))(played)
 
@@ -371,7 +376,8 @@ def trial_learner(
         iterations = meta_params.iterations + 1
 
         def tracked(mean_square, x, valid):
-            return mean_square + (returns.masked_mean(x**2, valid) - mean_square) / iterations
+            difference = returns.masked_mean(x**2, valid) - mean_square
+            return mean_square + difference / iterations.astype(difference.dtype)
 
         new_params = MetaParams(
             params,

@@ -151,11 +151,12 @@ def trust_region_step(
     flat_gradient = ravel_pytree(gradient)[0]
     full = natural_step(product, flat_gradient, max_kl=max_kl, iterations=iterations)
     before, _ = objective(params)
+    moves = jnp.any(full != 0)  # the same objective, compiled twice, may seem to rise by rounding
 
     def attempt(count):
-        candidate = flat + backtrack**count * full
+        candidate = flat + backtrack ** count.astype(flat.dtype) * full
         surrogate, kl = objective(unravel(candidate))
-        return (surrogate > before) & (kl <= max_kl), kl
+        return moves & (surrogate > before) & (kl <= max_kl), kl
 
     def searching(carry):
         count, accepted, _ = carry
@@ -168,5 +169,5 @@ def trust_region_step(
 
     start = (jnp.zeros((), jnp.int32), jnp.zeros((), bool), jnp.zeros_like(before))
     count, accepted, kl = jax.lax.while_loop(searching, search, start)
-    new = jnp.where(accepted, flat + backtrack**count * full, flat)
+    new = jnp.where(accepted, flat + backtrack ** count.astype(flat.dtype) * full, flat)
     return TrustRegionStep(unravel(new), accepted, jnp.where(accepted, kl, 0.0))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from metajax.losses import returns
 from metajax.rollout import over_tasks
 from metajax.types import pytree_dataclass
 
@@ -96,7 +97,8 @@ def persistent_evolution_strategies(
     """Return an estimate of the meta-gradient, the particles moved on, and their mean losses.
 
     The mean over pairs of ξ (L⁺ - L⁻) / (2 std²), with ξ the sum of all perturbations that the
-    pair has met (Vicol et al. 2021, equation 7, antithetic).
+    pair has met (Vicol et al. 2021, equation 7, antithetic). Losses of a pair that differ by
+    rounding alone count as equal: an optimizer like Adam would make whole steps of it.
 
     Args:
         advance: of one inner problem; both of a pair get the same key.
@@ -130,7 +132,9 @@ def persistent_evolution_strategies(
         particles.minus,
         jax.random.split(advance_key, pairs),
     )
-    weight = (above - below) / (2 * std**2)
+    size = jnp.maximum(jnp.abs(above), jnp.abs(below))
+    alike = returns.within_rounding(jnp.abs(above - below), size)
+    weight = jnp.where(alike, 0.0, above - below) / (2 * std**2)
     gradient = jax.tree.map(lambda x: jnp.tensordot(weight, x, 1) / pairs, accumulated)
     return gradient, Particles(plus, minus, accumulated), (above + below) / 2
 

@@ -10,6 +10,10 @@ from jaxtyping import Array, Bool, Float
 
 Scalar = float | Float[Array, ""]
 
+ROUNDING = (
+    64  # units in the last place: twice what a linear baseline was seen to leave of constants
+)
+
 
 def discounted_returns(
     reward: Float[Array, "time"], valid: Bool[Array, "time"], discount: Scalar
@@ -60,11 +64,82 @@ def last_steps(valid: Bool[Array, "*batch time"]) -> Bool[Array, "*batch time"]:
 
 
 def normalize(
-    x: Float[Array, "*shape"], valid: Bool[Array, "*shape"], epsilon: float = 1e-8
+    x: Float[Array, "*shape"],
+    valid: Bool[Array, "*shape"],
+    total: Float[Array, "*shape"] | None = None,
 ) -> Float[Array, "*shape"]:
-    """Return `x` shifted and scaled to mean 0 and standard deviation 1 over the valid entries."""
+    """Return `x` shifted and scaled to mean 0 and standard deviation 1 over the valid entries.
+
+    All 0 where the entries differ by rounding alone, see `standard_units`.
+
+    Args:
+        x: `[*shape]`.
+        valid: entries that count.
+        total: what `x` was before something was subtracted from it, whose rounding it has; None
+            for `x` itself.
+    """
+    mean, unit = standard_units(x, valid, total)
+    alike = unit == 0
+    return jnp.where(valid & ~alike, (x - mean) / jnp.where(alike, 1.0, unit), 0.0)
+
+
+def standard_units(
+    x: Float[Array, "*shape"],
+    valid: Bool[Array, "*shape"],
+    total: Float[Array, "*shape"] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the mean and the standard deviation of `x`, or 0 if it is nothing but rounding.
+
+    That is when no two valid entries differ by more than the rounding of the largest of `x` and
+    `total`. A standard deviation has 1e-8 added, or 1e-8 of that largest number if it is below 1:
+    less than its rounding in single precision, so that no unit of reward is a special one.
+
+    Args:
+        x: `[*shape]`.
+        valid: entries that count.
+        total: see `normalize`.
+    """
+    size = largest(x, valid)
+    if total is not None:
+        size = jnp.maximum(size, largest(total, valid))
+    highest = jnp.max(jnp.where(valid, x, -jnp.inf), initial=-jnp.inf)
+    lowest = jnp.min(jnp.where(valid, x, jnp.inf), initial=jnp.inf)
     mean, std = masked_moments(x, valid)
-    return jnp.where(valid, (x - mean) / (std + epsilon), 0.0)
+    unit = std + 1e-8 * jnp.minimum(size, 1.0)
+    return mean, jnp.where(within_rounding(highest - lowest, size), 0.0, unit)
+
+
+def alike(total: Float[Array, "episode time"]) -> Bool[Array, ""]:
+    """Return whether no episode came to more than another from any time on, but for rounding.
+
+    Then nothing is known of one action that is not known of the others, and what a baseline leaves
+    of their returns is its own error. One episode is like no other.
+
+    Args:
+        total: returns to go, 0 after an early end.
+    """
+    if total.shape[0] < 2:
+        return jnp.zeros((), bool)
+    difference = jnp.max(total, axis=0) - jnp.min(total, axis=0)
+    return jnp.all(within_rounding(difference, jnp.max(jnp.abs(total), axis=0)))
+
+
+def largest(x: Float[Array, "*shape"], valid: Bool[Array, "*shape"]) -> Float[Array, ""]:
+    """Return the largest absolute value of the valid entries, 0 if there are none."""
+    return jnp.max(jnp.where(valid, jnp.abs(x), 0.0), initial=0.0)
+
+
+def within_rounding(
+    difference: Float[Array, "*shape"], size: Float[Array, "*shape"]
+) -> Bool[Array, "*shape"]:
+    """Return whether differences of numbers of a size are nothing but rounding.
+
+    Args:
+        difference: at least 0.
+        size: largest absolute value of the numbers. What is not finite differs.
+    """
+    tolerance = ROUNDING * jnp.finfo(size.dtype).eps * size
+    return (difference <= tolerance) & jnp.isfinite(size)
 
 
 def masked_moments(
@@ -77,4 +152,4 @@ def masked_moments(
 
 def masked_mean(x: Float[Array, "*shape"], valid: Bool[Array, "*shape"]) -> Float[Array, ""]:
     """Return the mean over the valid entries, 0 if there are none."""
-    return jnp.sum(jnp.where(valid, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+    return jnp.sum(jnp.where(valid, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1).astype(x.dtype)

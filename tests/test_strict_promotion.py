@@ -1,0 +1,80 @@
+"""Whoever forbids JAX to mix types can use all of this package."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from metajax.algorithms import ALGORITHMS
+from metajax.envs import FAMILIES, make
+from metajax.policies import gru, mlp, snail, variational
+from metajax.rollout import check_env
+from metajax.train import Evaluation, train
+
+LENGTH, TASKS, EPISODES = 4, 4, 2
+EVALUATION = Evaluation(tasks=2, rounds=2, episodes=1, final_tasks=2, mode=True)
+CONTINUOUS = make("point-goal", episode_length=LENGTH)
+DISCRETE = make("tabular", states=3, actions=2, episode_length=LENGTH)
+REPLAY = {"updates": 2, "batch": 2, "replay_capacity": 64}
+OPTIONS = {
+    "maml": {"outer": "ppo", "baseline": "value_network", "critic_hidden": (4,)},
+    "learned-optimizer": {"lifetime": 2, "unroll": 1},
+    "q-prop": {"q_updates": 2, "replay_capacity": 64},
+    "dqn": REPLAY,
+    "maml-dqn": REPLAY,
+    "varibad": {"vae_batch": 2, "replay_capacity": 4, "state_weight": 1.0},
+}
+MEMORIES = {
+    "rl2": partial(gru, width=4),
+    "snail": partial(
+        snail,
+        trial_length=EPISODES * LENGTH,
+        filters=2,
+        key_size=2,
+        value_size=2,
+        critic="separate",
+    ),
+    "varibad": partial(variational, latent=2, width=4, hidden=(4,)),
+}
+
+
+def algorithm_of(name):
+    family = DISCRETE if "dqn" in name or name == "rl2" else CONTINUOUS
+    policy = MEMORIES.get(name, partial(mlp, hidden=(4,), context=2 * (name == "cavia")))
+    env = family.env
+    options = {"episodes": EPISODES} | OPTIONS.get(name, {})
+    policy = policy(env.observation_size, env.action_space)
+    return ALGORITHMS[name](env, policy, **options), family
+
+
+@pytest.mark.parametrize("name", ["maml", "rl2", "dqn"])
+def test_training_mixes_no_types(name):
+    options = {"iterations": 1, "tasks": TASKS, "segment": 1, "devices": 1}
+    with jax.numpy_dtype_promotion("strict"):
+        result = train(*algorithm_of(name), evaluation=EVALUATION, **options)
+    assert not np.any(result.state.discarded) and np.all(np.isfinite(result.returns))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_algorithm_mixes_types(name):
+    with jax.numpy_dtype_promotion("strict"):
+        algorithm, family = algorithm_of(name)
+
+        def both(key):
+            tasks = jax.vmap(family.train.sample)(jax.random.split(key, TASKS))
+            return algorithm.update(algorithm.init(key, tasks), tasks, key)
+
+        jax.eval_shape(both, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"gymnax", "xland-minigrid"}))
+def test_no_family_mixes_types(name):
+    """Engines, which do, are traced on their own terms."""
+    with jax.numpy_dtype_promotion("strict"):
+        family = make(name)
+        for tasks in (family.train, family.test, family.extrapolate):
+            if tasks is not None:
+                jax.eval_shape(tasks.sample, jax.random.key(0))
+        check_env(family.env, jax.eval_shape(family.train.sample, jax.random.key(0)))
