@@ -153,11 +153,9 @@ def gymnax(
 _PROBED = 2048  # resets
 
 
-def _distinct_resets(reset) -> Int[np.ndarray, "reset"]:
+def _distinct_resets(reset) -> Int[np.ndarray, "different"]:
     """Return a seed for each different reset among the first `_PROBED`, in the order of states."""
 
-    @jax.jit
-    @jax.vmap
     def numbers(seed):
         leaves = [
             jnp.ravel(x).astype(float)
@@ -166,7 +164,7 @@ def _distinct_resets(reset) -> Int[np.ndarray, "reset"]:
         ]
         return jnp.concatenate(leaves)
 
-    found = np.asarray(numbers(jnp.arange(_PROBED)))
+    found = np.asarray(jax.lax.map(numbers, jnp.arange(_PROBED), batch_size=_PROBED))
     return np.unique(found, axis=0, return_index=True)[1]
 
 
