@@ -143,9 +143,8 @@ def gymnax(
         return TaskFamily(env, name=f"gymnax-{environment}-v1", **_seeds())
     place = np.arange(len(of_resets)) % HELD_OUT_EVERY
     seeds = {"seed": jnp.asarray(of_resets)}
-    if len(of_resets) < HELD_OUT_EVERY:
-        splits = {"train": finite(seeds), "test": finite(seeds)}
-    else:
+    splits: dict[str, Any] = {"train": finite(seeds), "test": finite(seeds)}
+    if len(of_resets) >= HELD_OUT_EVERY:
         splits = finite_splits(seeds, place == HELD_OUT_EVERY // 2)
     return TaskFamily(env, name=f"gymnax-{environment}-v2", **splits)
 
