@@ -1,10 +1,11 @@
 """Functions whose options are their own and another function's."""
 
-import functools
 import inspect
 import re
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar, cast
+from typing import TypeVar
+
+from metajax._checks import with_signature
 
 Factory = TypeVar("Factory", bound=Callable)
 
@@ -13,7 +14,7 @@ def options_of(parent: Callable, *, without: Collection[str] = ()) -> Callable[[
     """Return a decorator for functions that pass `**options` on to `parent`.
 
     Their signature and docstring then hold the parent's keyword arguments too, with the parent's
-    defaults, except those that the function has itself. Others are refused by a TypeError.
+    defaults, except those that the function has itself, and its arguments are checked against it.
 
     Args:
         parent: its docstring has an `Args:` section.
@@ -31,20 +32,9 @@ def options_of(parent: Callable, *, without: Collection[str] = ()) -> Callable[[
         merged = own.replace(parameters=[*named.values(), *inherited.values()])
 
         bare = inspect.unwrap(function)  # of options it has of yet another parent
-
-        @functools.wraps(bare)
-        def checked(*arguments: Any, **options: Any) -> Any:
-            for name in options:
-                if name not in merged.parameters:
-                    raise TypeError(
-                        f"{bare.__name__}() got an unexpected option {name!r}; it has "
-                        f"{', '.join(merged.parameters)}."
-                    )
-            return bare(*arguments, **options)
-
-        setattr(checked, "__signature__", merged)  # noqa: B010 (no type checker knows it)
+        checked = with_signature(bare, merged)
         checked.__doc__ = _merged_doc(function, parent, inherited)
-        return cast(Factory, checked)
+        return checked
 
     return decorate
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from metajax import checkpoint, presets
+from metajax._checks import checked
 from metajax.errors import MetajaxError
 from metajax.rollout import first_previous
 from metajax.run_directory import open_run
@@ -146,6 +147,7 @@ class HostAgent:
         return jax.random.fold_in(self._root, self._count)
 
 
+@checked
 def simulate(agent: Agent, env: Env, meta_params: PyTree[Array], *, seed: int = 0) -> HostAgent:
     """Return a host-side agent for a real environment of the same sizes as `env`.
 
@@ -158,6 +160,7 @@ def simulate(agent: Agent, env: Env, meta_params: PyTree[Array], *, seed: int = 
     return HostAgent(agent, env, meta_params, seed=seed)
 
 
+@checked
 def load(path: str | Path, *, seed: int = 0, step: int | None = None) -> HostAgent:
     """Return the agent that a run directory holds.
 
@@ -177,6 +180,7 @@ def load(path: str | Path, *, seed: int = 0, step: int | None = None) -> HostAge
     return simulate(experiment.algorithm.agent, experiment.family.env, meta_params, seed=seed)
 
 
+@checked
 def load_run(
     path: str | Path, *, step: int | None = None, backend: str | None = None
 ) -> tuple[presets.Experiment, RunState]:

@@ -1,7 +1,13 @@
 """The errors a user can cause, each one clear sentence."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Number
+
+from jax.core import Tracer
+
+_PLAIN = (str, type(None), list, tuple, dict, set)
 
 
 class MetajaxError(ValueError):
@@ -26,37 +32,59 @@ def unknown(
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     rest = f"Known: {', '.join(known)}." if see is None else f"See {see}."
-    return MetajaxError(f"unknown {kind} {name!r}{hint} {rest}")
+    return MetajaxError(f"unknown {kind} {brief(name)}{hint} {rest}")
+
+
+def brief(value: object) -> str:
+    """Return any value in a few words, on one line."""
+    if not isinstance(value, Number) and type(value) not in _PLAIN:
+        return f"of the type {type(value).__name__}"
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # a number of thousands of digits
+        return "a number beyond all bounds"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_at_least(minimum: float, **values: float) -> None:
-    """Check that the named values are not below `minimum`.
+    """Check that the named values are finite and not below `minimum`; not those that JAX traces.
 
     Raises:
         MetajaxError: one is, or is not a number.
     """
     for name, value in values.items():
-        if not value >= minimum:
-            raise MetajaxError(f"{name} is {value}; it must be at least {minimum}.")
+        if not isinstance(value, Tracer) and not minimum <= value < math.inf:
+            raise MetajaxError(f"{name} is {brief(value)}; it must be at least {minimum}.")
+
+
+def check_at_most(maximum: float, **values: float) -> None:
+    """Check that the named values are not above `maximum`; not those that JAX traces.
+
+    Raises:
+        MetajaxError: one is, or is not a number.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Tracer) and not value <= maximum:
+            raise MetajaxError(f"{name} is {brief(value)}; it must be at most {maximum}.")
 
 
 def check_positive(**values: float) -> None:
-    """Check that the named values are above 0.
+    """Check that the named values are finite and above 0; not those that JAX traces.
 
     Raises:
         MetajaxError: one is not.
     """
     for name, value in values.items():
-        if not value > 0:
-            raise MetajaxError(f"{name} is {value}; it must be above 0.")
+        if not isinstance(value, Tracer) and not 0 < value < math.inf:
+            raise MetajaxError(f"{name} is {brief(value)}; it must be above 0.")
 
 
 def check_fraction(**values: float) -> None:
-    """Check that the named values lie in [0, 1].
+    """Check that the named values lie in [0, 1]; not those that JAX traces.
 
     Raises:
         MetajaxError: one does not.
     """
     for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise MetajaxError(f"{name} is {value}; it must lie in [0, 1].")
+        if not isinstance(value, Tracer) and not 0 <= value <= 1:
+            raise MetajaxError(f"{name} is {brief(value)}; it must lie in [0, 1].")

@@ -6,11 +6,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from metajax._checks import checked
+from metajax._memory import check_memory, experience_bytes
 from metajax.envs.splits import sample_batch
+from metajax.errors import check_at_least
 from metajax.rollout import first_previous, over_tasks, play_on, rollout, undiscounted_returns
 from metajax.types import Agent, Task, TaskFamily
 
 
+@checked
 def evaluate(
     agent: Agent,
     family: TaskFamily,
@@ -38,7 +42,13 @@ def evaluate(
         episodes: episodes per round.
         mode: score separate episodes that take the distribution's mode, and a memory of their
             own; agents always learn from sampled actions.
+
+    Raises:
+        MetajaxError: a number is below 1, or the episodes do not fit into memory.
     """
+    check_at_least(1, tasks=tasks, rounds=rounds, episodes=episodes)
+    steps = tasks * episodes * family.env.episode_length
+    check_memory(the_episodes_of_an_evaluation=experience_bytes(family.env, steps))
     task_key, trial_key = jax.random.split(key)
     held_out = sample_batch(family.test, task_key, tasks)
     trial_keys = jax.random.split(trial_key, tasks)

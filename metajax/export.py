@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Array, Bool, Key
 
+from metajax._checks import checked
 from metajax.envs.splits import Split, on_split, sample_batch
 from metajax.errors import MetajaxError, check_at_least, unknown
 from metajax.types import ActionSpace, Discrete, Env, EnvState, Task, TaskFamily
@@ -28,6 +29,7 @@ class GymnasiumEnv(gymnasium.Env):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
+    @checked
     def __init__(self, family: TaskFamily, task: Task | None = None, *, split: Split = "train"):
         """Make it.
 
@@ -93,6 +95,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
+    @checked
     def __init__(
         self,
         family: TaskFamily,

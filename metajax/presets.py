@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metajax._checks import check_options
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import ENGINES, FAMILIES, VARIANTS, make
 from metajax.envs.physics import BACKENDS
-from metajax.errors import MetajaxError, unknown
+from metajax.errors import MetajaxError, brief, unknown
 from metajax.policies import gru, lstm, mlp, snail, transformer, variational, window
 from metajax.rules import RuleName
-from metajax.train import Evaluation, train
+from metajax.train import Evaluation, check_counts, train
 from metajax.types import Algorithm, TaskFamily
 
 Config = dict[str, Any]
@@ -27,7 +28,7 @@ GROUPS = ("algorithm", "policy", "family", "training", "evaluation")
 # `train` arguments that are no part of an experiment: they say where and how to watch. How long a
 # trial is follows from the rest.
 _NOT_OPTIONS = {"algorithm", "family", "evaluation", "run_directory", "resume", "config", "report"}
-_NOT_OPTIONS |= {"trial_length"}
+_NOT_OPTIONS |= {"started", "trial_length"}
 
 # Ten pulls of an arm, one after the other.
 _PULLS = {
@@ -270,33 +271,53 @@ def default_config(algorithm: str, family: str, policy: str | None = None) -> Co
     return config
 
 
+def checked_config(config: Mapping[str, Any]) -> Config:
+    """Return a configuration whose options are known and of the right type, without JAX.
+
+    Its training group is complete.
+
+    Raises:
+        MetajaxError: a name or an option does not exist, or a value is not of the right type; or
+            a number of the training is out of range.
+    """
+    for name in _NAMES:
+        if not isinstance(config.get(name), str):
+            raise MetajaxError(f"the configuration has no {name}.")
+    for name in config:
+        if name not in (*_NAMES, *GROUPS):
+            raise unknown("part of the configuration", name, (*_NAMES, *GROUPS))
+    found: Config = {name: config[name] for name in _NAMES}
+    known = options(*found.values())
+    for group in GROUPS:
+        values = config.get(group, {})
+        if not isinstance(values, Mapping):
+            raise MetajaxError(
+                f"the configuration's {group} is {brief(values)}; it must be options."
+            )
+        prefix = "evaluation." if group == "evaluation" else ""
+        found[group] = check_options(known[group], values, f"{group} option", prefix=prefix)
+    defaults = inspect.signature(train).parameters
+    training = {name: defaults[name].default for name in known["training"]} | found["training"]
+    check_counts(**{name: training[name] for name in inspect.signature(check_counts).parameters})
+    found["training"] = training
+    return found
+
+
 def build(config: Mapping[str, Any]) -> Experiment:
     """Return the experiment that a configuration describes.
 
     Raises:
         MetajaxError: a name or an option does not exist, or a value is out of range.
     """
-    for name in _NAMES:
-        if not isinstance(config.get(name), str):
-            raise MetajaxError(f"the configuration has no {name}.")
-    algorithm_name, family_name, policy_name = (config[name] for name in _NAMES)
-    known = options(algorithm_name, family_name, policy_name)
-    for name in config:
-        if name not in (*_NAMES, *GROUPS):
-            raise unknown("part of the configuration", name, (*_NAMES, *GROUPS))
-    chosen = {group: config.get(group, {}) for group in GROUPS}
-    for group, values in chosen.items():
-        if not isinstance(values, Mapping):
-            raise MetajaxError(f"the configuration's {group} is {values!r}; it must be options.")
-        for name in values:
-            if name not in known[group]:
-                raise unknown(f"{group} option", name, known[group])
+    chosen = checked_config(config)
+    algorithm_name, family_name, policy_name = (chosen[name] for name in _NAMES)
     env = (family := make(family_name, **chosen["family"])).env
     policy_options = dict(chosen["policy"])
     if "trial_length" in inspect.signature(POLICIES[policy_name]).parameters:
-        episodes = {"episodes": known["algorithm"]["episodes"].default, **chosen["algorithm"]}
-        policy_options["trial_length"] = episodes["episodes"] * env.episode_length
+        default = inspect.signature(ALGORITHMS[algorithm_name]).parameters["episodes"].default
+        episodes = chosen["algorithm"].get("episodes", default)
+        policy_options["trial_length"] = episodes * env.episode_length
     policy = POLICIES[policy_name](env.observation_size, env.action_space, **policy_options)
     algorithm = ALGORITHMS[algorithm_name](env, policy, **chosen["algorithm"])
     evaluation = Evaluation(**chosen["evaluation"])
-    return Experiment(algorithm, family, dict(chosen["training"]), evaluation)
+    return Experiment(algorithm, family, chosen["training"], evaluation)

@@ -46,8 +46,8 @@ class Progress(NamedTuple):
 class Recorder(Protocol):
     """Where training reports to."""
 
-    def restore(self, state: State) -> State:
-        """Return the newest good checkpoint, or `state` if there is none yet."""
+    def restore(self, template: State) -> State | None:
+        """Return the newest good checkpoint, as the template has it, or None if there is none."""
         ...
 
     def record(self, progress: Progress) -> None:
@@ -66,8 +66,8 @@ class Recorder(Protocol):
 class _Nowhere:
     """Keeps nothing."""
 
-    def restore(self, state):
-        return state
+    def restore(self, template):
+        return None
 
     def record(self, progress):
         pass
@@ -89,10 +89,10 @@ class _Directory:
         self._run, self._checkpointer, self._resume = run, checkpointer, resume
         self._opened = contextlib.ExitStack()
 
-    def restore(self, state):
-        iteration = -1
+    def restore(self, template):
+        iteration, state = -1, None
         if self._resume and self._checkpointer.latest_step() is not None:
-            iteration, state = self._checkpointer.restore(state)
+            iteration, state = self._checkpointer.restore(template)
         elif self._resume and self._run.metrics.exists() and self._run.metrics.stat().st_size:
             aside = self._run.metrics.with_name("metrics-before.jsonl")
             self._run.metrics.replace(aside)

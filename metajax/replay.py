@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
+from metajax._memory import bytes_of, check_memory
 from metajax.errors import MetajaxError
 from metajax.losses import returns
 from metajax.types import StepInput, Trajectory, pytree_dataclass
@@ -103,7 +104,13 @@ def extend_replay(replay: Replay, batch: PyTree, valid: Bool[Array, "item"]) -> 
 
 
 def sample_replay(replay: Replay, key: Key[Array, ""], count: int) -> PyTree:
-    """Return `count` items `[item, ...]` drawn uniformly, with replacement; `key` is consumed."""
+    """Return `count` items `[item, ...]` drawn uniformly, with replacement; `key` is consumed.
+
+    Raises:
+        MetajaxError: they do not fit into memory.
+    """
+    capacity = jax.tree.leaves(replay.items)[0].shape[0]
+    check_memory(the_items_drawn_from_the_replay=count * bytes_of(replay.items) // capacity)
     slot = jax.random.randint(key, (count,), 0, replay.size)
     return jax.tree.map(lambda x: x[slot], replay.items)
 

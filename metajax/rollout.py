@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from metajax._checks import checked
 from metajax.errors import MetajaxError
 from metajax.types import (
     Continuous,
@@ -23,6 +24,7 @@ Act = Callable[[Memory, StepInput, Key[Array, ""]], tuple[Memory, Array, PolicyO
 Previous = tuple[Array, Array, Array]  # action, reward and end of the step before
 
 
+@checked
 def rollout(
     key: Key[Array, ""],
     env: Env,

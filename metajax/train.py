@@ -23,8 +23,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from metajax._checks import Seed, checked, checked_fields
+from metajax._memory import bytes_of, check_memory, experience_bytes
 from metajax.envs.splits import sample_batch
-from metajax.errors import MetajaxError, unknown
+from metajax.errors import MetajaxError, check_at_least
 from metajax.evaluation import evaluate, has_memory
 from metajax.recorder import Progress, open_recorder
 from metajax.rollout import check_env
@@ -36,6 +38,7 @@ OnNan = Literal["skip", "halt"]
 NOT_FINITE = "not_finite"  # the trainer's own metric: which of `_floats`, or -1
 
 
+@checked_fields("evaluation.")
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """How held-out tasks are evaluated during training.
@@ -58,6 +61,12 @@ class Evaluation:
     episodes: int | None = None
     final_tasks: int = 40
     mode: bool = False
+
+    def __post_init__(self):
+        """Check that counts are at least 1."""
+        counts = dataclasses.asdict(self)
+        del counts["mode"]
+        check_at_least(1, **{f"evaluation.{k}": v for k, v in counts.items() if v is not None})
 
     def sizes(self, algorithm: Algorithm, env: Env) -> dict[str, int]:
         """Return the number of "rounds" and of "episodes" in each, for an algorithm's agent."""
@@ -300,6 +309,7 @@ class _Discards(NamedTuple):
         return _Discards(row, longest, first)
 
 
+@checked
 def train(
     algorithm: Algorithm,
     family: TaskFamily,
@@ -307,7 +317,7 @@ def train(
     iterations: int = 200,
     tasks: int = 20,
     seeds: int = 1,
-    seed: int = 0,
+    seed: Seed = 0,
     segment: int = 10,
     evaluation: Evaluation | None = Evaluation(),
     devices: int | None = None,
@@ -317,6 +327,7 @@ def train(
     resume: bool = False,
     config: dict[str, Any] | None = None,
     report: Callable[[Progress], None] | None = None,
+    started: Callable[[], None] | None = None,
 ) -> Result:
     """Meta-train, evaluate on held-out tasks, and keep everything needed to go on.
 
@@ -338,6 +349,7 @@ def train(
         resume: continue the run in `run_directory` instead of starting one there.
         config: kept in the run directory, as JSON.
         report: called after every segment.
+        started: called once, before anything is compiled: from here on nothing is refused.
 
     Returns:
         See `Result`. On SIGTERM or Ctrl-C the current segment is finished and saved first.
@@ -347,12 +359,15 @@ def train(
             directory cannot be used, or something was not finite, with `on_nan="halt"` or
             `max_discarded` times in a row; the state is saved.
     """
-    known_devices = 1 if devices is None else devices
-    _check(iterations, tasks, seeds, seed, segment, evaluation, known_devices, on_nan)
+    check_counts(iterations=iterations, tasks=tasks, seeds=seeds, segment=segment, devices=devices)
     if max_discarded is not None:
-        _check_counts({"max_discarded": max_discarded})
+        check_at_least(1, max_discarded=max_discarded)
     if devices is None:
         devices = default_devices(family, tasks)
+    _check_devices(tasks, devices)
+    steps = algorithm.steps_per_task * tasks * seeds
+    episodes = experience_bytes(family.env, steps) // devices
+    check_memory(devices=devices, the_episodes_of_an_iteration=episodes)
     with contextlib.ExitStack() as stack:
         announce = lambda text: print(text, file=sys.stderr)
         shutdown = stack.enter_context(graceful_shutdown(announce))
@@ -369,15 +384,23 @@ def train(
             on_nan=on_nan,
         )
         key = jax.random.key(seed)
+        needs = {"the_episodes_of_an_iteration": episodes}
+        shapes = jax.eval_shape(program.init, key)
+        check_memory(devices=devices, the_training_state=bytes_of(shapes), **needs)
         # What is wrong with sizes shows while tracing, and must not leave a directory behind.
-        shapes = jax.eval_shape(
-            program.run, jax.eval_shape(program.init, key), key, *_arguments(0, False, 0)
-        )
-        names = [name for name, _ in _floats(shapes[0].train_state, shapes[1])]
+        results = jax.eval_shape(program.run, shapes, key, *_arguments(0, False, 0))
+        check_memory(devices=devices, the_training_state_and_metrics=bytes_of(results), **needs)
+        names = [name for name, _ in _floats(results[0].train_state, results[1])]
         recorder = stack.enter_context(open_recorder(run_directory, config, resume=resume))
         shardings = program.out_shardings
-        state = jax.jit(program.init, out_shardings=shardings and shardings[0])(key)
-        state = recorder.restore(state)
+        place = shardings and shardings[0]
+        state = recorder.restore(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+        )
+        if started is not None:
+            started()
+        if state is None:
+            state = jax.jit(program.init, out_shardings=place)(key)
 
         began = time.perf_counter()
         run = (
@@ -501,32 +524,18 @@ def _concatenate(history: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([m[name] for m in history]) for name in history[0]}
 
 
-def _check_counts(counts: dict[str, Any]) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MetajaxError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+def check_counts(*, iterations: int, tasks: int, seeds: int, segment: int, devices: int | None):
+    """Check the numbers of `train`.
+
+    Raises:
+        MetajaxError: one is below 1.
+    """
+    check_at_least(1, iterations=iterations, tasks=tasks, seeds=seeds, segment=segment)
+    if devices is not None:
+        check_at_least(1, devices=devices)
 
 
-def _check(iterations, tasks, seeds, seed, segment, evaluation, devices, on_nan):
-    at_least_one = {
-        "iterations": iterations,
-        "tasks": tasks,
-        "seeds": seeds,
-        "segment": segment,
-        "devices": devices,
-    }
-    if evaluation is not None:
-        counts = dataclasses.asdict(evaluation)
-        mode = counts.pop("mode")
-        if not isinstance(mode, bool):
-            raise MetajaxError(f"evaluation.mode is {mode!r}; it must be True or False.")
-        counts = {k: v for k, v in counts.items() if v is not None}
-        at_least_one |= {f"evaluation.{k}": v for k, v in counts.items()}
-    _check_counts(at_least_one)
-    if not 0 <= seed < 2**32:  # a key's other bits are dropped in single precision
-        raise MetajaxError(f"seed is {seed}; it must lie in [0, 2³²).")
-    if on_nan not in OnNan.__args__:
-        raise unknown("on_nan policy", on_nan, OnNan.__args__)
+def _check_devices(tasks: int, devices: int) -> None:
     if devices > jax.device_count():
         raise MetajaxError(f"{devices} devices asked for, {jax.device_count()} available.")
     if tasks % devices:

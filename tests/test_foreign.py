@@ -387,7 +387,7 @@ def test_every_room_can_be_walked_in():
 def test_a_missing_package_is_one_sentence(name, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, EXTRAS[name], None)
     extra = {"gymnax": "gymnax", "xland-minigrid": "xland"}[name]
-    with pytest.raises(MetajaxError, match=rf"pip install 'metajax\[{extra}\]'"):
+    with pytest.raises(MetajaxError, match=rf'pip install -e "\.\[{extra}\]"'):
         metajax.make(name)
 
 

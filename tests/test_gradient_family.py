@@ -479,7 +479,9 @@ def test_exploration_is_not_credited_twice(plain):
     with pytest.raises(MetajaxError, match="inner_steps is 0"):
         e_maml(plain.family.env, plain.policy, inner_steps=0)
     maml(plain.family.env, plain.policy, credit_exploration=True, first_order=True)
-    with pytest.raises(MetajaxError, match="unknown estimator 'naiv'; did you mean 'naive'"):
+    with pytest.raises(
+        MetajaxError, match="unknown value of estimator 'naiv'; did you mean 'naive'"
+    ):
         maml(plain.family.env, plain.policy, credit_exploration=True, estimator="naiv")
 
 

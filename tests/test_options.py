@@ -7,6 +7,7 @@ import pytest
 from metajax._arguments import help_of
 from metajax._options import options_of
 from metajax.algorithms import ALGORITHMS
+from metajax.errors import MetajaxError
 
 
 def parent(*, kept: int = 1, changed: float = 2.0, settled: bool = True):
@@ -56,7 +57,7 @@ def test_it_still_works():
     assert child("x", kept=5) == ("x", (5, 3.0, False))
     for name in ("other", "settled"):
         with pytest.raises(
-            TypeError, match=f"child.* unexpected .*{name}.*argument, changed, kept"
+            MetajaxError, match=f"unknown option of child '{name}'.*argument, changed, kept"
         ):
             child("x", **{name: 1})
 

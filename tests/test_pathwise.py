@@ -10,7 +10,7 @@ from enumerated import relative_error
 from jax.flatten_util import ravel_pytree
 from test_q_prop import PLAIN, WEIGHTS, OneStep
 
-from metajax.algorithms import maml
+from metajax.algorithms import maml, trpo
 from metajax.algorithms.inner_loop import policy_gradient_loop
 from metajax.algorithms.objectives import Estimator, Experience, policy_gradient_objective
 from metajax.algorithms.pathwise import pathwise_returns
@@ -187,8 +187,10 @@ def test_bad_options(point):
         maml(grid.env, mlp(2, grid.env.action_space), estimator="pathwise", outer="adam")
     with pytest.raises(MetajaxError, match="truncation is 0"):
         maml(point.env, point.policy, estimator="pathwise", outer="adam", truncation=0)
-    with pytest.raises(MetajaxError, match="outer 'ppo' or 'adam'"):
+    with pytest.raises(MetajaxError, match="take another estimator, or"):
         maml(point.env, point.policy, estimator="pathwise", outer="trpo")
+    with pytest.raises(MetajaxError, match="take another estimator, or"):  # the fine-tuning's
+        trpo(point.env, point.policy, estimator="pathwise")
     elsewhere = dataclasses.replace(point.played, initial_state=None)
     with pytest.raises(MetajaxError, match="something else than the simulator"):
         pathwise_returns(

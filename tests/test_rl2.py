@@ -332,7 +332,7 @@ def test_the_trust_region_moves_the_policy_and_epochs_the_critic(start):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"outer": "adam"}, "unknown outer step 'adam'.*ppo, trpo"),
+        ({"outer": "adam"}, "unknown value of outer 'adam'.*ppo, trpo"),
         ({"chunk": 3}, "chunk is 3; it must divide the 8 steps"),
         ({"chunk": 4, "burn_in": 5}, "burn_in is 5; it must be at most the chunk, 4"),
         ({"episodes": 0}, "episodes is 0"),

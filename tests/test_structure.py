@@ -12,7 +12,9 @@ PACKAGE = Path(metajax.__file__).parent
 # Each layer imports from those above it and, inside a package, from itself.
 LAYERS = [
     {"_version", "errors"},
+    {"_checks"},
     {"types", "shutdown", "_records", "_arguments", "_options", "_promotion"},
+    {"_memory"},
     {"envs", "policies", "rules", "losses", "run_directory", "checkpoint"},
     {"rollout", "replay", "recorder"},
     {"algorithms"},

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from metajax._promotion import on_own_terms
-from metajax.errors import MetajaxError, check_at_least, check_positive
+from metajax.errors import MetajaxError
 from metajax.policies.mlp import value_network
 from metajax.replay import (
     Transitions,
@@ -61,13 +61,11 @@ def action_values(
         replay_capacity: environment steps that are kept.
 
     Raises:
-        MetajaxError: the actions are not continuous, or an option is out of range.
+        MetajaxError: the actions are not continuous.
     """
     space = env.action_space
     if not isinstance(space, Continuous):
         raise MetajaxError("Q-Prop needs continuous actions; this environment's are discrete.")
-    check_at_least(1, q_updates=updates, replay_capacity=replay_capacity)
-    check_positive(critic_learning_rate=learning_rate)
     network = value_network(env.observation_size + space.size, hidden=hidden, activation="relu")
     optimizer = on_own_terms(optax.adam(learning_rate))
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from metajax._checks import checked
 from metajax._promotion import on_own_terms
 from metajax.algorithms.control_variates import action_values
-from metajax.errors import check_at_least, check_fraction, check_positive, unknown
+from metajax.errors import check_at_least, check_fraction, check_positive
 from metajax.losses import baselines, policy_gradient, returns
 from metajax.losses.policy_gradient import ControlVariate
 from metajax.policies.mlp import value_network
@@ -51,6 +52,7 @@ class CreditAssignment(NamedTuple):
     fit: Callable[..., tuple[Params, Any, Metrics]]
 
 
+@checked
 def credit_assignment(
     env: Env,
     policy: Policy,
@@ -91,12 +93,9 @@ def credit_assignment(
     Raises:
         MetajaxError: an option is unknown or out of range.
     """
-    if baseline not in Baseline.__args__:
-        raise unknown("baseline", baseline, Baseline.__args__)
     check_fraction(discount=discount, trace=trace)
-    if control_variate not in ControlVariate.__args__:
-        raise unknown("control variate", control_variate, ControlVariate.__args__)
-    check_at_least(1, critic_epochs=critic_epochs)
+    check_at_least(1, critic_epochs=critic_epochs, q_updates=q_updates)
+    check_at_least(1, replay_capacity=replay_capacity)
     check_positive(critic_learning_rate=critic_learning_rate)
     trace = 1.0 if baseline == "none" else trace  # else it would be another discount
     network = value_network(env.observation_size, hidden=critic_hidden)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metajax._checks import checked
 from metajax._options import options_of
 from metajax.algorithms.inner_loop import InnerLoop, collect_batch, inner_loop
 from metajax.algorithms.objectives import double_q_loss, temporal_difference_objective
@@ -22,6 +23,7 @@ from metajax.rollout import over_tasks
 from metajax.types import Algorithm, Discrete, Env, Policy, PolicyOutput
 
 
+@checked
 def epsilon_greedy(policy: Policy, epsilon: float) -> Policy:
     """Return the policy whose Q-values are the logits of `policy`, over discrete actions.
 

@@ -14,6 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
+from metajax._checks import checked
 from metajax._options import options_of
 from metajax._promotion import on_own_terms
 from metajax.algorithms.objectives import (
@@ -23,7 +24,7 @@ from metajax.algorithms.objectives import (
     policy_gradient_objective,
 )
 from metajax.algorithms.trust_region import fisher_vector_product, natural_step
-from metajax.errors import MetajaxError, check_at_least, unknown
+from metajax.errors import MetajaxError, check_at_least
 from metajax.losses import returns
 from metajax.rollout import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.rules import RULES, RuleName, decayed
@@ -87,6 +88,7 @@ class InnerLoop(NamedTuple):
     steps_per_round: int
 
 
+@checked
 def inner_loop(
     env: Env,
     policy: Policy,
@@ -132,8 +134,6 @@ def inner_loop(
     check_at_least(0, inner_learning_rate_decay=inner_learning_rate_decay)
     check_at_least(0, inner_max_kl=inner_max_kl)
     if isinstance(rule, str):
-        if rule not in RULES:
-            raise unknown("rule", rule, RULES)
         rule = RULES[rule](inner_learning_rate)
     if inner_learning_rate_decay != 1:
         rule = decayed(rule, inner_learning_rate_decay)
@@ -309,10 +309,8 @@ def learns_rule(loop: InnerLoop) -> bool:
 
 
 def _check_parts(env: Env, policy: Policy, adapts: Adapts) -> None:
-    if adapts not in Adapts.__args__:
-        raise unknown("part of a policy", adapts, Adapts.__args__)
     params, _ = check_policy(env, policy)
-    if jax.tree.leaves(policy.initial_memory()):
+    if jax.tree.leaves(jax.eval_shape(policy.initial_memory)):
         raise MetajaxError(
             "gradient steps adapt policies without a memory, such as metajax.policies.mlp; "
             "metajax.algorithms.rl2 trains those with one."

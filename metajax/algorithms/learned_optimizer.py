@@ -94,7 +94,9 @@ def learned_optimizer(
     inner = {"rule": rule, "inner_epochs": inner_epochs, "estimator": estimator}
     loop = policy_gradient_loop(env, policy, first_order=True, **inner, **options)
     if not learns_rule(loop):
-        raise MetajaxError("the rule has nothing to learn; take a learned one.")
+        raise MetajaxError(
+            "the rule has nothing to learn; take a learned one, such as 'learned-mlp'."
+        )
     ages = lifetime // unroll
     optimizer = on_own_terms(
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(outer_learning_rate))

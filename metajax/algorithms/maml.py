@@ -21,9 +21,9 @@ from metajax.algorithms.inner_loop import (
     learns_rule,
     policy_gradient_loop,
 )
-from metajax.algorithms.objectives import Estimator, Experience, behaviour_log_probs, control
+from metajax.algorithms.objectives import Experience, behaviour_log_probs, control
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
-from metajax.errors import MetajaxError, check_at_least, check_positive, unknown
+from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses import policy_gradient, returns
 from metajax.types import Algorithm, Env, Policy, TrainState
 
@@ -77,22 +77,20 @@ def maml(
         MetajaxError: an option is unknown or out of range, or a rule would have to be learned
             without inner steps.
     """
-    if outer not in Outer.__args__:
-        raise unknown("outer step", outer, Outer.__args__)
     check_at_least(0, cg_damping=cg_damping, kl_penalty=kl_penalty)
     check_at_least(1 if kl_penalty or credit_exploration else 0, inner_steps=inner_steps)
     check_at_least(1, outer_epochs=outer_epochs, cg_iterations=cg_iterations)
     check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
     if target_kl is not None:
         check_positive(target_kl=target_kl)
-    if outer == "trpo" and inner_steps and options.get("estimator") == "pathwise":
+    if outer == "trpo" and options.get("estimator") == "pathwise":
         raise MetajaxError(
             "a trust region differentiates adaptation in forward mode, which pathwise adaptation "
-            "has not; take outer 'ppo' or 'adam'."
+            "has not; take another estimator, or an outer step of another kind."
         )
     if credit_exploration and not options.get("first_order"):
         estimator = options.get("estimator", "likelihood_ratio")
-        if estimator in Estimator.__args__ and estimator != "naive":
+        if estimator != "naive":
             raise MetajaxError(
                 f"credit_exploration credits what the inner estimator {estimator!r} credits "
                 "already; take the estimator 'naive', or first_order."
@@ -100,7 +98,8 @@ def maml(
     loop = policy_gradient_loop(env, policy, **options)
     if not inner_steps and learns_rule(loop):
         raise MetajaxError(
-            "joint training has no gradient to learn a rule with; take the rule 'sgd'."
+            "inner_steps is 0, and joint training has no gradient to learn a rule with; it must be "
+            "at least 1."
         )
     optimizer = on_own_terms(optax.adam(outer_learning_rate))
 

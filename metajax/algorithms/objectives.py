@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from metajax._options import options_of
 from metajax.algorithms.credit import Credit, credit_assignment
 from metajax.algorithms.pathwise import check_pathwise, forward_over_reverse, pathwise_returns
-from metajax.errors import MetajaxError, check_fraction, unknown
+from metajax.errors import MetajaxError, check_at_least, check_fraction
 from metajax.losses import policy_gradient, returns, temporal_difference
 from metajax.replay import Transitions, transitions
 from metajax.types import Env, Metrics, Params, Policy, StepInput, Trajectory, pytree_dataclass
@@ -109,8 +109,7 @@ def policy_gradient_objective(
     Raises:
         MetajaxError: an option is unknown or out of range.
     """
-    if estimator not in Estimator.__args__:
-        raise unknown("estimator", estimator, Estimator.__args__)
+    check_at_least(1, truncation=truncation)
     if estimator == "loaded_dice" and options.get("control_variate", "none") != "none":
         raise MetajaxError(
             "loaded_dice weighs advantages by the steps before, which a control variate must not "
@@ -131,7 +130,7 @@ def policy_gradient_objective(
 
 
 def _pathwise_loss(env: Env, policy: Policy, truncation: int):
-    check_pathwise(env, truncation)
+    check_pathwise(env)
 
     @forward_over_reverse
     def of_trajectory(params, trajectory: Trajectory):

@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metajax.errors import MetajaxError, check_at_least
+from metajax.errors import MetajaxError
 from metajax.types import Continuous, Env, Params, Policy, StepInput, Trajectory
 
 
-def check_pathwise(env: Env, truncation: int) -> None:
+def check_pathwise(env: Env) -> None:
     """Check what can be without a task.
 
     Raises:
-        MetajaxError: the actions are not continuous, or `truncation` is out of range.
+        MetajaxError: the actions are not continuous.
     """
-    check_at_least(1, truncation=truncation)
     if not isinstance(env.action_space, Continuous):
         raise MetajaxError(
             "pathwise gradients need continuous actions; this environment's are discrete."

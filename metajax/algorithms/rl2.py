@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
+from metajax._checks import checked
 from metajax._options import options_of
 from metajax._promotion import on_own_terms
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
@@ -22,7 +23,6 @@ from metajax.errors import (
     check_at_least,
     check_fraction,
     check_positive,
-    unknown,
 )
 from metajax.losses import policy_gradient, returns
 from metajax.rollout import check_policy, over_tasks, rollout, undiscounted_returns
@@ -108,6 +108,7 @@ class TrialLearner(NamedTuple):
     length: int
 
 
+@checked
 def trial_learner(
     env: Env,
     policy: Policy,
@@ -161,8 +162,6 @@ def trial_learner(
         MetajaxError: an option is unknown or out of range, the policy was made for another
             environment, or it has no critic of the kind that is needed.
     """
-    if outer not in Outer.__args__:
-        raise unknown("outer step", outer, Outer.__args__)
     check_at_least(1, episodes=episodes, outer_epochs=outer_epochs, minibatches=minibatches)
     check_at_least(0, entropy_weight=entropy_weight, cg_damping=cg_damping, burn_in=burn_in)
     check_at_least(1, cg_iterations=cg_iterations)
@@ -440,7 +439,10 @@ def snail(env: Env, policy: Policy, *, outer: Outer = "trpo", **options: Any) ->
 def _check_critic(env: Env, policy: Policy, outer: Outer) -> None:
     params, output = check_policy(env, policy)
     if output.value is None:
-        raise MetajaxError("RL² needs a policy with a critic, such as metajax.policies.gru.")
+        raise MetajaxError(
+            "RL² needs a policy with a critic, as metajax.policies.gru has with critic='shared' or "
+            "'separate'."
+        )
     if outer == "trpo" and "critic" not in params:
         raise MetajaxError(
             "the trust region would not hold what a shared critic changes; give the policy one of "

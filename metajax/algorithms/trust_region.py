@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
+from metajax._memory import bytes_of, check_memory
+
 
 class TrustRegionStep(NamedTuple):
     """What a trust-region step did."""
@@ -70,8 +72,13 @@ def conjugate_gradient(
     Args:
         product: a symmetric, positive semi-definite matrix times a vector.
         b: right-hand side.
-        iterations: at most this many.
+        iterations: at most this many; all residuals are kept.
+
+    Raises:
+        MetajaxError: they do not fit into memory.
     """
+    kept = (iterations + 1) * bytes_of(b)
+    check_memory(the_directions_of_conjugate_gradients=kept)
     norm = jnp.vdot(b, b)
     solved = jnp.finfo(b.dtype).eps ** 2 * norm
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax._memory import check_memory
 from metajax._options import options_of
 from metajax._promotion import on_own_terms
 from metajax.algorithms.rl2 import MetaParams, trial_learner, without_gaps
@@ -61,16 +62,17 @@ def varibad(
         decoder_hidden: widths of the decoders' layers, tanh after each.
 
     Raises:
-        MetajaxError: an option is unknown or out of range, or the policy has no belief.
+        MetajaxError: an option is unknown or out of range, the predictions of a batch do not fit
+            into memory, or the policy has no belief.
     """
     check_positive(vae_learning_rate=vae_learning_rate)
     check_at_least(1, vae_updates=vae_updates, vae_batch=vae_batch, beliefs=beliefs)
     check_at_least(1, replay_capacity=replay_capacity, predictions=predictions)
     check_at_least(0, kl_weight=kl_weight, state_weight=state_weight)
     check_hidden(decoder_hidden)
-    nothing_believed = standard_normal(_latent_size(policy))
+    check_memory(the_predictions_of_a_batch=4 * vae_batch * beliefs * predictions)
+    latent = _latent_size(policy)
     learner = trial_learner(env, policy, **options)
-    latent = nothing_believed.mean.size
     optimizer = on_own_terms(optax.adam(vae_learning_rate))
 
     def init_decoder(key, inputs: int, outputs: int):
@@ -107,7 +109,7 @@ def varibad(
 
         _, heard = jax.lax.scan(hear, policy.initial_memory(), steps.step_input)
         return jax.tree.map(
-            lambda first, x: jnp.concatenate([first[None], x]), nothing_believed, heard
+            lambda first, x: jnp.concatenate([first[None], x]), standard_normal(latent), heard
         )
 
     def bound(learned, steps: Transitions, key):
@@ -202,7 +204,7 @@ def varibad(
 
 
 def _latent_size(policy: Policy) -> int:
-    memory = policy.initial_memory()
+    memory = jax.eval_shape(policy.initial_memory)
     try:
         return belief(memory).mean.size
     except (TypeError, KeyError, IndexError):

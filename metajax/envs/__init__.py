@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from metajax._checks import checked
 from metajax.envs import ant, dynamics, foreign, grid, halfcheetah, humanoid, point
 from metajax.envs.bandit import bernoulli_bandit, gaussian_bandit
 from metajax.envs.classic import cartpole_params, pendulum_params
@@ -95,6 +96,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
+@checked
 def make(name: str, **options: Any) -> TaskFamily:
     """Return the task family called `name`.
 

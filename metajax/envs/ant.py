@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from metajax._checks import checked
 from metajax.envs.locomotion import gymnasium_noise, robot_env, scaled_actions, velocity
 from metajax.envs.physics import make_physics
 from metajax.envs.splits import Split, finite, finite_splits, three_splits, two_splits, uniform
@@ -64,6 +65,7 @@ GOAL_VARIANTS = {
 }
 
 
+@checked
 def ant_vel(
     *, backend: str = "auto", variant: str = "maml", episode_length: int | None = None
 ) -> TaskFamily:
@@ -103,6 +105,7 @@ def ant_vel(
     )
 
 
+@checked
 def ant_dir(
     *,
     backend: str = "auto",
@@ -140,14 +143,8 @@ def ant_dir(
     )
 
 
-def direction_splits(directions: str) -> dict[str, Any]:
-    """Return the distributions of a `TaskFamily` over two or all directions, by field.
-
-    Raises:
-        MetajaxError: `directions` is unknown.
-    """
-    if directions not in ("two", "all"):
-        raise unknown("directions", directions, ("two", "all"))
+def direction_splits(directions: Literal["two", "all"]) -> dict[str, Any]:
+    """Return the distributions of a `TaskFamily` over two or all directions, by field."""
     if directions == "two":
         both = finite({"direction": jnp.array([[1.0, 0.0], [-1.0, 0.0]])})
         return {"train": both, "test": both}
@@ -160,6 +157,7 @@ def direction_splits(directions: str) -> dict[str, Any]:
     return {"train": train, "test": test}
 
 
+@checked
 def ant_goal(
     *, backend: str = "auto", variant: str = "maml", episode_length: int | None = None
 ) -> TaskFamily:

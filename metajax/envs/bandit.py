@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from metajax._checks import checked
 from metajax.envs.episodes import Moved, make_env
 from metajax.envs.splits import Split, two_splits, uniform
 from metajax.errors import check_at_least
 from metajax.types import Discrete, TaskFamily
 
 
+@checked
 def bernoulli_bandit(*, arms: int = 5, episode_length: int = 1) -> TaskFamily:
     """Return `bernoulli-bandit-v1`, the bandits of Duan et al. (2016, section 3.1).
 
@@ -35,6 +37,7 @@ def bernoulli_bandit(*, arms: int = 5, episode_length: int = 1) -> TaskFamily:
     return _bandit("bernoulli-bandit-v1", arms, episode_length, sample, pay)
 
 
+@checked
 def gaussian_bandit(
     *, arms: int = 5, reward_std: float = 1.0, episode_length: int = 1
 ) -> TaskFamily:

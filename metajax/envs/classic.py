@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from metajax._checks import checked
 from metajax.envs.episodes import Moved, make_env
 from metajax.envs.splits import Split, three_splits, uniform
 from metajax.types import Continuous, Discrete, TaskFamily
@@ -20,6 +21,7 @@ PENDULUM = {
 }
 
 
+@checked
 def cartpole_params(*, episode_length: int = 500) -> TaskFamily:
     """Return `cartpole-params-v1`: balance poles of unknown length and mass.
 
@@ -65,6 +67,7 @@ def cartpole_params(*, episode_length: int = 500) -> TaskFamily:
     return TaskFamily(env, name="cartpole-params-v1", **three_splits(_sampler(CARTPOLE)))
 
 
+@checked
 def pendulum_params(*, episode_length: int = 200) -> TaskFamily:
     """Return `pendulum-params-v1`: swing up pendulums of unknown length and mass.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from metajax._checks import checked
 from metajax.envs.locomotion import (
     gymnasium_noise,
     robot_env,
@@ -25,6 +26,7 @@ LIMIT = 3.0
 VARIANTS = {"pearl": 50, "varibad": None}  # the number of tasks, a fifth of them held out
 
 
+@checked
 def walker2d_params(
     *,
     backend: str = "auto",
@@ -66,6 +68,7 @@ def walker2d_params(
     return _planar("walker2d", healthy, backend, variant, consistent, episode_length)
 
 
+@checked
 def hopper_params(
     *,
     backend: str = "auto",
@@ -97,6 +100,7 @@ def hopper_params(
     return _planar("hopper", healthy, backend, variant, consistent, episode_length)
 
 
+@checked
 def ant_params(
     *,
     backend: str = "auto",

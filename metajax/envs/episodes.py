@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from metajax._checks import checked
 from metajax.errors import check_at_least
 from metajax.types import ActionSpace, Env, EnvState, Task
 
@@ -24,6 +25,7 @@ class Moved(NamedTuple):
     terminated: Bool[Array, ""] | bool = False
 
 
+@checked
 def make_env(
     start: Callable[[Key[Array, ""], Task], PyTree[Array]],
     move: Callable[[PyTree[Array], Array, Task], Moved],

@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend.core import Var
 from jaxtyping import Array, Int, Key
 
+from metajax._checks import checked
 from metajax._promotion import mixing_types
 from metajax.envs.episodes import Moved, make_env
 from metajax.envs.splits import (
@@ -30,6 +31,7 @@ from metajax.types import Continuous, Discrete, TaskFamily
 HELD_OUT_EVERY = 11  # of seeds, of objects and of given rule sets
 
 
+@checked
 def gymnax(
     *,
     environment: str = "MetaMaze-misc",
@@ -281,6 +283,7 @@ def _check_kind(environment: str, what: str, space: Any, known: tuple[str, ...])
     return kind
 
 
+@checked
 def xland_minigrid(
     *,
     environment: str = "XLand-MiniGrid-R1-9x9",
@@ -443,5 +446,5 @@ def _import(module: str, extra: str) -> Any:
     except ImportError as error:
         raise MetajaxError(
             f"this family needs the package {module.partition('.')[0]} ({error}): "
-            f"pip install 'metajax[{extra}]'."
+            f'in a clone, pip install -e ".[{extra}]".'
         ) from None

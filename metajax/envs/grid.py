@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from metajax._checks import checked
 from metajax.envs.episodes import Moved, make_env
 from metajax.envs.splits import finite, finite_splits
 from metajax.errors import check_at_least, unknown
@@ -15,6 +16,7 @@ VARIANTS = ("split", "varibad")
 HELD_OUT_EVERY = 5  # of the goals; coprime with the 21 there are, so that they lie scattered
 
 
+@checked
 def gridnav(*, variant: str = "split", episode_length: int = 15) -> TaskFamily:
     """Return `gridnav-v1`, the grid of Zintgraf et al. (2020, section 5.1).
 
@@ -64,6 +66,7 @@ def _walk(cell: Int[Array, "2"], action: Int[Array, ""], size: int) -> Int[Array
     return jnp.clip(cell + jnp.array(_STEPS, jnp.int32)[action], 0, size - 1)
 
 
+@checked
 def dark_key_door(*, size: int = 9, episode_length: int = 50) -> TaskFamily:
     """Return `dark-key-door-v1`, a dark room with an invisible key and an invisible door.
 

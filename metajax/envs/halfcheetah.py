@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from metajax._checks import checked
 from metajax.envs.locomotion import gymnasium_noise, robot_env, scaled_actions, velocity
 from metajax.envs.physics import make_physics
 from metajax.envs.splits import Split, finite, finite_splits, three_splits, uniform
@@ -47,6 +48,7 @@ VARIANTS = {
 }
 
 
+@checked
 def halfcheetah_dir(
     *, backend: str = "auto", variant: str = "maml", episode_length: int | None = None
 ) -> TaskFamily:
@@ -77,6 +79,7 @@ def halfcheetah_dir(
     )
 
 
+@checked
 def halfcheetah_vel(
     *, backend: str = "auto", variant: str = "maml", episode_length: int | None = None
 ) -> TaskFamily:

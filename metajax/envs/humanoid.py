@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from metajax._checks import checked
 from metajax.envs.ant import direction_splits
 from metajax.envs.locomotion import robot_env, scaled_actions, uniform_noise
 from metajax.envs.physics import Physics, PhysicsState, make_physics
@@ -55,6 +56,7 @@ class ControlledState:
         return self.body.qpos
 
 
+@checked
 def humanoid_dir(
     *,
     backend: str = "auto",

@@ -38,6 +38,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from metajax._checks import checked
 from metajax.errors import MetajaxError, unknown
 from metajax.types import pytree_dataclass
 
@@ -129,6 +130,7 @@ class Physics(NamedTuple):
         return np.where(limited, self.model.actuator_ctrlrange, [-np.inf, np.inf])
 
 
+@checked
 def make_physics(
     name: str,
     *,
@@ -194,7 +196,8 @@ def resolve_backend(backend: str) -> str:
             )
         if importlib.util.find_spec("warp") is None:
             raise MetajaxError(
-                "backend 'warp' needs the package warp-lang: pip install 'metajax[warp]'."
+                "backend 'warp' needs the package warp-lang: in a clone, "
+                'pip install -e ".[warp]".'
             )
     return backend
 

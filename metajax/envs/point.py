@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from metajax._checks import checked
 from metajax.envs.episodes import Moved, make_env
 from metajax.envs.splits import Split, finite_splits, three_splits, uniform
 from metajax.errors import unknown
@@ -18,6 +19,7 @@ ARRIVED = 0.01
 GOAL_RADIUS = 0.2  # of the sparse reward
 
 
+@checked
 def point_goal(*, episode_length: int = 100) -> TaskFamily:
     """Return `point-goal-v1`, the 2-D navigation task of Finn et al. (2017, section 5.3).
 
@@ -81,6 +83,7 @@ SPARSE_VARIANTS = {
 }
 
 
+@checked
 def point_sparse(
     *, variant: str = "varibad", dense: bool = False, episode_length: int | None = None
 ) -> TaskFamily:

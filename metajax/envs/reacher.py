@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from metajax._checks import checked
 from metajax.envs.locomotion import robot_env
 from metajax.envs.physics import Physics, make_physics
 from metajax.envs.splits import Split, two_splits, uniform
@@ -16,6 +17,7 @@ POSITION_NOISE = 0.1
 VELOCITY_NOISE = 0.005
 
 
+@checked
 def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFamily:
     """Return `reacher-goal-v1`: Gymnasium's Reacher-v5 with the goal hidden.
 

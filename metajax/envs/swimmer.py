@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from metajax._checks import checked
 from metajax.envs.locomotion import robot_env, scaled_actions, uniform_noise, velocity
 from metajax.envs.physics import make_physics, resolve_backend
 from metajax.envs.splits import Split, three_splits, uniform
@@ -13,6 +14,7 @@ FRAME_SKIP = 4
 ACTION_SCALE = 0.1  # ProMP's normalized_env.py, scale 10
 
 
+@checked
 def swimmer_vel(*, backend: str = "auto", episode_length: int = 100) -> TaskFamily:
     """Return `swimmer-vel-v1`: swim forward at a target velocity, and find out which.
 

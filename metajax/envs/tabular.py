@@ -5,12 +5,14 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Int, Key
 
+from metajax._checks import checked
 from metajax.envs.episodes import Moved, make_env
 from metajax.envs.splits import Split, two_splits, uniform
 from metajax.errors import check_at_least
 from metajax.types import Discrete, TaskFamily
 
 
+@checked
 def tabular(
     *, states: int = 10, actions: int = 5, episode_length: int = 10, reward_std: float = 1.0
 ) -> TaskFamily:

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from metajax._checks import checked
 from metajax.envs.locomotion import robot_env, scaled_actions, uniform_noise, velocity
 from metajax.envs.physics import make_physics
 from metajax.envs.splits import Split, finite, three_splits, uniform
@@ -13,6 +14,7 @@ BRAX_SUBSTEPS = 16
 ACTION_SCALE = 0.1  # ProMP's normalized_env.py, scale 10
 
 
+@checked
 def walker2d_vel(*, backend: str = "auto", episode_length: int = 100) -> TaskFamily:
     """Return `walker2d-vel-v1`: walk forward at a target velocity, and find out which.
 
@@ -42,6 +44,7 @@ def walker2d_vel(*, backend: str = "auto", episode_length: int = 100) -> TaskFam
     return _walker("walker2d-vel-v1", progress, three_splits(sample), backend, episode_length)
 
 
+@checked
 def walker2d_dir(*, backend: str = "auto", episode_length: int = 100) -> TaskFamily:
     """Return `walker2d-dir-v1`: walk forward or backward, and find out which.
 

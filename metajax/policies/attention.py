@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from metajax._checks import MOST_LAYERS
 from metajax._options import options_of
-from metajax.errors import MetajaxError, check_at_least
+from metajax.errors import MetajaxError, check_at_least, check_at_most
 from metajax.policies.layers import (
     affine,
     check_hidden,
@@ -162,6 +163,7 @@ def transformer(
         MetajaxError: the width is no multiple of the heads, or an option is out of range.
     """
     check_at_least(1, trial_length=trial_length, width=width, heads=heads, layers=layers)
+    check_at_most(MOST_LAYERS, layers=layers)
     if width % heads:
         raise MetajaxError(f"width is {width} and heads is {heads}; heads must divide width.")
     dense = lambda params, x: affine(params, x, bfloat16=bfloat16)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from metajax.errors import check_at_least
+from metajax._checks import MOST_LAYERS
+from metajax.errors import check_at_least, check_at_most
 
 Affine = dict[str, Array]
 
@@ -79,7 +80,8 @@ def check_hidden(hidden: Sequence[int]) -> None:
     """Check the widths of hidden layers.
 
     Raises:
-        MetajaxError: one is below 1.
+        MetajaxError: one is below 1, or there are too many.
     """
+    check_at_most(MOST_LAYERS, **{"the number of widths in hidden": len(hidden)})
     for width in hidden:
         check_at_least(1, **{"a width in hidden": width})

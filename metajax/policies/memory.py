@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from metajax.errors import check_positive, unknown
+from metajax._checks import checked
+from metajax.errors import check_at_least, check_positive
 from metajax.policies.distributions import action_distribution, initial_spread
 from metajax.policies.layers import (
     affine,
@@ -49,6 +50,7 @@ class Network(NamedTuple):
     output_size: int
 
 
+@checked
 def with_memory(
     network_of: Callable[[int], Network],
     observation_size: int,
@@ -79,8 +81,7 @@ def with_memory(
     Raises:
         MetajaxError: an option is unknown or out of range.
     """
-    if critic not in Critic.__args__:
-        raise unknown("critic", critic, Critic.__args__)
+    check_at_least(1, observation_size=observation_size)
     check_positive(initial_std=initial_std, minimum_std=minimum_std)
     check_hidden(hidden)
     discrete = isinstance(action_space, Discrete)

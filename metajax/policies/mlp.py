@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from metajax.errors import check_at_least, check_positive, unknown
+from metajax._checks import checked
+from metajax.errors import check_at_least, check_positive
 from metajax.policies.distributions import action_distribution, initial_spread
 from metajax.policies.layers import check_hidden
 from metajax.types import ActionSpace, Params, Policy, PolicyOutput
@@ -34,6 +35,7 @@ class _MLP(nn.Module):
         return dense(self.outputs, kernel_init=initializer)(x)
 
 
+@checked
 def mlp(
     observation_size: int,
     action_space: ActionSpace,
@@ -64,7 +66,8 @@ def mlp(
     Raises:
         MetajaxError: an option is unknown or out of range.
     """
-    _check(hidden, activation)
+    check_at_least(1, observation_size=observation_size)
+    check_hidden(hidden)
     check_positive(initial_std=initial_std, minimum_std=minimum_std)
     check_at_least(0, context=context)
     network = _MLP(tuple(hidden), action_space.size, activation, output_scale=0.1)
@@ -99,6 +102,7 @@ class ValueNetwork(NamedTuple):
     apply: Callable[[Params, Float[Array, "*batch observation"]], Float[Array, "*batch"]]
 
 
+@checked
 def value_network(
     observation_size: int, *, hidden: Sequence[int] = (64, 64), activation: Activation = "tanh"
 ) -> ValueNetwork:
@@ -112,7 +116,8 @@ def value_network(
     Raises:
         MetajaxError: an option is unknown or out of range.
     """
-    _check(hidden, activation)
+    check_at_least(1, observation_size=observation_size)
+    check_hidden(hidden)
     network = _MLP(tuple(hidden), 1, activation, output_scale=1.0)
     return ValueNetwork(
         init=lambda key: network.init(key, jnp.zeros(observation_size))["params"],
@@ -120,9 +125,3 @@ def value_network(
             jnp.asarray(network.apply({"params": params}, observation)), -1
         ),
     )
-
-
-def _check(hidden: Sequence[int], activation: str) -> None:
-    if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
-    check_hidden(hidden)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metajax._checks import checked
 from metajax._options import options_of
 from metajax.errors import check_at_least
 from metajax.policies.layers import affine, init_affine, orthogonal
@@ -41,6 +42,7 @@ def gru(
     return with_memory(network_of, observation_size, action_space, **options)
 
 
+@checked
 def gru_network(
     width: int, *, initial_span: float = 2.0, bfloat16: bool = False
 ) -> Callable[[int], Network]:

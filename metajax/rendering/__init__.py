@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from metajax._checks import checked
 from metajax.envs.splits import sample_batch
 from metajax.errors import MetajaxError, unknown
 from metajax.evaluation import has_memory
@@ -20,6 +21,7 @@ from metajax.rendering.recording import record
 from metajax.types import Agent, EnvState, TaskFamily
 
 
+@checked
 def render(
     name: str,
     agent: Agent,

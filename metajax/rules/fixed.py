@@ -5,12 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
+from metajax._checks import checked
 from metajax._promotion import on_own_terms
 from metajax.errors import MetajaxError
 from metajax.types import UpdateRule
 
 
+@checked
 def fixed(optimizer: optax.GradientTransformation, *, second_order: bool = True) -> UpdateRule:
     """Return the rule that applies `optimizer` unchanged.
 
@@ -42,11 +45,13 @@ def fixed(optimizer: optax.GradientTransformation, *, second_order: bool = True)
     return UpdateRule(init=lambda key, params: (), optimizer=lambda rule_params: optimizer)
 
 
-def sgd(learning_rate: optax.ScalarOrSchedule) -> UpdateRule:
+@checked
+def sgd(learning_rate: float | Float[Array, ""] | optax.Schedule) -> UpdateRule:
     """Return plain gradient descent with step size `learning_rate`, MAML's own inner step."""
-    return fixed(optax.sgd(learning_rate))
+    return fixed(optax.sgd(learning_rate), second_order=False)  # linear: nothing to check
 
 
+@checked
 def decayed(rule: UpdateRule, decay: float) -> UpdateRule:
     """Return `rule` with updates after the first `decay` times as long."""
     shorter = optax.scale_by_schedule(lambda count: jnp.where(count == 0, 1.0, decay))
@@ -57,6 +62,7 @@ def decayed(rule: UpdateRule, decay: float) -> UpdateRule:
     return UpdateRule(rule.init, optimizer)
 
 
+@checked
 def beside(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
     """Return the rule whose steps are the sum of two rules' steps.
 

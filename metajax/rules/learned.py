@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from metajax.errors import check_at_least, check_positive
+from metajax._checks import MOST_LAYERS, checked
+from metajax.errors import check_at_least, check_at_most, check_positive
 from metajax.rules.coordinatewise import log_and_sign, lstm_step, map_weights, zeros
 from metajax.types import UpdateRule, pytree_dataclass
 
@@ -30,6 +31,7 @@ class LSTMOptimizerState:
     layers: Any
 
 
+@checked
 def learned_lstm(learning_rate: float = 0.0, *, hidden: int = 20, layers: int = 2) -> UpdateRule:
     """Return the coordinatewise LSTM optimizer of Andrychowicz et al. (2016).
 
@@ -45,6 +47,7 @@ def learned_lstm(learning_rate: float = 0.0, *, hidden: int = 20, layers: int = 
         MetajaxError: a size is less than 1, or the rate is below 0.
     """
     check_at_least(1, hidden=hidden, layers=layers)
+    check_at_most(MOST_LAYERS, layers=layers)
     check_at_least(0, learning_rate=learning_rate)
 
     def init(key, params):
@@ -94,6 +97,7 @@ class MLPOptimizerState:
     count: Any
 
 
+@checked
 def learned_mlp(learning_rate: float = 0.0, *, hidden: int = 32, scale: float = 1e-2) -> UpdateRule:
     """Return a perceptron optimizer on momentum and RMS features (after Metz et al. 2020, 2022).
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax._checks import checked
 from metajax.errors import MetajaxError, check_at_least
 from metajax.rules.coordinatewise import log_and_sign, lstm_step, map_weights, zeros
 from metajax.types import UpdateRule, pytree_dataclass
@@ -31,6 +32,7 @@ class MetaLSTMState:
     gates: Any
 
 
+@checked
 def meta_lstm(learning_rate: float, *, hidden: int = 20) -> UpdateRule:
     """Return the LSTM meta-learner, which begins as gradient descent.
 

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax._checks import checked
 from metajax.types import UpdateRule
 
 
+@checked
 def meta_sgd(learning_rate: float) -> UpdateRule:
     """Return θ' = θ - α∘∇L(θ), with α meta-learned like θ (Li et al. 2017, equation 2).
 
