@@ -13,12 +13,12 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from metajax.errors import MetajaxError, unknown
@@ -39,6 +39,9 @@ def help_of(factory: Callable) -> dict[str, str]:
     return {entry[1]: re.sub(r"\s+", " ", entry[2]).replace("`", "") for entry in entries}
 
 
+NONE = "none"  # instead of a value, or of several
+
+
 def _whole_number(word: str) -> int:
     try:
         return int(word)
@@ -56,11 +59,17 @@ def _number(word: str) -> float:
     return number
 
 
+def _path(word: str) -> Path:
+    if not word:
+        raise ValueError("a path is missing.")
+    return Path(word)
+
+
 _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("INT", _whole_number),
     float: ("NUMBER", _number),
     str: ("NAME", str),
-    Path: ("PATH", Path),
+    Path: ("PATH", _path),
 }
 
 
@@ -71,6 +80,8 @@ def _read_plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
         optional = len(kinds) < len(typing.get_args(kind))
         kind = kinds[0]
+    if typing.get_origin(kind) is dict:
+        return _read_ranges(kind)
     if typing.get_origin(kind) in (tuple, collections.abc.Sequence):
         kind, several = typing.get_args(kind)[0], True
     if typing.get_origin(kind) is Literal:
@@ -88,26 +99,56 @@ def _read_plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         metavar, read = _READERS[kind]
     else:
         return None
+    of_several = f"{metavar} ..." if kind is Path else f"{{{metavar} ...|{NONE}}}"
+    none = () if several and kind is not Path else None  # nobody asks for no path at all
 
     def instance(words: list[str]) -> Any:
-        if optional and words == ["None"]:
-            return None
+        if (optional or none is not None) and [word.lower() for word in words] == [NONE]:
+            return none
+        if not words:
+            hint = "" if none is None else f"; {NONE!r} stands for none at all"
+            raise ValueError(f"a value is missing{hint}.")
         return tuple(map(read, words)) if several else read(words[0])
 
     def words(value: Any) -> list[str]:
-        return [str(v) for v in value] if several else [str(value)]
+        return [str(v) for v in value] or [NONE] if several else [str(value)]
 
     return PrimitiveConstructorSpec(
         nargs="*" if several else 1,
-        metavar=f"{metavar} ..." if several else metavar,
+        metavar=of_several if several else metavar,
         instance_from_str=instance,
         is_instance=lambda _: True,
         str_from_instance=words,
     )
 
 
+def _read_ranges(kind: Any) -> PrimitiveConstructorSpec:
+    """Say how tyro reads a mapping of names to as many numbers each, none by default."""
+    count = len(typing.get_args(typing.get_args(kind)[1]))
+    numbers = " ".join(["NUMBER"] * count)
+
+    def instance(words: list[str]) -> Any:
+        if [word.lower() for word in words] == [NONE]:
+            return None
+        if not words or len(words) % (1 + count):
+            raise ValueError(f"it takes a name and {count} numbers, again and again.")
+        entries = [words[at : at + 1 + count] for at in range(0, len(words), 1 + count)]
+        return {name: tuple(map(_number, values)) for name, *values in entries}
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"NAME {numbers} ...",
+        instance_from_str=instance,
+        is_instance=lambda _: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 def parse(
-    options: type, arguments: Sequence[str], program: str, hints: Mapping[str, str] | None = None
+    options: type,
+    arguments: Sequence[str],
+    program: str,
+    hint: Callable[[str], str | None] = lambda word: None,
 ) -> Any:
     """Return `options` filled in from the command line.
 
@@ -115,7 +156,7 @@ def parse(
         options: a dataclass.
         arguments: what was typed.
         program: the words before them.
-        hints: what to say of some of the words that do not belong here.
+        hint: what to say of a word that does not belong here; None for nothing in particular.
 
     Raises:
         MetajaxError: an option does not exist, or its value is missing or of the wrong kind.
@@ -141,11 +182,15 @@ def parse(
         word = word.partition("=")[0]
         if word.startswith("-"):
             word = word.replace("_", "-")
-        if hints and word in hints:
-            raise MetajaxError(hints[word])
+        here = flags(options)
+        inner = [flag for flag in here if flag.rpartition(".")[2] == word.removeprefix("--")]
+        if inner:
+            raise unknown("option", word, inner, see=f"{program} --help")
+        if (said := hint(word)) is not None:
+            raise MetajaxError(said)
         if not word.startswith("-"):
             raise MetajaxError(f"unexpected {word!r}; see {program} --help.")
-        raise unknown("option", word, flags(options), see=f"{program} --help")
+        raise unknown("option", word, here, see=f"{program} --help")
     return chosen
 
 
@@ -157,6 +202,7 @@ def _sentence(box: str, program: str) -> str:
         del body[0]
     paragraph = itertools.takewhile(lambda line: line.strip("─-"), body)
     sentence = " ".join(" ".join(paragraph).split())
+    sentence = re.sub(r"Missing value for argument '(\S+)'.*", r"\1: a value is missing", sentence)
     sentence = sentence.removeprefix("Error parsing ").removesuffix("(required)")
     return f"{sentence.rstrip('. ')}; see {program} --help."
 
@@ -166,13 +212,18 @@ def flags(options: type, prefix: str = "--") -> list[str]:
     found = []
     for field in dataclasses.fields(options):
         kind = field.type
-        flat = OmitArgPrefixes in getattr(kind, "__metadata__", ())
+        markers = getattr(kind, "__metadata__", ())
+        if Positional in markers:
+            continue
+        flat = OmitArgPrefixes in markers
         kind = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
         name = field.name.replace("_", "-")
         if dataclasses.is_dataclass(kind):
             found += flags(kind, prefix if flat else f"{prefix}{name}.")  # type: ignore
         elif kind is bool:
-            found += [f"{prefix}{name}", f"{prefix}no-{name}"]
+            found.append(f"{prefix}{name}")
+            if FlagCreatePairsOff not in markers:
+                found.append(f"{prefix}no-{name}")
         else:
             found.append(f"{prefix}{name}")
     return found

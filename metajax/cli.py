@@ -6,6 +6,7 @@ its message goes to stderr and the exit status is 2.
 
 import contextlib
 import dataclasses
+import errno
 import io
 import itertools
 import json
@@ -30,7 +31,7 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 from metajax import presets
-from metajax._arguments import help_of, parse, summary_of
+from metajax._arguments import flags, help_of, parse, summary_of
 from metajax._version import __version__
 from metajax.algorithms import ALGORITHMS
 from metajax.checkpoint import saved_steps
@@ -359,13 +360,15 @@ def _show_curve(returns: np.ndarray, acting: str, agent: Agent, split: Split = "
         )
 
 
-def _describe(config: presets.Config, experiment: presets.Experiment, *, resume: bool) -> None:
-    """Say what is about to run on what, and why there."""
+def _described(
+    config: presets.Config, experiment: presets.Experiment, *, resume: bool
+) -> tuple[str, str]:
+    """Return what is about to run on what, and why there."""
     backend = experiment.family.backend
     devices = jax.devices()
     used = config["training"]["devices"]
     kind = "CPU" if devices[0].platform == "cpu" else devices[0].device_kind
-    _say(
+    program = (
         f"metajax {__version__}: {config['algorithm_name']} on {experiment.family.name}, "
         f"JAX {jax.__version__} on {_plural(used, f'{kind} device')}"
         + (f" of {len(devices)}" if len(devices) > used else "")
@@ -374,12 +377,11 @@ def _describe(config: presets.Config, experiment: presets.Experiment, *, resume:
     if backend == "mujoco":
         engine = f"C MuJoCo on {_plural(os.cpu_count() or 1, 'thread')}"
     if backend == "jax":
-        _say(f"physics: none ({engine})")
-        return
+        return program, f"physics: none ({engine})"
     found = "no accelerator" if devices[0].platform == "cpu" else devices[0].device_kind
     asked = config["family"]["backend"] != "auto"
     why = "as before" if resume else "as asked for" if asked else f"{found} found"
-    _say(f'physics: {engine} (backend "{backend}": {why})')
+    return program, f'physics: {engine} (backend "{backend}": {why})'
 
 
 # ---------------------------------------------------------------------------------------------
@@ -400,17 +402,17 @@ def _train(arguments: Sequence[str]) -> int:
             f"{DEFAULT_ALGORITHM} {algorithm}."
         )
     program = f"metajax train {algorithm} {family}"
-    policy = _policy_among(arguments, presets.policies(algorithm))
+    policies = presets.policies(algorithm)
+    policy = _policy_among(arguments, policies) or policies[0]
     options = train_options(algorithm, family, policy)
-    hints = {
-        name: f"{name!r} comes too late: metajax train ALGORITHM FAMILY --option value ..."
-        for name in (*ALGORITHMS, *FAMILIES)
-    }
-    for other in FAMILIES:
-        for option in presets.options(algorithm, other)["family"]:
-            flag = f"--{option.replace('_', '-')}"
-            hints[flag] = f"{family} has no {flag}, as {other} has; see {program} --help."
-    chosen = parse(options, arguments[len(names) :], program, hints)
+
+    def hint(word: str) -> str | None:
+        if word in (*ALGORITHMS, *FAMILIES):
+            return f"{word!r} comes too late: metajax train ALGORITHM FAMILY --option value ..."
+        here = {"algorithm": algorithm, "family": family, "policy": policy}
+        return _elsewhere(word, here, program)
+
+    chosen = parse(options, arguments[len(names) :], program, hint)
     config = presets.default_config(algorithm, family, policy)
     for group in presets.GROUPS:
         config[group] = dataclasses.asdict(getattr(chosen, group))
@@ -418,6 +420,50 @@ def _train(arguments: Sequence[str]) -> int:
     if directory is None:
         directory = Path("runs") / f"{algorithm}-{family}-{datetime.now():%Y%m%d-%H%M%S}"
     return _run(config, directory, resume=False)
+
+
+def _elsewhere(flag: str, here: dict[str, str], program: str) -> str | None:
+    """Return what to say of an option that others have than those that are named here."""
+    option = flag.replace("--no-", "--", 1).replace(".no-", ".", 1)
+    trainers = {policy: name for name in ALGORITHMS for policy in presets.policies(name)}
+    groups = {
+        "algorithm": {name: (name, DEFAULT_FAMILY) for name in ALGORITHMS},
+        "family": {name: (DEFAULT_ALGORITHM, name) for name in FAMILIES},
+        "policy": {name: (trainers[name], DEFAULT_FAMILY, name) for name in presets.POLICIES},
+    }
+    for group, names in groups.items():
+        owners = [
+            name
+            for name, chosen in names.items()
+            if option in (_flag(group, known) for known in presets.options(*chosen)[group])
+        ]
+        if owners:
+            mine = f"the policy {here[group]}" if group == "policy" else here[group]
+            return (
+                f"{mine} has no {flag}; it is an option of {_listed(owners)}. See {program} --help."
+            )
+    return _of_other_commands(flag, program)
+
+
+def _of_other_commands(flag: str, program: str) -> str | None:
+    """Return what to say of an option that other commands have."""
+    known = {name: command.options for name, command in COMMANDS.items() if command.options}
+    known["train"] = train_options(DEFAULT_ALGORITHM, DEFAULT_FAMILY)
+    owners = [f"metajax {name}" for name, options in known.items() if flag in flags(options)]
+    if not owners:
+        return None
+    return f"{program} has no {flag}; it is an option of {_listed(owners)}. See {program} --help."
+
+
+def _flag(group: str, option: str) -> str:
+    return f"--{f'{group}.' if group in _PREFIXED else ''}{option.replace('_', '-')}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    most = 6
+    if len(names) > most + 1:
+        names = [*names[:most], f"{len(names) - most} others"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _policy_among(arguments: Sequence[str], known: Sequence[str]) -> str | None:
@@ -431,7 +477,7 @@ def _policy_among(arguments: Sequence[str], known: Sequence[str]) -> str | None:
 
 def _resume(options: ResumeOptions) -> int:
     with open_run(options.run, lock=False) as run:
-        config = presets.described(run.config, run.path)
+        config = presets.checked_config(presets.described(run.config, run.path))
         steps = saved_steps(run.checkpoints)
         records = read_metrics(run.metrics) if run.metrics.exists() else []
     done = steps[-1] if steps else 0
@@ -454,16 +500,23 @@ def _resume(options: ResumeOptions) -> int:
 def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
     """Train, and say what came of it."""
     began = time.perf_counter()
+    config = presets.checked_config(config)
     _ask_for_devices(config)
     experiment = presets.build(config)
     if config["training"]["devices"] is None:  # kept, so that a resumed run has as many
         devices = default_devices(experiment.family, config["training"]["tasks"])
         experiment.training["devices"] = config["training"]["devices"] = devices
-    _describe(config, experiment, resume=resume)
+    described = _described(config, experiment, resume=resume)
     if "backend" in config["family"]:  # stay with the engine, whatever machine it is resumed on
         config["family"]["backend"] = experiment.family.backend
-    _say(f"run: {directory}")
-    with _progress() as report:
+    with contextlib.ExitStack() as stack:
+        reports: list[Callable[[TrainingProgress], None]] = []
+
+        def started() -> None:
+            for line in (*described, f"run: {directory}"):
+                _say(line)
+            reports.append(stack.enter_context(_progress()))
+
         result = train(
             experiment.algorithm,
             experiment.family,
@@ -471,7 +524,8 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
             run_directory=directory,
             resume=resume,
             config=config,
-            report=report,
+            report=lambda progress: reports[0](progress),
+            started=started,
             **experiment.training,
         )
     again = ["resume", directory]
@@ -534,7 +588,8 @@ def _evaluate(options: EvaluateOptions) -> int:
     algorithm, family = experiment.algorithm, experiment.family
     family = on_split(family, options.split)
     iteration = int(state.iteration)
-    _say(f"evaluating {options.run}, iteration {iteration} (physics: {family.backend}) ...")
+    output = options.run / f"evaluation-{options.split}.json"
+    _check_writable(output)
 
     @jax.jit
     def evaluate_both(meta_params, keys):
@@ -549,12 +604,13 @@ def _evaluate(options: EvaluateOptions) -> int:
 
     meta_params = state.train_state.meta_params
     keys = jax.random.split(_key(experiment, "evaluate"), state.discarded.shape[0])
+    jax.eval_shape(evaluate_both, meta_params, keys)  # what is wrong with sizes shows here
+    _say(f"evaluating {options.run}, iteration {iteration} (physics: {family.backend}) ...")
     sampled, mode = map(np.asarray, evaluate_both(meta_params, keys))
     _show_curve(sampled, "sampled", algorithm.agent, options.split)
     _say()
     _show_curve(mode, MODE, algorithm.agent, options.split)
     _say()
-    output = options.run / f"evaluation-{options.split}.json"
     record = {
         "iteration": iteration,
         "backend": family.backend,
@@ -586,6 +642,13 @@ def _key(experiment: presets.Experiment, use: Literal["evaluate", "render"]) -> 
     return keys[3 if use == "evaluate" else 4]
 
 
+def _check_writable(output: Path) -> None:
+    """Check what can be before there is something to write."""
+    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+        reason = errno.EISDIR if output.is_dir() else errno.EACCES
+        raise MetajaxError(f"cannot write {output}: {os.strerror(reason)}.")
+
+
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise MetajaxError(f"--{name} is {value}; it must be at least 1.")
@@ -614,6 +677,8 @@ def _render(options: RenderOptions) -> int:
     if has_memory(algorithm.agent):  # its last episode
         adaptations, episodes = rounds * episodes - 1, 1
     outputs = [options.run / f"render{suffix}" for suffix in wanted]
+    for output in outputs:
+        _check_writable(output)
     rendering.render(
         name,
         algorithm.agent,
@@ -633,8 +698,6 @@ def _render(options: RenderOptions) -> int:
 def _plot(options: PlotOptions) -> int:
     from metajax.plotting import plot_comparison  # Matplotlib takes long to import
 
-    if not options.runs:
-        raise MetajaxError("which runs? Give at least one run directory: metajax plot RUN ...")
     plot_comparison(options.runs, options.output)
     _say(f"written to {options.output}")
     return 0
@@ -722,7 +785,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     if command.options is None:
         return command.run(rest)
-    return command.run(parse(command.options, rest, f"metajax {name}"))
+    program = f"metajax {name}"
+    hint = lambda word: _of_other_commands(word, program)
+    return command.run(parse(command.options, rest, program, hint))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,6 +31,12 @@ from metajax.run_directory import MetricsLog, create_run, open_run, read_metrics
 from metajax.types import Agent
 
 CORES = len(os.sched_getaffinity(0))
+
+
+def on_a_cpu():
+    return os.environ | {"COLUMNS": "80", "JAX_PLATFORMS": "cpu"}
+
+
 TINY = [
     *("--episode-length", "10", "--episodes", "2", "--tasks", "2", "--segment", "2"),
     *("--seeds", "2", "--policy.hidden", "4", "--outer", "adam", "--evaluation.every", "2"),
@@ -65,10 +71,9 @@ def metajax(*arguments: object) -> str:
 
 
 def start(*arguments: object, **options) -> subprocess.Popen:
-    environment = os.environ | {"COLUMNS": "80", "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, "-m", "metajax", *map(str, arguments)],
-        env=environment,
+        env=on_a_cpu(),
         text=True,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
     )
@@ -278,7 +283,7 @@ def test_list_names_everything():
 def test_list_says_which_package_a_family_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnax", None)
     printed = metajax("list")
-    assert "needs the package gymnax (" in printed and "metajax[gymnax]" in printed
+    assert "needs the package gymnax (" in printed and 'pip install -e ".[gymnax]"' in printed
     assert "\n  xland-minigrid " in printed
 
 
@@ -314,7 +319,8 @@ def test_help_shows_every_option_with_its_meaning_and_default(pair, monkeypatch)
             assert entry, flag
             default = parameter.default
             if default is not None and not isinstance(default, bool):
-                value = " ".join(map(str, default)) if isinstance(default, tuple) else default
+                several = isinstance(default, tuple)
+                value = " ".join(map(str, default)) or "none" if several else default
                 assert f"(default: {value})" in entry[0], flag
             assert meaning.get(name), f"no docstring says what {group} option {name} is"
 
@@ -408,6 +414,7 @@ def complaint(arguments, capsys) -> str:
     assert cli.main([str(word) for word in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.err.endswith("\n")
+    assert captured.out == ""  # it comes before anything else
     message = captured.err.removesuffix("\n")
     assert message and "\n" not in message and "Traceback" not in message
     return message
@@ -431,7 +438,33 @@ def complaint(arguments, capsys) -> str:
         ("train maml point-goal twice", "unexpected 'twice'"),
         ("train --episodes x", "--episodes: 'x' is not a whole number"),
         ("train --episodes 1.5", "--episodes: '1.5' is not a whole number"),
-        ("train --episodes", "'--episodes'"),
+        ("train --episodes", "--episodes: a value is missing"),
+        ("train --policy.hidden", "--policy.hidden: a value is missing; 'none' stands for none"),
+        ("train --policy.hidden --episodes 3", "--policy.hidden: a value is missing"),
+        ("train --policy.hidden none 3", "--policy.hidden: 'none' is not a whole number"),
+        ("train --critic-hidden", "--critic-hidden: a value is missing"),
+        ("train --variant", "--variant: a value is missing"),
+        ("train --episode-length", "--episode-length: a value is missing"),
+        ("train --run-directory", "--run-directory: a value is missing"),
+        ("train --run-directory=", "--run-directory: a path is missing"),
+        ("train rl2 gymnax --vary", "--vary: it takes a name and 2 numbers"),
+        ("train rl2 gymnax --vary gravity 1", "--vary: it takes a name and 2 numbers"),
+        ("train rl2 gymnax --vary gravity 1 x", "--vary: 'x' is not a number"),
+        ("train rl2 --inner-steps 3", "rl2 has no --inner-steps; it is an option of maml, fomaml,"),
+        ("train maml --no-bfloat16", "unknown option '--no-bfloat16'"),
+        ("train maml --policy.no-bfloat16", "the policy mlp has no --policy.no-bfloat16; it is an"),
+        (
+            "train maml --policy.width 3",
+            "it is an option of gru, lstm, transformer and variational",
+        ),
+        ("train maml point-goal --arms 3", "option of bernoulli-bandit and gaussian-bandit"),
+        ("train maml --rounds 3", "'--rounds'; did you mean '--evaluation.rounds'?"),
+        ("train --gif", "has no --gif; it is an option of metajax render"),
+        (
+            "evaluate here --seeds 3",
+            "metajax evaluate has no --seeds; it is an option of metajax tr",
+        ),
+        ("render here --htm", "'--htm'; did you mean '--html'?"),
         ("train --clip wide", "--clip: 'wide' is not a number"),
         ("train --clip nan", "--clip: 'nan' is not a finite number"),
         ("train --policy.hidden 8 x", "--policy.hidden: 'x' is not a whole number"),
@@ -447,16 +480,23 @@ def complaint(arguments, capsys) -> str:
         ("train maml point-goal --run-directory R --seed 99999999999999999999", "seed is 999"),
         (
             "train maml point-goal --run-directory R --seed -1",
-            "seed is -1; it must lie in",
+            "seed is -1; it must be a whole number from 0 to 4294967295",
         ),
         ("train rl2 bernoulli-bandit --tasks 6 --run-directory R", "6 tasks cannot be dealt to 4"),
+        (
+            "train maml point-goal --run-directory R --policy.hidden 1000000000 9",
+            "GB for the train",
+        ),
+        ("train maml point-goal --run-directory R --tasks 1000000000", "for the episodes of an it"),
+        ("train maml point-goal --run-directory R --episodes 1000000000000000000", "below 2³¹"),
+        ("train meta-sgd point-goal --inner-steps 0", "inner_steps is 0"),  # it has no --rule
         ("train dqn gridnav --replay-capacity 9 --run-directory R", "replay_capacity is 9"),
         ("evaluate", "RUN"),
         ("evaluate nowhere", "there is no run directory"),
         ("resume nowhere", "there is no run directory"),
         ("render nowhere", "there is no run directory"),
         ("plot nowhere", "there is no run directory"),
-        ("plot", "which runs?"),
+        ("plot", "RUN ...: a value is missing"),
         ("evaluate here there", "unexpected 'there'"),
         ("list all", "unexpected 'all'"),
     ],
@@ -465,6 +505,22 @@ def test_a_mistake_is_one_sentence(command, expected, capsys, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert expected in complaint(command.split(), capsys)
     assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_hints_name_no_option_that_is_none(capsys):
+    message = complaint(["plot", "here", "--csv", "there"], capsys)
+    assert "'--csv'" in message and "--runs" not in message
+    message = complaint(["render", "here", "--no-htm"], capsys)  # --html has no opposite
+    assert "--no-html" not in message
+    assert _arguments.flags(cli.PlotOptions) == ["--output"]
+
+
+def test_none_stands_for_no_hidden_layer():
+    assert parsed("--policy.hidden", "none").policy.hidden == ()
+    assert parsed("--critic-hidden", "None").algorithm.critic_hidden == ()
+    options = cli.train_options("rl2", "gymnax")
+    chosen = _arguments.parse(options, ["--vary", "a", "0", "1", "b", "2", "3.5"], "metajax")
+    assert chosen.family.vary == {"a": (0.0, 1.0), "b": (2.0, 3.5)}
 
 
 def test_mistakes_about_a_run(trained, capsys, tmp_path):
@@ -519,10 +575,15 @@ def test_unknown_parts_of_a_configuration_are_refused(capsys, tmp_path):
 # --- what is said ---------------------------------------------------------------------------------
 
 
-def test_the_physics_engine_and_the_reason_for_it(capsys, tmp_path):
+def test_the_physics_engine_and_the_reason_for_it(capsys, tmp_path, monkeypatch):
+    def interrupted(*_, started, **__):
+        started()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupted)
     tail = ["--tasks", "3", "--devices", "2", "--run-directory", str(tmp_path / "run")]
     for backend, reason in (("auto", "no accelerator found"), ("mujoco", "as asked for")):
-        assert cli.main(["train", "maml", "halfcheetah-dir", "--backend", backend, *tail]) == 2
+        assert cli.main(["train", "maml", "halfcheetah-dir", "--backend", backend, *tail]) == 130
         lines = capsys.readouterr().out.splitlines()
         threads = os.cpu_count()
         plural = "s" * (threads != 1)
@@ -624,7 +685,7 @@ def test_every_option_of_a_factory_is_on_the_command_line():
             # What says where a run is kept is no option of the experiment; a rule is a function; a
             # trial is as long as its episodes.
             keywords -= {"evaluation", "run_directory", "resume", "config", "report", "rule"}
-            keywords -= {"trial_length"}
+            keywords -= {"started", "trial_length"}
             assert keywords <= set(config[group])
 
 
@@ -670,7 +731,21 @@ def test_devices_are_made_on_a_cpu(tmp_path):
     words = ["--devices", 3, "--tasks", 4, "--run-directory", tmp_path / "run"]
     out, err = finish(start("train", "maml", "point-goal", *words), 2)
     assert "4 tasks cannot be shared out evenly over 3 devices" in err
-    assert "on 3 CPU devices" in out
+    assert out == ""
+
+
+# Training that is interrupted as soon as it starts.
+STOPPED = """
+import sys
+from metajax import cli
+
+def train(*_, started, **__):
+    started()
+    raise KeyboardInterrupt
+
+cli.train = train
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 
 @pytest.mark.parametrize(
@@ -682,11 +757,11 @@ def test_devices_are_made_on_a_cpu(tmp_path):
     ],
 )
 def test_tasks_are_shared_out_over_the_cores_of_a_cpu(tmp_path, words, devices):
-    (tmp_path / "something").touch()
     words = [*words, "--evaluation.tasks", 4, "--run-directory", tmp_path]
-    out, err = finish(start("train", "maml", *words), 2)
-    assert "is not empty" in err
-    assert f"on {devices} CPU device" in out
+    arguments = [sys.executable, "-c", STOPPED, "train", "maml", *map(str, words)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=on_a_cpu(), check=False)
+    assert done.returncode == 130, done.stderr
+    assert f"on {devices} CPU device" in done.stdout
 
 
 def test_ctrl_c_before_training_is_quiet(monkeypatch, capsys):

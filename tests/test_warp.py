@@ -134,5 +134,5 @@ def test_without_a_card_it_is_one_sentence():
 
 def test_without_its_package_it_is_one_sentence(nvidia, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MetajaxError, match=r"pip install 'metajax\[warp\]'"):
+    with pytest.raises(MetajaxError, match=r'pip install -e "\.\[warp\]"'):
         physics.resolve_backend("warp")
