@@ -371,7 +371,13 @@ def train(
     with contextlib.ExitStack() as stack:
         announce = lambda text: print(text, file=sys.stderr)
         shutdown = stack.enter_context(graceful_shutdown(announce))
-        check_env(family.env, jax.eval_shape(family.train.sample, jax.random.key(0)))
+        task = jax.eval_shape(family.train.sample, jax.random.key(0))
+        needs = {
+            "the_episodes_of_an_iteration": episodes,
+            "the_tasks_of_an_iteration": bytes_of(task) * tasks * seeds // devices,
+        }
+        check_memory(devices=devices, **needs)
+        check_env(family.env, task)
         mesh = task_mesh(devices) if devices > 1 else None
         program = make_segment(
             algorithm,
@@ -384,7 +390,6 @@ def train(
             on_nan=on_nan,
         )
         key = jax.random.key(seed)
-        needs = {"the_episodes_of_an_iteration": episodes}
         shapes = jax.eval_shape(program.init, key)
         check_memory(devices=devices, the_training_state=bytes_of(shapes), **needs)
         # What is wrong with sizes shows while tracing, and must not leave a directory behind.

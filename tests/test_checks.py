@@ -18,6 +18,7 @@ from metajax.policies import gru, transformer
 from metajax.replay import empty_replay, sample_replay
 from metajax.rules import learned_lstm, learned_mlp, sgd
 from metajax.train import Evaluation
+from metajax.types import Discrete
 
 FAMILY = metajax.make("point-goal", episode_length=4)
 ENV = FAMILY.env
@@ -143,6 +144,10 @@ def test_the_signature_stays():
         (lambda: learned_mlp(scale=math.inf), "scale is inf"),
         (lambda: metajax.make("point-goal", episode_length=[3]), "episode_length is [3]"),
         (lambda: metajax.make("tabular", states=2.5), "states is 2.5"),
+        (
+            lambda: metajax.make("dark-key-door", size=1000),
+            "need 16 TB for all places of key and d",
+        ),
         (lambda: metajax.make("halfcheetah-vel", backend=None), "backend is None"),
         (lambda: metajax.make("halfcheetah-vel", varaint="maml"), "did you mean 'variant'"),
         (lambda: metajax.make(["point-goal"]), "name is ['point-goal']; it must be a string"),
@@ -263,6 +268,11 @@ def test_episodes_that_do_not_fit_are_refused_before_anything_is_traced():
     # 2 rounds x 2 episodes x 4 steps x (2 observed + 3 x 2 of actions + 2) numbers of 4 bytes.
     with pytest.raises(MetajaxError, match="need 640 GB for the episodes of an iteration; this m"):
         metajax.train(algorithm, FAMILY, tasks=10**9, devices=1)
+    # 10^5 x 1 x 10^5 probabilities and 10^5 x 1 rewards in each of 20 tasks.
+    family = metajax.make("tabular", states=10**5, actions=1, episode_length=4)
+    algorithm = metajax.maml(family.env, metajax.mlp(10**5, Discrete(1), hidden=()), episodes=2)
+    with pytest.raises(MetajaxError, match="need 800 GB for the tasks of an iteration, "):
+        metajax.train(algorithm, family, tasks=20, devices=1)
     with pytest.raises(MetajaxError, match="GB for the episodes of an evaluation"):
         key = jax.random.key(0)
         metajax.evaluate(algorithm.agent, FAMILY, (), key, tasks=10**9, rounds=1, episodes=1)

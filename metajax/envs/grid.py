@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from metajax._checks import checked
+from metajax._memory import check_memory
 from metajax.envs.episodes import Moved, make_env
 from metajax.envs.splits import finite, finite_splits
 from metajax.errors import check_at_least, unknown
@@ -85,9 +86,10 @@ def dark_key_door(*, size: int = 9, episode_length: int = 50) -> TaskFamily:
         episode_length: steps per episode.
 
     Raises:
-        MetajaxError: an option is out of range.
+        MetajaxError: an option is out of range, or the room does not fit into memory.
     """
     check_at_least(2, size=size)
+    check_memory(all_places_of_key_and_door=16 * size**4)
 
     def start(key: Key[Array, ""], task):
         del key
