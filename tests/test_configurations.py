@@ -117,7 +117,7 @@ def families_made_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "seed", "traced_every"),
+    ("count", "seed", "every"),
     [(300, 0, 3), pytest.param(5000, 1, 8, marks=pytest.mark.slow)],
 )
 def test_a_configuration_is_built_or_refused_in_one_sentence(count, seed, every):
