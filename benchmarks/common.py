@@ -22,6 +22,7 @@ import numpy as np
 
 import metajax
 from metajax import presets
+from metajax._records import plain
 from metajax.plotting import Curves, load_curves
 from metajax.recorder import Progress
 from metajax.train import Result
@@ -114,7 +115,7 @@ def save(name: str, result: Mapping[str, Any], directory: Path = RESULTS) -> Pat
 
 def _write(path: Path, content: Mapping[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
     return path
 
 

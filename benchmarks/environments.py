@@ -239,7 +239,7 @@ def publish(rows):
         },
     }
     path = Path(metajax.__file__).parent / "envs" / "speeds.json"
-    path.write_text(json.dumps(speeds, indent=1) + "\n")
+    path.write_text(json.dumps(speeds, indent=1, allow_nan=False) + "\n")
     print(f"wrote {path}")
 
 

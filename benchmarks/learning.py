@@ -19,6 +19,7 @@ import numpy as np
 from metajax import plotting, presets
 from metajax.deployment import load_run
 from metajax.evaluation import adaptation_curve, evaluate
+from metajax.recorder import training_returns
 
 SAMPLED, MEAN = "sampled actions", "mean actions"
 
@@ -87,8 +88,7 @@ def train(name: str) -> tuple[Path, float]:
     began = time.perf_counter()
 
     def say(progress):
-        before, after = (progress.metrics[k].mean() for k in ("return_before", "return_after"))
-        return f"{before:.1f} -> {after:.1f}"
+        return " -> ".join(f"{x:.1f}" for x in training_returns(progress.metrics))
 
     common.train_or_resume(directory, configuration(BENCHMARKS[name]), say)
     return directory, time.perf_counter() - began
@@ -126,10 +126,8 @@ def describe(returns: np.ndarray) -> list[dict[str, Any]]:
     return [
         {
             "steps": k,
-            "mean": float(returns[:, :, k].mean()),
             "per_seed": returns[:, :, k].mean(axis=(1, 2)).tolist(),
-            "interquartile_mean": summary.mean,
-            "interval_95": [summary.low, summary.high],
+            **summary._asdict(),
         }
         for k, summary in enumerate(adaptation_curve(returns))
     ]

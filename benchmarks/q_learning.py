@@ -108,7 +108,7 @@ def program(agents: int, iterations: int):
     def train(tasks, state, key):
         def iteration(state, key):
             state, metrics = algorithm.update(state, tasks, key)
-            return state, metrics["return_before"]
+            return state, metrics["return"]
 
         return jax.lax.scan(iteration, state, jax.random.split(key, iterations))
 

@@ -7,11 +7,14 @@ symbolic link: a record may come from anywhere.
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from metajax.errors import MetajaxError
 
@@ -23,6 +26,16 @@ class DamagedError(MetajaxError):
 def shown(path: str | os.PathLike) -> str:
     """Return `path` as text that can always be printed, whatever bytes it holds."""
     return os.fsencode(path).decode(errors="replace")
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it: arrays as lists, numbers that are not finite as None."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    value = value if isinstance(value, list | tuple) else np.asarray(value).tolist()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _digest(record: Mapping[str, Any]) -> str:
@@ -41,9 +54,10 @@ def write_record(path: Path, kind: str, version: int, content: Mapping[str, Any]
 
     Raises:
         OSError: it cannot be written.
+        ValueError: a number in it is not finite, which JSON cannot hold.
     """
     record = {"format": kind, "format_version": version, **content}
-    text = json.dumps({**record, "sha256": _digest(record)}, indent=1) + "\n"
+    text = json.dumps({**record, "sha256": _digest(record)}, indent=1, allow_nan=False) + "\n"
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)

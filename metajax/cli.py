@@ -23,15 +23,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import rich.box
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 from metajax import presets
 from metajax._arguments import flags, help_of, parse, summary_of
+from metajax._records import plain
+from metajax._tables import course, curve_text, held_out_course, plural, task_names
 from metajax._version import __version__
 from metajax.algorithms import ALGORITHMS
 from metajax.checkpoint import saved_steps
@@ -39,14 +39,9 @@ from metajax.deployment import load_run
 from metajax.envs import FAMILIES, SOURCES, make
 from metajax.envs.splits import Split, on_split
 from metajax.errors import MetajaxError, unknown
-from metajax.evaluation import (
-    adaptation_curve,
-    evaluate,
-    has_memory,
-    hurtful_steps,
-    middle_mean,
-)
+from metajax.evaluation import adaptation_curve, evaluate, has_memory, trial_total
 from metajax.recorder import Progress as TrainingProgress
+from metajax.recorder import training_returns
 from metajax.run_directory import open_run, read_metrics
 from metajax.train import Result, default_devices, train
 from metajax.types import Agent, Discrete
@@ -238,43 +233,29 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
 def _command(*words: object) -> str:
     return shlex.join(["metajax", *map(str, words)])
 
 
 def _status(progress: TrainingProgress) -> str:
     """Return the numbers of a progress line."""
-    before, after = (progress.metrics[f"return_{when}"].mean() for when in ("before", "after"))
+    returns = [values.mean() for values in training_returns(progress.metrics)]
     parts = [
         f"{_count(progress.environment_steps)} steps",
         f"{_count(progress.steps_per_second)}/s",
-        f"return {_course(before, after)}",
+        f"return {course(*returns)}",
         f"{_duration(progress.seconds_left)} left",
     ]
     if discarded := int(progress.discarded.sum()):
         why = f" (first {progress.not_finite})" if progress.not_finite else ""
-        parts.append(f"{_plural(discarded, 'update')} discarded{why}")
+        parts.append(f"{plural(discarded, 'update')} discarded{why}")
     return ", ".join(parts)
 
 
 def _held_out(progress: TrainingProgress) -> str:
     assert progress.returns is not None
-    per_round = np.moveaxis(progress.returns.mean(axis=3), 2, 0)
-    means = middle_mean(per_round.reshape(len(per_round), -1))
-    return f"held-out tasks after {_plural(progress.iteration, 'iteration')}: {_course(*means)}"
-
-
-def _course(*returns: float) -> str:
-    return " -> ".join(f"{x:.{_decimals(*returns)}f}" for x in returns)
-
-
-def _decimals(*returns: float) -> int:
-    """Return how many tell numbers of this size apart: a pull of an arm pays 0 or 1."""
-    return 1 if max(map(abs, returns)) >= 10 else 2
+    went = held_out_course(progress.returns, joint="return" in progress.metrics)
+    return f"held-out tasks after {plural(progress.iteration, 'iteration')}: {went}"
 
 
 @contextlib.contextmanager
@@ -321,45 +302,6 @@ def _progress() -> Iterator[Callable[[TrainingProgress], None]]:
 MODE = "likeliest"  # the mean of a normal distribution, the best action of a Q-network
 
 
-_TASKS: dict[Split, str] = {
-    "train": "training task",
-    "test": "held-out task",
-    "extrapolate": "extrapolation task",
-}
-
-
-def _show_curve(returns: np.ndarray, acting: str, agent: Agent, split: Split = "test") -> None:
-    """Print the adaptation curve of an agent's `returns` `[seed, task, round, episode]`."""
-    seeds, tasks, _, episodes = returns.shape
-    _say(
-        f"Return with {acting} actions ({_plural(seeds, 'seed')} x "
-        f"{_plural(tasks, _TASKS[split])} x {_plural(episodes, 'episode')})"
-    )
-    table = Table(box=rich.box.SIMPLE_HEAD)
-    memory = has_memory(agent)
-    learned = "rounds heard" if memory else "adaptation steps"
-    for column in (learned, "interquartile mean", "95 % interval", "mean"):
-        table.add_column(column, justify="right")
-    curve, means = adaptation_curve(returns), returns.mean(axis=(0, 1, 3))
-    decimals = _decimals(*means)
-    for k, (summary, mean) in enumerate(zip(curve, means, strict=True)):
-        middle, low, high, mean = (f"{x:.{decimals}f}" for x in (*summary, mean))
-        table.add_row(str(k), middle, f"{low} ... {high}", mean)
-    console = Console(highlight=False)
-    with console.capture() as capture:
-        console.print(table)
-    _say(capture.get().rstrip())
-    # One task's interval is a point, that proves nothing.
-    if tasks > 1 and (hurtful := hurtful_steps(curve)):
-        steps = ", ".join(map(str, hurtful)) + (" step" if hurtful == [1] else " steps")
-        worse = np.mean(returns[:, :, hurtful[0]].mean(-1) < returns[:, :, 0].mean(-1))
-        _say(
-            f"Adaptation hurts: the return after {steps} is below that before; after "
-            f"{hurtful[0]} on {worse:.0%} of the tasks."
-            + ("" if memory else " A smaller inner learning rate may help.")
-        )
-
-
 def _described(
     config: presets.Config, experiment: presets.Experiment, *, resume: bool
 ) -> tuple[str, str]:
@@ -370,12 +312,12 @@ def _described(
     kind = "CPU" if devices[0].platform == "cpu" else devices[0].device_kind
     program = (
         f"metajax {__version__}: {config['algorithm_name']} on {experiment.family.name}, "
-        f"JAX {jax.__version__} on {_plural(used, f'{kind} device')}"
+        f"JAX {jax.__version__} on {plural(used, f'{kind} device')}"
         + (f" of {len(devices)}" if len(devices) > used else "")
     )
     engine = _ENGINES.get(backend, backend)
     if backend == "mujoco":
-        engine = f"C MuJoCo on {_plural(os.cpu_count() or 1, 'thread')}"
+        engine = f"C MuJoCo on {plural(os.cpu_count() or 1, 'thread')}"
     if backend == "jax":
         return program, f"physics: none ({engine})"
     found = "no accelerator" if devices[0].platform == "cpu" else devices[0].device_kind
@@ -491,7 +433,7 @@ def _resume(options: ResumeOptions) -> int:
         )
     if wanted == done and finished:
         further = _command("resume", options.run, "--iterations", 2 * done)
-        _say(f"{options.run} is finished: {_plural(done, 'iteration')}. To go on: {further}")
+        _say(f"{options.run} is finished: {plural(done, 'iteration')}. To go on: {further}")
         return 0
     config["training"]["iterations"] = wanted
     return _run(config, options.run, resume=True)
@@ -536,13 +478,13 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
     if result.returns is None:
         name = signal.Signals(status - 128).name
         saved = ", saved" if done else ""
-        _say(f"stopped by {name} after {_plural(done, 'iteration')}{saved}. To go on:")
+        _say(f"stopped by {name} after {plural(done, 'iteration')}{saved}. To go on:")
         _say(f"  {_command(*again)}")
         return status
     seconds = time.perf_counter() - began
     acting = MODE if experiment.evaluation.mode else "sampled"
     _say()
-    _show_curve(result.returns, acting, experiment.algorithm.agent)
+    _say(curve_text(result.returns, acting, experiment.algorithm, experiment.family, "test"))
     _say()
     _conclude(result, directory, done, seconds)
     return status
@@ -607,33 +549,37 @@ def _evaluate(options: EvaluateOptions) -> int:
     jax.eval_shape(evaluate_both, meta_params, keys)  # what is wrong with sizes shows here
     _say(f"evaluating {options.run}, iteration {iteration} (physics: {family.backend}) ...")
     sampled, mode = map(np.asarray, evaluate_both(meta_params, keys))
-    _show_curve(sampled, "sampled", algorithm.agent, options.split)
+    _say(curve_text(sampled, "sampled", algorithm, family, options.split))
     _say()
-    _show_curve(mode, MODE, algorithm.agent, options.split)
+    _say(curve_text(mode, MODE, algorithm, family, options.split))
     _say()
     record = {
         "iteration": iteration,
         "backend": family.backend,
         "split": options.split,
         **sizes,
-        "sampled": _curve_record(sampled),
-        MODE: _curve_record(mode),
+        "tasks": sampled.shape[1],
+        "task_names": task_names(family.test),
+        "sampled": _curve_record(sampled, algorithm.agent),
+        MODE: _curve_record(mode, algorithm.agent),
     }
     try:
-        output.write_text(json.dumps(record, indent=1) + "\n")
+        output.write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise MetajaxError(f"cannot write {output}: {error.strerror}.") from None
     _say(f"written to {output}")
     return 0
 
 
-def _curve_record(returns: np.ndarray) -> dict[str, Any]:
-    """Return an adaptation curve as JSON can hold it."""
-    return {
-        "interquartile_mean": [s._asdict() for s in adaptation_curve(returns)],
-        "mean": returns.mean(axis=(0, 1, 3)).tolist(),
-        "returns_per_seed_task_round": returns.mean(axis=3).tolist(),
+def _curve_record(returns: np.ndarray, agent: Agent) -> dict[str, Any]:
+    """Return an adaptation curve as it is saved."""
+    record: dict[str, Any] = {
+        "adaptation_curve": [s._asdict() for s in adaptation_curve(returns)],
+        "returns_per_seed_task_round": returns.mean(axis=3),
     }
+    if has_memory(agent):
+        record["trial_total"] = trial_total(returns)._asdict()
+    return record
 
 
 def _key(experiment: presets.Experiment, use: Literal["evaluate", "render"]) -> jax.Array:
@@ -719,10 +665,10 @@ def _list(options: ListOptions) -> int:
             continue
         space = env.action_space
         discrete = isinstance(space, Discrete)
-        acts = f"1 of {space.size}" if discrete else _plural(space.size, "number")
+        acts = f"1 of {space.size}" if discrete else plural(space.size, "number")
         _say(
-            f"{'':<21}observation: {_plural(env.observation_size, 'number')}, "
-            f"action: {acts}, episode: {_plural(env.episode_length, 'step')}"
+            f"{'':<21}observation: {plural(env.observation_size, 'number')}, "
+            f"action: {acts}, episode: {plural(env.episode_length, 'step')}"
         )
         if name in speeds["steps_per_second"]:
             _say(f"{'':<21}{_count(speeds['steps_per_second'][name])} steps per second")

@@ -1,5 +1,6 @@
 """Agents outside the compiled program, one real environment at a time."""
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,28 @@ from jaxtyping import Array, PyTree
 from metajax import checkpoint, presets
 from metajax._checks import checked
 from metajax.errors import MetajaxError
+from metajax.evaluation import has_memory
 from metajax.rollout import first_previous
 from metajax.run_directory import open_run
 from metajax.train import RunState, make_segment
 from metajax.types import Agent, Continuous, Env, StepInput, Trajectory
+
+KEPT_EPISODES = 100  # complete ones, for `adapt`: however long an agent acts, its memory is bounded
 
 
 class HostAgent:
     """An agent that acts and adapts in an environment it does not simulate.
 
     One trial is `reset()`, then per step `act(observation)` and `observe(...)` with what came of
-    it, and `adapt()` whenever it should learn from the episodes since it last did. Agents that
-    adapt in their memory learn as they go and need no `adapt`. Made by `simulate` or `load`.
+    it, and `adapt()` whenever it should learn from the episodes since it last did, of which the
+    newest `KEPT_EPISODES` are kept. Agents that adapt in their memory learn as they go: they keep
+    no step, and `adapt` does nothing. Made by `simulate` or `load`.
     """
 
     def __init__(self, agent: Agent, env: Env, meta_params: PyTree[Array], *, seed: int = 0):
         """See `simulate`."""
         self._agent, self._env, self._meta_params = agent, env, meta_params
+        self._keeps_steps = not has_memory(agent)
         self._act = jax.jit(
             lambda adapted, memory, step_input, key: agent.act(adapted, memory, step_input, key)
         )
@@ -43,7 +49,9 @@ class HostAgent:
         self.adapted = self._agent.begin(self._meta_params, self._next_key())
         self._memory = self._agent.initial_memory()
         self._previous: tuple[Any, ...] = first_previous(self._env)
-        self._episodes: list[list[Any]] = [[]]
+        self._complete: deque[list[Any]] = deque(maxlen=KEPT_EPISODES)
+        self._episode: list[Any] = []
+        self._time = 0
         self._pending = None
 
     def act(self, observation: np.ndarray, *, mode: bool = False) -> np.ndarray:
@@ -87,39 +95,43 @@ class HostAgent:
         if self._pending is None:
             raise MetajaxError("observe was called without an action; call act first.")
         following = self._observation(next_observation)
-        if len(self._episodes[-1]) == self._env.episode_length:
+        if self._time == self._env.episode_length:
             raise MetajaxError(
                 f"the episode is longer than the {self._env.episode_length} steps the agent was "
                 "trained for; end it, or wrap the environment in a time limit."
             )
         step_input, action, output = self._pending
         end = bool(terminated or truncated)
-        reward_, end_ = jnp.asarray(reward, jnp.float32), jnp.asarray(end)
-        self._previous, self._pending = (action, reward_, end_), None
-        final = StepInput(following, *self._previous)
-        flags = (jnp.asarray(bool(terminated)), jnp.asarray(bool(truncated)))
-        self._episodes[-1].append(((step_input, action, output, reward_, *flags), final))
+        self._previous, self._pending = (action, np.float32(reward), np.bool_(end)), None
+        self._time = 0 if end else self._time + 1
+        if not self._keeps_steps:
+            return
+        outcome = (np.float32(reward), np.bool_(terminated), np.bool_(truncated))
+        step = ((step_input, action, output, *outcome), StepInput(following, *self._previous))
+        self._episode.append(jax.tree.map(np.array, step))  # copies: nothing of JAX's stays alive
         if end:
-            self._episodes.append([])
+            self._complete.append(self._episode)
+            self._episode = []
 
     def adapt(self) -> None:
-        """Learn from the complete episodes since the last call.
+        """Learn from the complete episodes since the last call; see `HostAgent`.
 
         Raises:
             MetajaxError: there is none.
         """
-        complete = [episode for episode in self._episodes[:-1] if episode]
-        if not complete:
+        if not self._keeps_steps:
+            return
+        if not self._complete:
             raise MetajaxError("there is no complete episode to adapt to.")
-        trajectory = jax.tree.map(lambda *x: jnp.stack(x), *map(self._padded, complete))
+        trajectory = jax.tree.map(lambda *x: jnp.stack(x), *map(self._padded, self._complete))
         self.adapted = self._adapt(self._meta_params, self.adapted, trajectory, self._next_key())
-        self._episodes = [self._episodes[-1]]
+        self._complete.clear()
 
     def _padded(self, episode) -> Trajectory:
         length = self._env.episode_length
         steps = [step for step, _ in episode] + [episode[-1][0]] * (length - len(episode))
         step_input, action, output, reward, terminated, truncated = jax.tree.map(
-            lambda *x: jnp.stack(x), *steps
+            lambda *x: jnp.asarray(np.stack(x)), *steps
         )
         valid = jnp.arange(length) < len(episode)
         return Trajectory(
@@ -133,8 +145,8 @@ class HostAgent:
             final_input=episode[-1][1],
         )
 
-    def _observation(self, observation) -> Array:
-        array = jnp.asarray(np.asarray(observation), jnp.float32)
+    def _observation(self, observation) -> Any:
+        array = np.array(observation, np.float32)  # a copy: the caller may write into theirs
         if array.shape != (self._env.observation_size,):
             raise MetajaxError(
                 f"an observation has shape {array.shape}; the agent was trained on "

@@ -1,14 +1,16 @@
 """The adaptation curve of any agent on held-out tasks."""
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from metajax._checks import checked
 from metajax._memory import check_memory, experience_bytes
-from metajax.envs.splits import sample_batch
+from metajax.envs.splits import even_count, number_of_tasks, sample_batch, sample_index
 from metajax.errors import check_at_least
 from metajax.rollout import first_previous, over_tasks, play_on, rollout, undiscounted_returns
 from metajax.types import Agent, Task, TaskFamily
@@ -32,12 +34,15 @@ def evaluate(
     a gradient-based agent round k holds the returns after k gradient steps, each from a fresh
     batch of `episodes` episodes. A memory lives through the whole trial, all rounds of a task.
 
+    Of finitely many tasks each is played equally often, and they come in their own order: tasks
+    are rounded up to a multiple of their number (see `even_count`).
+
     Args:
         agent: of the algorithm that trained `meta_params`.
         family: tasks are drawn from `family.test`.
         meta_params: what was trained.
         key: consumed.
-        tasks: how many held-out tasks.
+        tasks: how many held-out tasks, at least.
         rounds: how many rounds, adaptation steps + 1.
         episodes: episodes per round.
         mode: score separate episodes that take the distribution's mode, and a memory of their
@@ -47,11 +52,15 @@ def evaluate(
         MetajaxError: a number is below 1, or the episodes do not fit into memory.
     """
     check_at_least(1, tasks=tasks, rounds=rounds, episodes=episodes)
+    tasks = even_count(family.test, tasks)
     steps = tasks * episodes * family.env.episode_length
     check_memory(the_episodes_of_an_evaluation=experience_bytes(family.env, steps))
     task_key, trial_key = jax.random.split(key)
     held_out = sample_batch(family.test, task_key, tasks)
     trial_keys = jax.random.split(trial_key, tasks)
+    if number_of_tasks(family.test):
+        order = jnp.argsort(sample_index(family.test, task_key, tasks))
+        held_out, trial_keys = jax.tree.map(lambda x: x[order], (held_out, trial_keys))
 
     def trial(meta_params, task, key):
         return _trial(agent, family, meta_params, task, key, rounds, episodes, mode)
@@ -94,63 +103,89 @@ def _trial(agent: Agent, family, meta_params, task: Task, key, rounds, episodes,
     return jax.lax.scan(round_, carry, jax.random.split(rounds_key, rounds))[1]
 
 
-_RESAMPLED = 10**7  # returns at a time: some 300 MB
+RESAMPLES = 2000
 
 
 class Summary(NamedTuple):
-    """An interquartile mean with its 95 % bootstrap interval."""
+    """What the returns of many tasks come to.
 
+    Attributes:
+        iqm: interquartile mean, the mean of the middle half.
+        mean: the mean.
+        low: lower end of the 95 % bootstrap interval of `iqm`.
+        high: its upper end.
+        not_finite: how many tasks had a return that is not finite; all else is of the others, and
+            NaN if there are none.
+    """
+
+    iqm: float
     mean: float
     low: float
     high: float
+    not_finite: int = 0
 
 
-def middle_mean(returns: Float[np.ndarray, "..."], axis: int = -1) -> Any:
-    """Return the means of the middle halves along an axis."""
-    import scipy.stats  # half a second, which a mistyped command should not wait for
+def iqm(values: Float[np.ndarray, "..."]) -> float:
+    """Return the mean of the middle half of what is finite in `values`; NaN if nothing is.
 
-    return scipy.stats.trim_mean(np.asarray(returns, np.float64), 0.25, axis=axis)
+    A quarter of the values, rounded down, is left out at either end, as `scipy.stats.trim_mean`
+    does. A value that is not finite is no largest one: it would be left out there as if it were
+    the best.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return math.nan
+    cut = len(values) // 4
+    return float(np.partition(values, (cut, len(values) - cut - 1))[cut : len(values) - cut].mean())
 
 
 def interquartile_mean(
-    returns: Float[np.ndarray, "seed task"], *, resamples: int = 2000
+    returns: Float[np.ndarray, "seed task"], *, resamples: int = RESAMPLES
 ) -> Summary:
-    """Return the mean of the middle half of `returns`, with a stratified bootstrap interval.
+    """Return the interquartile mean of `returns`, with a bootstrap interval, and the mean.
 
-    The statistic is that of Agarwal et al. (2021). The interval is of tasks, resampled within each
-    seed (the strata): how far the seeds at hand would be from it on other tasks. Of other seeds it
-    says nothing.
+    The statistic is that of Agarwal et al. (2021), who resample runs. So with several seeds the
+    interval is of seeds and tasks: as many seeds are drawn, with replacement, as there are, and
+    within each of these as many of its tasks. With one seed it is of tasks alone, and says nothing
+    of other seeds. Tasks that are not finite are left out and counted, see `Summary`.
 
     Args:
         returns: `[seed, task]`, each the mean over the task's episodes.
         resamples: bootstrap resamples.
     """
-    import scipy.stats
-
     returns = np.asarray(returns, np.float64)
+    finite = np.isfinite(returns)
+    seeds = [row[good] for row, good in zip(returns, finite, strict=True) if good.any()]
+    not_finite = int(np.sum(~finite))
+    if not seeds:
+        return Summary(math.nan, math.nan, math.nan, math.nan, not_finite)
+    rng = np.random.default_rng(0)
 
-    def statistic(*strata, axis=-1):
-        return middle_mean(np.concatenate(strata, axis=axis), axis)
+    def resampled() -> float:
+        drawn = [seeds[index] for index in rng.integers(len(seeds), size=len(seeds))]
+        drawn = [tasks[rng.integers(len(tasks), size=len(tasks))] for tasks in drawn]
+        return iqm(np.concatenate(drawn))
 
-    mean = float(middle_mean(returns.ravel()))
-    if returns.shape[1] < 2 or np.ptp(returns, axis=1).max() == 0:
-        return Summary(mean, mean, mean)
-    interval = scipy.stats.bootstrap(
-        tuple(returns),
-        statistic,
-        n_resamples=resamples,
-        method="percentile",
-        vectorized=True,
-        batch=max(1, _RESAMPLED // returns.size),
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Summary(mean, float(interval.low), float(interval.high))
+    low, high = np.quantile([resampled() for _ in range(resamples)], [0.025, 0.975])
+    every = np.concatenate(seeds)
+    return Summary(iqm(every), float(every.mean()), float(low), float(high), not_finite)
+
+
+def resampled_over(seeds: int) -> str:
+    """Return what the intervals of `interquartile_mean` are of, as text."""
+    return "over seeds and tasks" if seeds > 1 else "over tasks"
 
 
 def adaptation_curve(returns: Float[np.ndarray, "seed task round episode"]) -> list[Summary]:
-    """Return the interquartile mean over tasks, with its interval, of every round."""
+    """Return the summary over tasks, see `interquartile_mean`, of every round."""
     per_task = np.asarray(returns, np.float64).mean(axis=-1)
     return [interquartile_mean(per_task[:, :, k]) for k in range(per_task.shape[2])]
+
+
+def trial_total(returns: Float[np.ndarray, "seed task round episode"]) -> Summary:
+    """Return the summary over tasks of the total reward of a trial, all its episodes together."""
+    return interquartile_mean(np.asarray(returns, np.float64).sum(axis=(2, 3)))
 
 
 def hurtful_steps(curve: list[Summary]) -> list[int]:

@@ -1,6 +1,7 @@
 """Pictures of runs: learning curves and adaptation curves, drawn to files."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from metajax.errors import MetajaxError, unknown
-from metajax.evaluation import adaptation_curve, interquartile_mean
+from metajax.evaluation import adaptation_curve, interquartile_mean, resampled_over
 from metajax.presets import MEMORY_AGENTS
+from metajax.recorder import training_returns
 from metajax.run_directory import open_run, read_metrics
 
 FORMATS = (".png", ".pdf", ".svg")
 
 _MOST_TASKS = 200  # that are drawn one by one
+_MOST_COLUMNS = 3  # of panels
 _BEFORE, _AFTER, _HELD_OUT = "#7f7f7f", "#0072b2", "#d55e00"
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -39,7 +42,9 @@ class Curves(NamedTuple):
 
     Attributes:
         name: of the run, as the user gave it.
+        family: that it was trained on; None of a run from Python, which has no names.
         title: what was trained on what.
+        joint: nothing adapted in training; `before` and `after` are the same.
         trained_steps: adaptation steps during training; None of an agent with a memory.
         environment_steps: per seed, at each iteration `[iteration]`.
         before: mean return over training tasks before adaptation, of a memory in the first episode
@@ -51,7 +56,9 @@ class Curves(NamedTuple):
     """
 
     name: str
+    family: str | None
     title: str
+    joint: bool
     trained_steps: int | None
     environment_steps: Float[np.ndarray, "iteration"]
     before: Float[np.ndarray, "iteration seed"]
@@ -81,16 +88,18 @@ def load_curves(path: str | Path) -> Curves:
         if name in record
     ]
 
-    def per_seed(name: str) -> np.ndarray:  # null becomes NaN
-        return np.array([record[name] for record in training], np.float64)
-
-    before, after = per_seed("return_before"), per_seed("return_after")
+    returns = [training_returns(record) for record in training]  # null becomes NaN
+    before, after = (np.array([found[when] for found in returns], np.float64) for when in (0, -1))
+    # Runs from before joint training had a metric of its own wrote the same number twice.
+    joint = all(len(found) == 1 or found[0] == found[1] for found in returns)
     name, family = (config.get(f"{what}_name") for what in ("algorithm", "family"))
-    inner_steps = config.get("algorithm", {}).get("inner_steps", 1)
+    inner_steps = 0 if joint else config.get("algorithm", {}).get("inner_steps", 1)
     steps_per_iteration /= after.shape[1]
     return Curves(
         name=str(path),
+        family=family,
         title=f"{name} on {family}" if name else str(path),  # trained from Python, it has no names
+        joint=joint,
         trained_steps=None if name in MEMORY_AGENTS else inner_steps,
         environment_steps=steps_per_iteration * np.array([r["iteration"] for r in training]),
         before=before,
@@ -115,57 +124,80 @@ def plot_run(path: str | Path, output: str | Path) -> None:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9, 4), layout="constrained")
         learning, adaptation = figure.subplots(1, 2, width_ratios=(3, 2))
-        memory = curves.trained_steps is None
-        early, late = "before adaptation", "after adaptation"
-        if memory:
-            early, late = "first episode", "last episode"
-        _line(learning, curves.environment_steps, curves.before, _BEFORE, early)
-        _line(learning, curves.environment_steps, curves.after, _AFTER, late)
+        _line(learning, curves.environment_steps, curves.after, _AFTER, _names_of(curves)[1])
+        if not curves.joint:
+            _line(learning, curves.environment_steps, curves.before, _BEFORE, _names_of(curves)[0])
         if curves.held_out:
             last = curves.held_out[0].shape[-1] - 1
             steps = last if curves.trained_steps is None else min(curves.trained_steps, last)
             summaries = [interquartile_mean(returns[:, :, steps]) for returns in curves.held_out]
             points = list(zip(curves.held_out_steps, summaries, strict=True))
-            when = "in the last round" if memory else f"after {steps} step{'s' * (steps != 1)}"
-            label = f"held-out tasks {when}"
-            _intervals(learning, points, label, linestyle="none")
+            when = f" after {steps} step{'s' * (steps != 1)}"
+            if curves.joint or curves.trained_steps is None:
+                when = "" if curves.joint else " in the last round"
+            _intervals(learning, points, f"held-out tasks{when}", linestyle="none")
         _label_learning(learning, columns=2)
-        learning.set_title(curves.title)
+        learning.set_title(_wrapped(curves.title, 60))
         _adaptation(adaptation, curves)
         _write(figure, output)
 
 
+def _names_of(curves: Curves) -> tuple[str, str]:
+    """Return what `before` and `after` are the returns of."""
+    if curves.joint:
+        return "return", "return"
+    if curves.trained_steps is None:
+        return "first episode", "last episode"
+    return "before adaptation", "after adaptation"
+
+
+def _wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, width)
+
+
 def plot_comparison(paths: Sequence[str | Path], output: str | Path) -> None:
-    """Draw the learning curves of several runs into one picture.
+    """Draw the learning curves of several runs into one picture, with a panel for each family.
 
     Args:
-        paths: of the run directories.
+        paths: of the run directories; one that is named twice is drawn once.
         output: the picture; its suffix is one of `FORMATS`.
 
     Raises:
         MetajaxError: a run cannot be read or the picture cannot be written.
     """
-    runs = [load_curves(path) for path in paths]
+    once = {Path(path).resolve(): path for path in reversed(paths)}
+    runs = [load_curves(path) for path in reversed(once.values())]
+    families = list(dict.fromkeys(curves.family for curves in runs))
+    columns = min(len(families), _MOST_COLUMNS)
+    rows = math.ceil(len(families) / columns)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        for index, curves in enumerate(runs):
-            color = _RUNS[index % len(_RUNS)]
-            _line(axes, curves.environment_steps, curves.after, color, curves.name)
-            axes.plot(
-                curves.environment_steps,
-                curves.before.mean(axis=1),
-                color=color,
-                linestyle=":",
-                linewidth=1,
-            )
-        _label_learning(axes, columns=1)
-        when = {curves.trained_steps is None for curves in runs}
-        shown = ["after adaptation (dotted: before)"] * (False in when)
-        shown += ["last episode (dotted: first)"] * (True in when)
+        figure = Figure(
+            figsize=(7 if columns == 1 else 5 * columns, 4 * rows), layout="constrained"
+        )
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, family in zip(panels, families, strict=False):
+            _compare(axes, [curves for curves in runs if curves.family == family])
+            if family is not None:
+                axes.set_title(family)
+        for axes in panels[len(families) :]:
+            axes.remove()
+        solid = [(name, dotted) for dotted, name in dict.fromkeys(map(_names_of, runs))]
+        shown = [name if name == dotted else f"{name} (dotted: {dotted})" for name, dotted in solid]
         note = f"{', '.join(shown)}; mean over seeds, band: lowest to highest"
-        axes.set_title(note, loc="left", fontsize=9)
+        figure.suptitle(_wrapped(note, 60 * columns), fontsize=9)
         _write(figure, output)
+
+
+def _compare(axes: Axes, runs: Sequence[Curves]) -> None:
+    """Draw the learning curves of runs on one family."""
+    for index, curves in enumerate(runs):
+        color = _RUNS[index % len(_RUNS)]
+        _line(axes, curves.environment_steps, curves.after, color, _wrapped(curves.name, 60))
+        if not curves.joint:
+            before = curves.before.mean(axis=1)
+            style: Any = {"color": color, "linestyle": ":", "linewidth": 1}
+            axes.plot(curves.environment_steps, before, **style)
+    _label_learning(axes, columns=1)
 
 
 def _line(axes: Axes, x, values: Float[np.ndarray, "x seed"], color: str, label: str) -> None:
@@ -178,9 +210,9 @@ def _line(axes: Axes, x, values: Float[np.ndarray, "x seed"], color: str, label:
 
 def _intervals(axes: Axes, points, label: str, *, linestyle: str) -> None:
     """Draw `(x, Summary)` points as interquartile means with their intervals."""
-    means = np.array([summary.mean for _, summary in points])
-    below = [summary.mean - summary.low for _, summary in points]
-    above = [summary.high - summary.mean for _, summary in points]
+    means = np.array([summary.iqm for _, summary in points])
+    below = [summary.iqm - summary.low for _, summary in points]
+    above = [summary.high - summary.iqm for _, summary in points]
     axes.errorbar(
         [x for x, _ in points],
         means,
@@ -204,7 +236,8 @@ def _label_learning(axes: Axes, columns: int) -> None:
 
 def _adaptation(axes: Axes, curves: Curves) -> None:
     axes.set_title("held-out tasks" + (", end of training" if curves.final else ""))
-    axes.set_xlabel("rounds heard" if curves.trained_steps is None else "adaptation steps")
+    learned = "fine-tuning steps" if curves.joint else "adaptation steps"
+    axes.set_xlabel("rounds heard" if curves.trained_steps is None else learned)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not curves.held_out:
         axes.text(0.5, 0.5, "not evaluated yet", ha="center", transform=axes.transAxes)
@@ -215,7 +248,9 @@ def _adaptation(axes: Axes, curves: Curves) -> None:
     shown = tasks[:: math.ceil(len(tasks) / _MOST_TASKS)]
     axes.plot(rounds, shown.T, color=_BEFORE, linewidth=0.5, alpha=min(0.5, 10 / len(shown)))
     summaries = adaptation_curve(returns[..., None])
-    label = "interquartile mean and 95 % interval"
+    label = f"interquartile mean, 95 % interval {resampled_over(len(returns))}"
+    if missing := max(summary.not_finite for summary in summaries):
+        label += f"\n({missing} of {len(tasks)} tasks not finite, left out)"
     _intervals(axes, list(enumerate(summaries)), label, linestyle="-")
     each = "each task" if len(shown) == len(tasks) else f"each of {len(shown)} tasks"
     axes.plot([], [], color=_BEFORE, linewidth=0.5, label=each)

@@ -43,6 +43,16 @@ class Progress(NamedTuple):
     not_finite: str | None = None
 
 
+def training_returns(metrics: Mapping[str, Any]) -> list[Any]:
+    """Return what a training metric says of returns: before and after adaptation, if it adapts.
+
+    Args:
+        metrics: of an update, or a record of them.
+    """
+    names = ("return",) if "return" in metrics else ("return_before", "return_after")
+    return [metrics[name] for name in names]
+
+
 class Recorder(Protocol):
     """Where training reports to."""
 

@@ -13,7 +13,6 @@ import dataclasses
 import fcntl
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import socket
@@ -23,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from metajax._records import check_same, read_record, shown, write_record
+from metajax._records import check_same, plain, read_record, shown, write_record
 from metajax._version import __version__
 from metajax.errors import MetajaxError
 
@@ -151,7 +149,7 @@ def create_run(path: str | os.PathLike, config: Mapping[str, Any]) -> RunDirecto
     """
     path = Path(path).absolute()
     try:
-        content = json.loads(json.dumps(config))
+        content = json.loads(json.dumps(config, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise MetajaxError(f"the configuration cannot be written as JSON: {error}.") from None
     try:
@@ -225,14 +223,6 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         raise MetajaxError(f"cannot read {shown(path)}: {error.strerror}.") from None
 
 
-def _plain(value: Any) -> Any:
-    """Return `value` as JSON can hold it; numbers that are not finite become None."""
-    value = value if isinstance(value, list) else np.asarray(value).tolist()
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class MetricsLog:
     """Appends metrics to a file, one JSON object per line, none kept back in memory.
 
@@ -280,9 +270,9 @@ class MetricsLog:
         Raises:
             MetajaxError: the line cannot be written.
         """
-        record = {"iteration": iteration} | {key: _plain(v) for key, v in metrics.items()}
+        record = {"iteration": iteration} | {key: plain(v) for key, v in metrics.items()}
         try:
-            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
             self._file.flush()
         except OSError as error:
             raise self._error(error) from None

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from metajax._checks import Seed, checked, checked_fields
 from metajax._memory import bytes_of, check_memory, experience_bytes
-from metajax.envs.splits import sample_batch
+from metajax.envs.splits import even_count, sample_batch
 from metajax.errors import MetajaxError, check_at_least
 from metajax.evaluation import evaluate, has_memory
 from metajax.recorder import Progress, open_recorder
@@ -45,7 +45,8 @@ class Evaluation:
 
     Attributes:
         every: meta-iterations between evaluations; there is one at the end in any case.
-        tasks: held-out tasks per evaluation and seed.
+        tasks: held-out tasks per evaluation and seed; of finitely many, each equally often: rounded
+            up to a multiple of their number, if that is within twice as many or `final_tasks`.
         rounds: adaptation steps + 1; may exceed what training uses. None for 4; of an agent with a
             memory, for at most ten rounds, of at least five steps, that are together a trial as in
             training.
@@ -67,6 +68,9 @@ class Evaluation:
         counts = dataclasses.asdict(self)
         del counts["mode"]
         check_at_least(1, **{f"evaluation.{k}": v for k, v in counts.items() if v is not None})
+    def batch(self, family: TaskFamily) -> int:
+        """Return how many held-out tasks an evaluation takes: `tasks`, or as many as are even."""
+        return even_count(family.test, self.tasks, most=self.final_tasks)
 
     def sizes(self, algorithm: Algorithm, env: Env) -> dict[str, int]:
         """Return the number of "rounds" and of "episodes" in each, for an algorithm's agent."""
@@ -231,7 +235,7 @@ def make_segment(
                 family,
                 train_state.meta_params,
                 key,
-                tasks=plan.tasks,
+                tasks=plan.batch(family),
                 **plan.sizes(algorithm, family.env),
                 mode=plan.mode,
             )
@@ -267,7 +271,7 @@ def make_segment(
     out_shardings = None
     if mesh is not None:
         replicated = NamedSharding(mesh, PartitionSpec())
-        even = evaluation is not None and evaluation.tasks % mesh.size == 0
+        even = evaluation is not None and evaluation.batch(family) % mesh.size == 0
         by_task = NamedSharding(mesh, PartitionSpec(None, "task")) if even else replicated
         out_shardings = replicated, replicated, by_task
     return Segment(init, run, out_shardings)
@@ -479,7 +483,7 @@ def train(
                 )
         returns = None
         if evaluation is not None and shutdown.requested is None:
-            repeats = -(-evaluation.final_tasks // evaluation.tasks)
+            repeats = -(-evaluation.final_tasks // evaluation.batch(family))
             batches = []
             for repeat in range(repeats):
                 state, _, batch = run(state, key, *_arguments(done, True, repeat))

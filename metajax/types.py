@@ -249,6 +249,7 @@ class Algorithm(NamedTuple):
     - `update(state, tasks, key) -> (state, metrics)`: one meta-iteration on `tasks[task]`.
     - `agent`: what the meta-parameters are good for.
     - `steps_per_task`: environment steps that one meta-iteration takes per task, padding included.
+    - `joint`: nothing adapts in training; what its agents do in `adapt` is fine-tuning.
     """
 
     init: Callable[[Key[Array, ""], Task], TrainState]
@@ -256,3 +257,4 @@ class Algorithm(NamedTuple):
     agent: Agent
     name: str
     steps_per_task: int
+    joint: bool = False

@@ -1,12 +1,16 @@
 """Agents outside the program see, sample and learn what agents inside it do."""
 
+import gc
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import metajax
-from metajax.deployment import simulate
+from metajax.deployment import KEPT_EPISODES, simulate
+from metajax.types import Agent, PolicyOutput
 
 EPISODES, LENGTH = 3, 6
 
@@ -75,7 +79,7 @@ def test_an_early_end_is_padding(setup):
         for t in range(length):
             host.act(np.zeros(2))
             host.observe(np.full(2, 0.1), -1.0, length == 2 and t == 1, t == LENGTH - 1)
-    short, full = (host._padded(episode) for episode in host._episodes[:2])
+    short, full = map(host._padded, host._complete)
     assert short.valid.tolist() == [True, True] + [False] * 4
     assert full.valid.all() and bool(full.truncated[-1])
     assert short.terminated.tolist() == [False, True] + [False] * 4
@@ -95,6 +99,65 @@ def test_mode_is_deterministic_and_reset_forgets(setup):
     assert play_on_host(host, env, task, [jax.random.key(0)], mode=True) != first[:1]
     host.reset()
     assert play_on_host(host, env, task, [jax.random.key(0)], mode=True) == first[:1]
+
+
+def act_for(host, steps, *, end_every=LENGTH):
+    for t in range(steps):
+        host.act(np.zeros(2))
+        host.observe(np.zeros(2), 1.0, False, (t + 1) % end_every == 0)
+
+
+def held_bytes(host, steps) -> int:
+    """Return how much more is held after `steps` steps than before them."""
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    act_for(host, steps)
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0] - before
+
+
+@pytest.fixture
+def remembering(setup):
+    """An agent that counts its steps and the rewards it was given, on the host."""
+    env, *_ = setup
+
+    def act(adapted, memory, step_input, key):
+        memory = memory + jnp.stack([jnp.ones(()), step_input.previous_reward])
+        return memory, jnp.zeros(2), PolicyOutput(jnp.zeros(64), jnp.zeros(()))
+
+    agent = Agent(lambda *_: (), lambda: jnp.zeros(2), act, lambda _, adapted, *rest: adapted)
+    return simulate(agent, env, ())
+
+
+def memory_stays(host, steps):
+    act_for(host, 10 * LENGTH)
+    tracemalloc.start()
+    try:
+        held_bytes(host, 10 * LENGTH)
+        assert held_bytes(host, steps) < 2**16  # a byte a step would be more, in the long test
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_agent_with_a_memory_keeps_no_step(remembering):
+    memory_stays(remembering, 2000 * LENGTH // 6)
+    assert remembering._memory[0] - remembering._memory[1] == 1  # it was given every reward
+    remembering.adapt()  # it has as it went
+
+
+@pytest.mark.slow
+def test_an_agent_with_a_memory_lives_in_constant_memory(remembering):
+    memory_stays(remembering, 100_000 // LENGTH * LENGTH)
+
+
+def test_an_agent_that_adapts_keeps_the_newest_episodes(setup):
+    env, agent, meta_params, _ = setup
+    host = simulate(agent, env, meta_params)
+    act_for(host, (KEPT_EPISODES + 5) * LENGTH)
+    assert len(host._complete) == KEPT_EPISODES and not host._episode
+    host.adapt()
+    with pytest.raises(metajax.MetajaxError, match="no complete episode"):
+        host.adapt()
 
 
 def test_misuse_is_named(setup):

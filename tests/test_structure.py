@@ -22,6 +22,7 @@ LAYERS = [
     {"train"},
     {"presets"},
     {"deployment", "export", "plotting", "rendering"},
+    {"_tables"},
     {"cli"},
     {"__main__"},
 ]

@@ -73,7 +73,8 @@ class InnerLoop(NamedTuple):
       on stored episodes, to be differentiated; `before` is what the policy before each step says
       of its episodes, as `evaluate` returns it, `[round, ...]`;
     - `evaluate(policy_params, trajectory) -> (distribution, log_prob)`: see `evaluate_actions`;
-    - `metrics(meta_params, trajectories[task, round]) -> metrics`: what adaptation did;
+    - `metrics(meta_params, trajectories[task, round]) -> metrics`: what adaptation did; of a single
+      round, "return" in the place of "return_before" and "return_after";
     - `objective`: what the steps descend;
     - `steps_per_round`: environment steps of an adaptation step, padding included.
     """
@@ -234,6 +235,12 @@ def inner_loop(
 
     def metrics(meta_params: MetaParams, trajectories: Trajectory) -> Metrics:
         per_task = jnp.mean(undiscounted_returns(trajectories), axis=-1)
+        if per_task.shape[1] == 1:  # joint training: nothing adapts
+            entropy = trajectories.output.distribution.entropy()
+            return {
+                "return": jnp.mean(per_task),
+                "entropy": returns.masked_mean(entropy, trajectories.valid),
+            }
         last = jax.tree.map(lambda x: x[:, -1], trajectories)
         adapted = last.output.distribution
         unadapted = jax.vmap(lambda t: evaluate(begin(meta_params, None).policy, t)[0])(last)
@@ -241,7 +248,8 @@ def inner_loop(
         return {
             "return_before": jnp.mean(per_task[:, 0]),
             "return_after": jnp.mean(per_task[:, -1]),
-            "tasks_hurt": jnp.mean(per_task[:, -1] < per_task[:, 0]),
+            # What is not finite is no better either.
+            "tasks_hurt": jnp.mean(~(per_task[:, -1] >= per_task[:, 0])),
             "adaptation_kl": jnp.mean(kl),
             "adaptation_kl_max": jnp.max(kl),
             "entropy": returns.masked_mean(adapted.entropy(), last.valid),

@@ -94,4 +94,5 @@ def replayed(
         auxiliary = {"replay": replay, "target": target}
         return TrainState(new_params, new_optimizer_state, auxiliary), metrics
 
-    return Algorithm(init, update, loop.agent, name, rounds * loop.steps_per_round)
+    steps_per_task = rounds * loop.steps_per_round
+    return Algorithm(init, update, loop.agent, name, steps_per_task, joint=rounds == 1)

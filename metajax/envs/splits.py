@@ -1,12 +1,13 @@
 """Train and held-out tasks from one range, disjoint by construction, and tasks beyond it."""
 
 import functools
+import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from metajax.errors import MetajaxError, unknown
 from metajax.types import Task, TaskDistribution, TaskFamily
@@ -129,8 +130,39 @@ def sample_batch(distribution: TaskDistribution, key: Key[Array, ""], count: int
     """
     if distribution.finite is None:
         return jax.vmap(distribution.sample)(jax.random.split(key, count))
-    available = jax.tree.leaves(distribution.finite)[0].shape[0]
+    index = sample_index(distribution, key, count)
+    return jax.tree.map(lambda x: x[index], distribution.finite)
+
+
+def sample_index(
+    distribution: TaskDistribution, key: Key[Array, ""], count: int
+) -> Int[Array, "task"]:
+    """Return which of finitely many tasks `sample_batch` takes; see there."""
+    available = number_of_tasks(distribution)
     order_key, batch_key = jax.random.split(key)
     order = jax.random.permutation(order_key, available)  # who gets the odd ones
-    index = jax.random.permutation(batch_key, order[jnp.arange(count) % available])
-    return jax.tree.map(lambda x: x[index], distribution.finite)
+    return jax.random.permutation(batch_key, order[jnp.arange(count) % available])
+
+
+def number_of_tasks(distribution: TaskDistribution) -> int:
+    """Return how many tasks there are; 0 if they cannot be counted."""
+    if distribution.finite is None:
+        return 0
+    return jax.tree.leaves(distribution.finite)[0].shape[0]
+
+
+def even_count(distribution: TaskDistribution, count: int, *, most: int = 0) -> int:
+    """Return how many tasks to take instead of `count`, so that each occurs equally often.
+
+    Args:
+        distribution: of tasks.
+        count: how many are asked for.
+        most: the number of tasks that can be afforded, if that is more than twice `count`.
+
+    Returns:
+        The next multiple of the number of tasks there are; `count` itself, if they cannot be
+        counted or are more than can be afforded: then each is taken once at most.
+    """
+    available = number_of_tasks(distribution)
+    affordable = max(2 * count, most)
+    return math.ceil(count / available) * available if 0 < available <= affordable else count
