@@ -635,6 +635,7 @@ def _render(options: RenderOptions) -> int:
         tasks=options.tasks,
         adaptations=adaptations,
         episodes=episodes,
+        joint=algorithm.joint,
     )
     for output in outputs:
         _say(f"written to {output}")

@@ -124,9 +124,10 @@ def plot_run(path: str | Path, output: str | Path) -> None:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9, 4), layout="constrained")
         learning, adaptation = figure.subplots(1, 2, width_ratios=(3, 2))
-        _line(learning, curves.environment_steps, curves.after, _AFTER, _names_of(curves)[1])
+        early, late = _names_of(curves)
         if not curves.joint:
-            _line(learning, curves.environment_steps, curves.before, _BEFORE, _names_of(curves)[0])
+            _line(learning, curves.environment_steps, curves.before, _BEFORE, early)
+        _line(learning, curves.environment_steps, curves.after, _AFTER, late)
         if curves.held_out:
             last = curves.held_out[0].shape[-1] - 1
             steps = last if curves.trained_steps is None else min(curves.trained_steps, last)
@@ -145,7 +146,7 @@ def plot_run(path: str | Path, output: str | Path) -> None:
 def _names_of(curves: Curves) -> tuple[str, str]:
     """Return what `before` and `after` are the returns of."""
     if curves.joint:
-        return "return", "return"
+        return "return without adaptation", "return without adaptation"
     if curves.trained_steps is None:
         return "first episode", "last episode"
     return "before adaptation", "after adaptation"
@@ -165,15 +166,16 @@ def plot_comparison(paths: Sequence[str | Path], output: str | Path) -> None:
     Raises:
         MetajaxError: a run cannot be read or the picture cannot be written.
     """
-    once = {Path(path).resolve(): path for path in reversed(paths)}
-    runs = [load_curves(path) for path in reversed(once.values())]
+    once: dict[Path, str | Path] = {}
+    for path in paths:
+        once.setdefault(Path(path).resolve(), path)
+    runs = [load_curves(path) for path in once.values()]
     families = list(dict.fromkeys(curves.family for curves in runs))
     columns = min(len(families), _MOST_COLUMNS)
     rows = math.ceil(len(families) / columns)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(
-            figsize=(7 if columns == 1 else 5 * columns, 4 * rows), layout="constrained"
-        )
+        width = 7 if columns == 1 else 5 * columns
+        figure = Figure(figsize=(width, 4 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, family in zip(panels, families, strict=False):
             _compare(axes, [curves for curves in runs if curves.family == family])
@@ -181,10 +183,10 @@ def plot_comparison(paths: Sequence[str | Path], output: str | Path) -> None:
                 axes.set_title(family)
         for axes in panels[len(families) :]:
             axes.remove()
-        solid = [(name, dotted) for dotted, name in dict.fromkeys(map(_names_of, runs))]
-        shown = [name if name == dotted else f"{name} (dotted: {dotted})" for name, dotted in solid]
+        lines = dict.fromkeys(map(_names_of, runs))
+        shown = [f"{late} (dotted: {early})" if early != late else late for early, late in lines]
         note = f"{', '.join(shown)}; mean over seeds, band: lowest to highest"
-        figure.suptitle(_wrapped(note, 60 * columns), fontsize=9)
+        figure.suptitle(_wrapped(note, round(13 * width)), fontsize=9)
         _write(figure, output)
 
 
@@ -248,10 +250,13 @@ def _adaptation(axes: Axes, curves: Curves) -> None:
     shown = tasks[:: math.ceil(len(tasks) / _MOST_TASKS)]
     axes.plot(rounds, shown.T, color=_BEFORE, linewidth=0.5, alpha=min(0.5, 10 / len(shown)))
     summaries = adaptation_curve(returns[..., None])
-    label = f"interquartile mean, 95 % interval {resampled_over(len(returns))}"
+    label = f"interquartile mean,\n95 % interval {resampled_over(len(returns))}"
     if missing := max(summary.not_finite for summary in summaries):
         label += f"\n({missing} of {len(tasks)} tasks not finite, left out)"
     _intervals(axes, list(enumerate(summaries)), label, linestyle="-")
+    axes.set_xlim(
+        -0.05 * rounds[-1] - 0.05, 1.05 * rounds[-1] + 0.05
+    )  # also where nothing is finite
     each = "each task" if len(shown) == len(tasks) else f"each of {len(shown)} tasks"
     axes.plot([], [], color=_BEFORE, linewidth=0.5, label=each)
     _legend_below(axes, columns=1)

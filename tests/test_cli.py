@@ -22,13 +22,13 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from metajax import _arguments, cli, presets
+from metajax import _arguments, _tables, cli, presets
 from metajax._records import read_record, write_record
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, SOURCES
 from metajax.recorder import Progress
 from metajax.run_directory import MetricsLog, create_run, open_run, read_metrics
-from metajax.types import Agent
+from metajax.types import Agent, Algorithm, TaskDistribution, TaskFamily
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -194,17 +194,41 @@ def test_evaluate_writes_what_it_prints(trained, cache):
         returns = np.array(record[acting]["returns_per_seed_task_round"])
         assert returns.shape == (2, 6, 3)
         for k, (_, middle, low, high, mean) in enumerate(rows_of):
-            summary = record[acting]["interquartile_mean"][k]
-            assert summary["mean"] == pytest.approx(interquartile_mean(returns[:, :, k]))
-            assert [middle, low, high] == [
-                pytest.approx(summary[name], abs=0.051) for name in ("mean", "low", "high")
+            summary = record[acting]["adaptation_curve"][k]
+            assert summary["iqm"] == pytest.approx(interquartile_mean(returns[:, :, k]))
+            assert summary["mean"] == pytest.approx(returns[:, :, k].mean())
+            assert summary["not_finite"] == 0
+            assert [middle, low, high, mean] == [
+                pytest.approx(summary[name], abs=0.051) for name in ("iqm", "low", "high", "mean")
             ]
-            assert mean == pytest.approx(returns[:, :, k].mean(), abs=0.051)
     sampled, likeliest = (
         record[acting]["returns_per_seed_task_round"] for acting in ("sampled", "likeliest")
     )
     assert not np.allclose(sampled, likeliest)
     assert np.ptp(np.array(likeliest)[0, :, 0]) > 0  # tasks differ
+
+
+def test_evaluate_writes_null_for_what_is_not_finite(trained, cache, tmp_path, monkeypatch):
+    directory = tmp_path / "copy"
+    shutil.copytree(trained[0], directory)
+    returns = np.arange(12.0).reshape(4, 3, 1)
+    returns[0, 1:] = np.nan, np.inf
+    returns[:, 2] = np.nan
+    monkeypatch.setattr(cli, "evaluate", lambda *_, **__: returns)
+    printed = metajax("evaluate", directory)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (directory / "evaluation-test.json").read_text()
+    found = json.loads(text, parse_constant=refuse)["sampled"]
+    assert found["returns_per_seed_task_round"][0] == [
+        *([0, None, None], [3, 4, None], [6, 7, None], [9, 10, None])
+    ]
+    assert [s["not_finite"] for s in found["adaptation_curve"]] == [0, 2, 8]
+    assert [s["mean"] for s in found["adaptation_curve"]] == [4.5, 7, None]
+    assert "adaptation steps 1: the return of 2 of 8 tasks is not finite" in printed
+    assert "adaptation steps 2: the return of 8 of 8 tasks is not finite" in printed
 
 
 def test_evaluate_again_gives_the_same_and_another_checkpoint_does_not(trained, cache):
@@ -628,9 +652,9 @@ def test_progress_tells_of_evaluations_and_discarded_updates(capsys):
 
 
 def test_returns_are_told_as_finely_as_they_are_small():
-    assert cli._course(-10.04, 84.25) == "-10.0 -> 84.2"
-    assert cli._course(0.512, 0.668) == "0.51 -> 0.67"
-    assert cli._course(-0.5, 84.25) == "-0.5 -> 84.2"  # all alike
+    assert _tables.course(-10.04, 84.25) == "-10.0 -> 84.2"
+    assert _tables.course(0.512, 0.668) == "0.51 -> 0.67"
+    assert _tables.course(-0.5, 84.25) == "-0.5 -> 84.2"  # all alike
 
 
 @pytest.mark.parametrize(
@@ -643,12 +667,89 @@ def test_returns_are_told_as_finely_as_they_are_small():
 )
 def test_adaptation_that_hurts(tasks, memory, told, capsys):
     returns = np.array([5.0, 1.0])[None, None, :, None] + np.linspace(0, 1, tasks)[:, None, None]
-    agent = Agent(*(None,) * 4)._replace(initial_memory=lambda: memory)
-    cli._show_curve(returns, "sampled", agent)
-    printed = capsys.readouterr().out
+    printed = shown(returns, memory=memory)
     assert (told in printed) if told else ("hurts" not in printed)
-    cli._show_curve(returns, "sampled", agent, "train")
-    assert re.search("x [0-9]+ training tasks? x", capsys.readouterr().out)
+    assert re.search("x [0-9]+ training tasks? x", shown(returns, split="train"))
+
+
+def test_a_diverged_task_is_hurt():
+    returns = np.full((1, 8, 2, 1), [[5.0], [1.0]])
+    returns[0, :2, 1] = np.nan
+    assert "after 1 on 100% of the tasks" in shown(returns)
+
+
+def shown(returns, *, memory=(), tasks=None, split="test", **options) -> str:
+    """Return what is printed of `returns` of a family with these tasks, None for uncounted ones."""
+    agent = Agent(*(None,) * 4)._replace(initial_memory=lambda: memory)
+    algorithm = Algorithm(None, None, agent, "fake", 1, **options)  # type: ignore[arg-type]
+    distribution = TaskDistribution(lambda key: {}, tasks)
+    family = TaskFamily(None, distribution, distribution, "fake-v1")  # type: ignore[arg-type]
+    return _tables.curve_text(returns, "sampled", algorithm, family, split) + "\n"
+
+
+def part_rows(printed) -> dict[str, list[float]]:
+    """Return the rows of the table of seeds and tasks."""
+    rows = re.findall(r"^ +([a-z]\S*(?: \d)?) ((?: +-?[\d.]+)+) *$", printed, re.MULTILINE)
+    return {name: [float(x) for x in numbers.split()] for name, numbers in rows}
+
+
+def test_an_interval_says_what_it_is_of_and_seeds_have_their_means():
+    """Of three seeds, of which one failed, the interval is no narrow one around the others."""
+    returns = np.repeat([[200.0], [153.0], [200.0]], 40, axis=1)[:, :, None, None]
+    printed = shown(returns)
+    assert table_rows(printed) == [(0, 192.2, 153.0, 200.0, 184.3)]
+    assert "over seeds and tasks" in printed
+    assert part_rows(printed) == {"seed 0": [200], "seed 1": [153], "seed 2": [200]}
+    of_one = shown(returns[1:2])
+    assert table_rows(of_one) == [(0, 153.0, 153.0, 153.0, 153.0)]
+    assert "over tasks" in of_one and "seed 0" not in of_one
+
+
+def test_few_tasks_have_a_row_each():
+    """They come in their order, as often as each other."""
+    direction = {"index": np.arange(2), "direction": np.array([1.0, -1.0])}
+    returns = np.repeat([[100.0, 300.0], [-100.0, 500.0]], 10, axis=0)[None, ..., None]
+    printed = shown(returns, tasks=direction)
+    assert part_rows(printed) == {"direction=1": [100, 300], "direction=-1": [-100, 500]}
+    assert "20 held-out tasks (10 of each) x" in printed
+    named = lambda tasks: _tables.task_names(TaskDistribution(lambda key: {}, tasks))
+    assert named({"at": np.eye(2), "w": np.array([0.5, 2])}) == [
+        *("at=(1, 0), w=0.5", "at=(0, 1), w=2")
+    ]
+    assert named({"map": np.ones((3, 40))}) == ["task 0", "task 1", "task 2"]
+    assert named({"x": np.arange(7)}) == named({"x": np.arange(1)}) == named(None) == []
+
+
+def test_the_total_reward_of_a_trial_can_be_read():
+    """Five rounds of two pulls: what is published is what all ten pay together."""
+    pulls = (np.random.default_rng(0).random((2, 500, 5, 2)) < 0.66).astype(float)
+    of_seeds = pulls.sum(axis=(2, 3)).mean(axis=1)
+    printed = shown(pulls, memory=np.zeros(3))
+    assert f"Total reward of a trial (10 episodes): mean {of_seeds.mean():.2f}, " in printed
+    assert printed.rstrip().endswith("; means of the seeds {:.2f}, {:.2f}".format(*of_seeds))
+    assert "Total reward" not in shown(pulls)
+
+
+def test_joint_training_says_return_once_and_fine_tuning_by_its_name(capsys):
+    joint = progress(100)._replace(metrics={"return": np.full((2, 1), 84.25)})
+    assert cli._status(joint).split(", ")[2] == "return 84.2"
+    held_out = joint._replace(returns=np.repeat([[[[20.0], [30.0], [40.0]]]], 8, axis=1))
+    assert cli._held_out(held_out).endswith(": 20.0, fine-tuned 30.0 -> 40.0")
+    printed = shown(np.full((1, 8, 2, 1), [[20.0], [10.0]]), joint=True)
+    assert "fine-tuning steps" in printed and "adaptation" not in printed
+    assert "Fine-tuning hurts" in printed
+
+
+def test_progress_shows_the_mean_where_the_interquartile_mean_hides_it():
+    """One goal in twenty is found: the middle half knows nothing of it."""
+    returns = np.full((1, 20, 2, 3), -1.5)
+    returns[0, 0, 1] = 29.9
+    text = _tables.held_out_course(returns, joint=False)
+    assert text == "-1.50 -> -1.50 (mean -1.50 -> 0.07)"
+    spread = np.random.default_rng(0).normal(size=(1, 40, 2, 3))
+    assert "mean" not in _tables.held_out_course(spread, joint=False)
+    spread[0, :3, 1] = np.nan
+    assert _tables.held_out_course(spread, joint=False).endswith(", 3 of 40 tasks not finite")
 
 
 def test_progress_on_a_terminal_is_one_live_line(capsys, monkeypatch):

@@ -12,7 +12,9 @@ ITERATIONS, SEEDS, TASKS = 12, 2, 8
 STEPS = 400  # per iteration and seed
 
 
-def write_run(path, *, evaluated=True, inner_steps=1, algorithm="maml"):
+def write_run(
+    path, *, evaluated=True, inner_steps=1, algorithm="maml", family="point-goal", joint=False
+):
     """Make a run with random metrics; return them."""
     generator = np.random.default_rng(0)
     before = generator.normal(-10, 1, (ITERATIONS, SEEDS))
@@ -20,13 +22,15 @@ def write_run(path, *, evaluated=True, inner_steps=1, algorithm="maml"):
     held_out = generator.normal(40, 5, (3, SEEDS, TASKS, 3))
     config = {
         "algorithm_name": algorithm,
-        "family_name": "point-goal",
+        "family_name": family,
         "algorithm": {"inner_steps": inner_steps},
     }
     with create_run(path, config) as run, MetricsLog(run.metrics, iteration=-1) as log:
         for index in range(ITERATIONS):
             iteration = index + 1
             values = {"return_before": before[index], "return_after": after[index]}
+            if joint:
+                values = {"return": after[index]}
             log.write(iteration, {"environment_steps": iteration * STEPS * SEEDS, **values})
             if evaluated and iteration % 4 == 0:
                 name = "final_held_out" if iteration == ITERATIONS else "held_out"
@@ -48,8 +52,12 @@ def middle(values):
     return values[len(values) // 4 : -len(values) // 4].mean()
 
 
+def label_of(line):
+    return line.get_label().replace("\n", "")  # names of runs are wrapped
+
+
 def lines(axes):
-    return {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+    return {label_of(line): line.get_xydata() for line in axes.get_lines()}
 
 
 def test_learning_curves_are_means_over_seeds_with_the_range_around_them(tmp_path, figures):
@@ -140,7 +148,7 @@ def test_several_runs_in_one_picture(tmp_path, figures):
     colors = set()
     for run, values in zip(runs, after, strict=True):
         np.testing.assert_allclose(drawn[str(run)][:, 1], values.mean(axis=1))
-        (line,) = (line for line in figures[0].axes[0].get_lines() if line.get_label() == str(run))
+        (line,) = (x for x in figures[0].axes[0].get_lines() if label_of(x) == str(run))
         colors.add(line.get_color())
     assert len(colors) == 2
 
@@ -150,9 +158,86 @@ def test_the_note_says_what_the_lines_are(tmp_path, figures):
         write_run(tmp_path / name, algorithm=name)
     plotting.plot_comparison([tmp_path / "rl2"], "unused.png")
     plotting.plot_comparison([tmp_path / "maml", tmp_path / "rl2"], "unused.png")
-    notes = [figure.axes[0].get_title(loc="left") for figure in figures]
-    assert notes[0].startswith("last episode (dotted: first); mean")
-    assert notes[1].startswith("after adaptation (dotted: before), last episode (dotted: first); ")
+    notes = [" ".join(figure.get_suptitle().split()) for figure in figures]
+    assert notes[0].startswith("last episode (dotted: first episode); mean")
+    assert notes[1].startswith(
+        "after adaptation (dotted: before adaptation), last episode (dotted: first episode); "
+    )
+
+
+def test_a_joint_run_has_one_return_and_is_fine_tuned(tmp_path, figures):
+    _, after, held_out = write_run(tmp_path / "run", algorithm="ppo", joint=True)
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    plotting.plot_comparison([tmp_path / "run"], "unused.png")
+    learning, adaptation = figures[0].axes
+    drawn = {label: xy for label, xy in lines(learning).items() if not label.startswith("_")}
+    assert drawn.keys() == {"return without adaptation"}
+    np.testing.assert_allclose(drawn["return without adaptation"][:, 1], after.mean(axis=1))
+    (container,) = learning.containers
+    assert container.get_label() == "held-out tasks"
+    expected = [middle(returns[:, :, 0]) for returns in held_out]  # before any fine-tuning
+    np.testing.assert_allclose(np.asarray(container[0].get_ydata(), float), expected)
+    assert adaptation.get_xlabel() == "fine-tuning steps"
+    assert len(figures[1].axes[0].get_lines()) == 1 and "dotted" not in figures[1].get_suptitle()
+
+
+def test_an_old_joint_run_is_known_by_its_equal_returns(tmp_path, figures):
+    with create_run(tmp_path / "run", {}) as run, MetricsLog(run.metrics, iteration=-1) as log:
+        for iteration, value in enumerate((1.0, float("nan"), 3.0), start=1):
+            values = {"return_before": [value], "return_after": [value]}
+            log.write(iteration, {"environment_steps": iteration, **values})
+    assert plotting.load_curves(tmp_path / "run").joint
+    write_run(tmp_path / "maml")
+    assert not plotting.load_curves(tmp_path / "maml").joint
+
+
+def test_each_family_has_its_panel_and_each_run_is_drawn_once(tmp_path, figures, monkeypatch):
+    for name, family in (("a", "point-goal"), ("b", "gridnav"), ("c", "point-goal")):
+        write_run(tmp_path / name, family=family)
+    monkeypatch.chdir(tmp_path)
+    plotting.plot_comparison(["a", "b", "c", tmp_path / "a", "./b"], "unused.png")
+    panels = {axes.get_title(): axes for axes in figures[0].axes}
+    legends = {
+        family: [text.get_text() for text in axes.get_legend().get_texts()]
+        for family, axes in panels.items()
+    }
+    assert legends == {"point-goal": ["a", "c"], "gridnav": ["b"]}
+
+
+def test_no_text_is_cut(tmp_path):
+    """Titles and names of runs lie within the picture, however long."""
+    runs = [tmp_path / f"a-run-with-a-name-{'of-many-words-' * 8}{i}" for i in range(2)]
+    for run, family in zip(runs, ("halfcheetah-vel", "point-goal"), strict=True):
+        write_run(run, algorithm="learned-optimizer" * 4, family=family)
+    figures = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plotting, "_write", lambda figure, output: figures.append(figure))
+        plotting.plot_run(runs[0], "unused.png")
+        plotting.plot_comparison(runs, "unused.png")
+        plotting.plot_comparison(runs[:1], "unused.png")
+    for figure in figures:
+        figure.draw_without_rendering()
+        texts = [axes.title for axes in figure.axes] + figure.texts
+        texts += [text for axes in figure.axes for text in axes.get_legend().get_texts()]
+        for text in texts:
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.width, text.get_text()
+            assert box.y0 >= 0 and box.y1 <= figure.bbox.height, text.get_text()
+
+
+def test_tasks_that_are_not_finite_are_counted(tmp_path, figures):
+    write_run(tmp_path / "run", evaluated=False)
+    returns = np.random.default_rng(0).normal(size=(SEEDS, TASKS, 3))
+    returns[0, :2, 1], returns[:, :, 2] = np.nan, np.inf
+    with MetricsLog(tmp_path / "run" / "metrics.jsonl", iteration=ITERATIONS) as log:
+        log.write(ITERATIONS, {"final_held_out": returns.tolist()})
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    axes = figures[0].axes[1]
+    points = np.asarray(axes.containers[0][0].get_ydata(), float)
+    kept = np.sort(returns[:, :, 1][np.isfinite(returns[:, :, 1])])
+    np.testing.assert_allclose(points[:2], [middle(returns[:, :, 0]), kept[3:-3].mean()])
+    assert np.isnan(points[2])
+    assert "(16 of 16 tasks not finite, left out)" in axes.containers[0].get_label()
 
 
 def test_what_was_not_finite_is_a_gap(tmp_path, figures):

@@ -33,6 +33,7 @@ def render(
     tasks: int,
     adaptations: int,
     episodes: int,
+    joint: bool = False,
 ) -> None:
     """Draw an agent before and after adaptation on held-out tasks.
 
@@ -46,6 +47,7 @@ def render(
         tasks: how many; of finitely many, each at most once.
         adaptations: adaptation steps between before and after; of a memory, parts of the trial.
         episodes: per adaptation step or part.
+        joint: the agent did not adapt in training; its steps are called fine-tuning.
 
     Raises:
         MetajaxError: there is no such picture of this family, or it cannot be written.
@@ -79,7 +81,10 @@ def render(
 
     recordings = record_all(meta_params, held_out, jax.random.split(record_key, tasks))
     held_out, recordings = jax.tree.map(np.asarray, (held_out, recordings))
-    titles = ("before adaptation", f"after {adaptations} step{'s' * (adaptations != 1)}")
+    titles = (
+        f"before {'fine-tuning' if joint else 'adaptation'}",
+        f"after {adaptations} step{'s' * (adaptations != 1)}",
+    )
     if has_memory(agent):
         heard = adaptations * episodes
         titles = ("first episode", f"after {heard} episode{'s' * (heard != 1)}")

@@ -147,8 +147,12 @@ def test_everything_is_finite_and_named(case):
     algorithm, _, _, states, metrics = case
     for leaf in jax.tree.leaves((states, metrics)):
         assert np.all(np.isfinite(leaf))
+    joint = {"reinforce", "a2c", "ppo", "trpo", "q-prop", "dqn"}
+    assert algorithm.joint == (algorithm.name in joint)
+    returns = {"return"} if algorithm.joint else {"return_before", "return_after"}
     for found in metrics:
-        assert {"return_before", "return_after", "meta_gradient_norm"} <= found.keys()
+        assert {*returns, "meta_gradient_norm"} <= found.keys()
+        assert {name for name in found if name.startswith("return")} == returns
         # Where policies are meta-learned, and not the rule alone.
         assert "entropy" in found or algorithm.name == "learned-optimizer"
         assert all(value.shape == () for value in found.values())
