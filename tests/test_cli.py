@@ -134,7 +134,7 @@ def test_training_ends_with_the_held_out_adaptation_curve(trained):
         assert middle == pytest.approx(interquartile_mean(returns[:, :, k]), abs=0.051)
         assert mean == pytest.approx(returns[:, :, k].mean(), abs=0.051)
         assert returns[:, :, k].min() - 0.06 < low < middle < high < returns[:, :, k].max() + 0.06
-    assert re.search(r"wall time: 0:\d\d, 0:\d\d of it compiling", printed)
+    assert re.search(r"wall time: \d+:\d\d, \d+:\d\d of it compiling", printed)
 
 
 def test_training_ends_with_a_picture_and_the_next_commands(trained):
@@ -212,7 +212,7 @@ def test_evaluate_writes_null_for_what_is_not_finite(trained, cache, tmp_path, m
     directory = tmp_path / "copy"
     shutil.copytree(trained[0], directory)
     returns = np.arange(12.0).reshape(4, 3, 1)
-    returns[0, 1:] = np.nan, np.inf
+    returns[0, 1:, 0] = np.nan, np.inf
     returns[:, 2] = np.nan
     monkeypatch.setattr(cli, "evaluate", lambda *_, **__: returns)
     printed = metajax("evaluate", directory)
