@@ -76,4 +76,5 @@ def reptile(
         new_params = MetaParams(policy_params, meta_params.rule, critic)
         return TrainState(new_params, {"critic": critic_state}), metrics
 
-    return Algorithm(init, update, loop.agent, "reptile", inner_steps * loop.steps_per_round)
+    steps_per_task = inner_steps * loop.steps_per_round
+    return Algorithm(init, update, loop.agent, "reptile", steps_per_task, joint=inner_steps == 1)
