@@ -68,6 +68,7 @@ class Evaluation:
         counts = dataclasses.asdict(self)
         del counts["mode"]
         check_at_least(1, **{f"evaluation.{k}": v for k, v in counts.items() if v is not None})
+
     def batch(self, family: TaskFamily) -> int:
         """Return how many held-out tasks an evaluation takes: `tasks`, or as many as are even."""
         return even_count(family.test, self.tasks, most=self.final_tasks)
