@@ -41,7 +41,7 @@ def play(name):
             actions = jax.random.randint(action_key, shape, 0, space.size)
         else:
             shape = (*shape, space.size)
-            low, high = (0.5 * x for x in (space.low, space.high))
+            low, high = (0.5 * x for x in space.bounds)
             actions = jax.random.uniform(action_key, shape, minval=low, maxval=high)
         start = env.reset(reset_key, task)
 

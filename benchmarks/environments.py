@@ -155,7 +155,8 @@ def measure(name, backend, batch, arguments):
         actions = jax.random.randint(jax.random.key(2), shape, 0, space.size)
     else:
         shape = (*shape, space.size)
-        actions = jax.random.uniform(jax.random.key(2), shape, minval=space.low, maxval=space.high)
+        low, high = space.bounds
+        actions = jax.random.uniform(jax.random.key(2), shape, minval=low, maxval=high)
     play, compile_seconds, temporary = environment(mesh, family, actions, batch)
     programs = [play]
     if has_engine:

@@ -186,7 +186,7 @@ def _spaces(env: Env) -> tuple[gymnasium.spaces.Box, gymnasium.Space]:
     space: ActionSpace = env.action_space
     if isinstance(space, Discrete):
         return observed, gymnasium.spaces.Discrete(space.size)
-    return observed, gymnasium.spaces.Box(space.low, space.high, (space.size,), np.float32)
+    return observed, gymnasium.spaces.Box(*space.bounds, dtype=np.float32)
 
 
 def _keys(random: np.random.Generator) -> Key[Array, "2"]:

@@ -14,7 +14,10 @@ from typing import Any, NamedTuple, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+from metajax.errors import MetajaxError
 
 Task = PyTree[Array]
 Params = PyTree[Array]
@@ -144,16 +147,47 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class Continuous:
-    """Actions in a box: `size` floats; the environment clips to [`low`, `high`], then scales."""
+    """Actions in a box: `size` floats; the environment clips to [`low`, `high`], then scales.
+
+    Attributes:
+        size: how many.
+        low: the smallest action, or a sequence `[size]` of one for each dimension.
+        high: the largest, likewise.
+        scale: the control is this times the clipped action.
+    """
 
     size: int
-    low: float = -1.0
-    high: float = 1.0
+    low: float | tuple[float, ...] = -1.0
+    high: float | tuple[float, ...] = 1.0
     scale: float = 1.0
+
+    def __post_init__(self):
+        """Keep bounds as what can be compared and hashed: one number where all are the same."""
+        for name in ("low", "high"):
+            bound = np.asarray(getattr(self, name), float)
+            if bound.ndim == 0:
+                continue
+            if bound.shape != (self.size,):
+                raise MetajaxError(
+                    f"{name} has shape {bound.shape}; it must be one number, or one for each of "
+                    f"the {self.size} dimensions of the action."
+                )
+            same = len(set(bound.tolist())) == 1
+            object.__setattr__(self, name, float(bound[0]) if same else tuple(bound.tolist()))
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The smallest and the largest action, `[size]` each."""
+        low, high = (np.asarray(bound, np.float32) for bound in (self.low, self.high))
+        return np.broadcast_to(low, (self.size,)), np.broadcast_to(high, (self.size,))
 
     def to_control(self, action: Float[Array, "*batch action"]) -> Float[Array, "*batch action"]:
         """Return what the environment applies when it is given `action`."""
-        return self.scale * jnp.clip(action, self.low, self.high)
+        low, high = (
+            jnp.asarray(bound, action.dtype) if isinstance(bound, tuple) else bound
+            for bound in (self.low, self.high)
+        )
+        return self.scale * jnp.clip(action, low, high)
 
 
 ActionSpace = Discrete | Continuous

@@ -267,11 +267,11 @@ def _checked_ranges(environment: str, params: Any, vary: Mapping[str, Any], deri
 def _action_space(environment: str, space: Any):
     if _check_kind(environment, "actions", space, ("Box", "Discrete")) == "Discrete":
         return Discrete(int(space.n)), space
-    low, high = np.unique(space.low), np.unique(space.high)
-    if len(low) != 1 or len(high) != 1:
-        raise MetajaxError(f"actions of {environment} have a range each; they must share one.")
-    size = math.prod(space.shape)
-    return Continuous(size, float(low[0]), float(high[0])), space
+    low, high = (
+        tuple(np.broadcast_to(bound, space.shape).ravel().tolist())
+        for bound in (space.low, space.high)
+    )
+    return Continuous(math.prod(space.shape), low, high), space
 
 
 def _check_kind(environment: str, what: str, space: Any, known: tuple[str, ...]) -> str:

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from metajax.envs.episodes import Moved, make_env
 from metajax.envs.physics import Dynamics, Physics, PhysicsState
+from metajax.errors import MetajaxError, check_positive
 from metajax.types import Continuous, Env, Task
 
 Noise = Callable[[Key[Array, ""], Physics], tuple[Float[Array, "nq"], Float[Array, "nv"]]]
@@ -90,9 +92,36 @@ def robot_env(
 
 
 def scaled_actions(physics: Physics, scale: float) -> Continuous:
-    """Return actions such that the control is `scale` times the action, clipped to its range."""
-    high = float(physics.control_range[0, 1])  # the same for all of Gymnasium's robots
-    return Continuous(physics.model.nu, -1 / scale, 1 / scale, scale * high)
+    """Return actions that reach all of the range of every actuator, and no further.
+
+    The control is the action times `scale` times the largest limit of any actuator (its unit, in
+    N·m for a motor), clipped to the actuator's own range. With ranges ±1 it is `scale` times the
+    action, clipped to ±1; with ranges [-2, 0.5] and [0, 3] and `scale` 1 the bounds of the actions
+    are [-2/3, 1/6] and [0, 1], and the control is three times the clipped action.
+
+    Args:
+        physics: the robot.
+        scale: the part of the largest limit that an action of 1 asks for.
+
+    Raises:
+        MetajaxError: an actuator has no range, there is none, or `scale` is not above 0.
+    """
+    check_positive(scale=scale)
+    limits = physics.control_range
+    unlimited = np.flatnonzero(~np.isfinite(limits).all(axis=1))
+    if len(limits) == 0:
+        raise MetajaxError("the model has no actuator, so there is nothing for actions to control.")
+    if len(unlimited):
+        owner = np.searchsorted(physics.model.actuator_ctrladr, unlimited[0], side="right") - 1
+        name = physics.model.actuator(int(owner)).name or f"number {owner}"
+        raise MetajaxError(
+            f"actuator {name!r} has no range of controls, which bounds the actions: give it "
+            'ctrllimited="true" and a ctrlrange in the XML file, or give robot_env bounds of your '
+            "own, actions=metajax.Continuous(size, low, high), in the place of scaled_actions."
+        )
+    largest = float(np.abs(limits).max())
+    low, high = (tuple((bound / largest / scale).tolist()) for bound in limits.T)
+    return Continuous(len(limits), low, high, scale * largest)
 
 
 def velocity(physics: Physics, before: PhysicsState, after: PhysicsState, axes: int = 1):

@@ -150,7 +150,8 @@ class Played(NamedTuple):
 def random_action(space, key):
     if isinstance(space, Discrete):
         return jax.random.randint(key, (), 0, space.size)
-    return jax.random.uniform(key, (space.size,), minval=space.low, maxval=space.high)
+    low, high = space.bounds
+    return jax.random.uniform(key, (space.size,), minval=low, maxval=high)
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +286,7 @@ def test_actions_beyond_their_bounds_are_clipped(played):
         return
     task = jax.tree.map(lambda x: x[0], played.tasks)
     state = played.reset(jax.random.key(0), task)
-    bound = jnp.full(env.action_space.size, env.action_space.high, float)  # not weakly typed
+    bound = jnp.asarray(env.action_space.bounds[1], float)
     assert_same(played.step(state, bound), played.step(state, 10 * bound))
 
 
