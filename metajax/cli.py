@@ -318,6 +318,8 @@ def _described(
     engine = _ENGINES.get(backend, backend)
     if backend == "mujoco":
         engine = f"C MuJoCo on {plural(os.cpu_count() or 1, 'thread')}"
+    if backend == "warp" and devices[0].platform == "cpu":
+        engine += ", slow on a CPU"
     if backend == "jax":
         return program, f"physics: none ({engine})"
     found = "no accelerator" if devices[0].platform == "cpu" else devices[0].device_kind

@@ -1,4 +1,4 @@
-"""MuJoCo Warp behind the same bundle; its kernels also run on a CPU, which is enough here."""
+"""MuJoCo Warp behind the same bundle, on a CPU, where its kernels run too."""
 
 import importlib.util
 
@@ -16,12 +16,6 @@ needs_warp = pytest.mark.skipif(
     importlib.util.find_spec("warp") is None, reason="needs the package warp-lang"
 )
 WORLDS, STEPS = 3, 20
-
-
-@pytest.fixture
-def nvidia(monkeypatch):
-    """As if there were a card."""
-    monkeypatch.setattr(physics, "_on_nvidia", lambda: True)
 
 
 def make(name, backend, frame_skip, **options):
@@ -68,7 +62,7 @@ def plain_mujoco(model, control, frame_skip):
 
 @needs_warp
 @pytest.mark.parametrize(("name", "frame_skip"), [("hopper", 4), ("humanoid", 5)])
-def test_it_is_mujoco_in_single_precision(name, frame_skip, nvidia):
+def test_it_is_mujoco_in_single_precision(name, frame_skip):
     bundle = make(name, "warp", frame_skip)
     control = controls(bundle.model)
     plain, _ = plain_mujoco(bundle.model, control, frame_skip)
@@ -76,7 +70,7 @@ def test_it_is_mujoco_in_single_precision(name, frame_skip, nvidia):
 
 
 @needs_warp
-def test_with_its_contact_frames_mjx_agrees_on_the_ant(nvidia, monkeypatch):
+def test_with_its_contact_frames_mjx_agrees_on_the_ant(monkeypatch):
     monkeypatch.setattr(physics, "_align_with_capsules", lambda compiled, data: data)
     bundles = [make("ant", backend, 5) for backend in ("warp", "mjx")]
     control = controls(bundles[0].model)
@@ -86,7 +80,7 @@ def test_with_its_contact_frames_mjx_agrees_on_the_ant(nvidia, monkeypatch):
 
 
 @needs_warp
-def test_contact_forces_are_those_of_the_c_engine(nvidia):
+def test_contact_forces_are_those_of_the_c_engine():
     bundle = make("humanoid", "warp", 5, contact_forces=True)
     control = controls(bundle.model)
     _, forces = plain_mujoco(bundle.model, control, 5)
@@ -95,7 +89,7 @@ def test_contact_forces_are_those_of_the_c_engine(nvidia):
 
 
 @needs_warp
-def test_every_world_has_its_own_dynamics(nvidia):
+def test_every_world_has_its_own_dynamics():
     bundle = make("hopper", "warp", 4)
     control, model = controls(bundle.model), bundle.model
     mass = np.random.default_rng(1).uniform(0.5, 2, (WORLDS, model.nbody)).astype(np.float32)
@@ -110,7 +104,7 @@ def test_every_world_has_its_own_dynamics(nvidia):
 
 
 @needs_warp
-def test_a_family_trains_on_it(nvidia):
+def test_a_family_trains_on_it():
     family = metajax.make("halfcheetah-vel", backend="warp", episode_length=4)
     assert family.backend == "warp"
     policy = metajax.mlp(family.env.observation_size, family.env.action_space, hidden=(8,))
@@ -120,19 +114,46 @@ def test_a_family_trains_on_it(nvidia):
 
 
 @needs_warp
-def test_a_gradient_is_refused(nvidia):
+def test_a_gradient_is_refused():
     bundle = make("hopper", "warp", 4)
     state = bundle.init(jnp.asarray(bundle.default_qpos, jnp.float32), jnp.zeros(6))
     with pytest.raises(MetajaxError, match="MuJoCo Warp, which has no gradient"):
         jax.grad(lambda control: bundle.step(state, control).qpos.sum())(jnp.zeros(3))
 
 
-def test_without_a_card_it_is_one_sentence():
-    with pytest.raises(MetajaxError, match="needs an NVIDIA GPU, but JAX runs on cpu"):
-        metajax.make("halfcheetah-vel", backend="warp")
+def test_on_another_accelerator_it_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(MetajaxError, match="NVIDIA GPU, or slowly on a CPU, but JAX runs on tpu"):
+        physics.resolve_backend("warp")
 
 
-def test_without_its_package_it_is_one_sentence(nvidia, monkeypatch):
+@needs_warp
+def test_on_a_cpu_it_runs_where_it_is_asked_for_by_name_alone():
+    assert physics.resolve_backend("warp") == "warp"
+    assert physics.resolve_backend("auto") == "mujoco"
+
+
+@needs_warp
+@pytest.mark.parametrize("of", ["mass", "inertia"])
+def test_simple_bodies_move_as_heavy_as_they_are(of, tmp_path):
+    """A wheel and a slide under 1 N·m and 1 N for a second, four times as heavy."""
+    path = tmp_path / "model.xml"
+    path.write_text(
+        """<mujoco><option timestep=".01" gravity="0 0 0"/><worldbody>
+        <body><joint name="w" axis="0 0 1"/><inertial pos="0 0 0" mass="1"
+          diaginertia=".02 .02 .02"/><geom size=".1" contype="0" conaffinity="0"/></body>
+        <body><joint name="s" type="slide"/><geom size=".1" mass="1" contype="0"
+          conaffinity="0"/></body></worldbody>
+        <actuator><motor joint="w"/><motor joint="s"/></actuator></mujoco>"""
+    )
+    bundle = make(str(path), "warp", 100)
+    state = bundle.init(jnp.zeros(2), jnp.zeros(2))
+    state = bundle.step(state, jnp.ones(2), {of: jnp.array([1.0, 4.0, 4.0])})
+    right = {"mass": [25.25, 0.12625], "inertia": [6.3125, 0.505]}
+    np.testing.assert_allclose(bundle.qpos(state), right[of], rtol=1e-5)
+
+
+def test_without_its_package_it_is_one_sentence(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MetajaxError, match=r'pip install -e "\.\[warp\]"'):
         physics.resolve_backend("warp")

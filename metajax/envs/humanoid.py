@@ -166,6 +166,6 @@ def _remember_control(physics: Physics) -> Physics:
         step=step,
         qpos=lambda state: physics.qpos(state.body),
         qvel=lambda state: physics.qvel(state.body),
-        kinematics=lambda state: physics.kinematics(state.body),
+        kinematics=lambda state, dynamics=None: physics.kinematics(state.body, dynamics),
         contact_force=None if force is None else lambda state: force(state.body),
     )

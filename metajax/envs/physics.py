@@ -7,7 +7,8 @@ Four makers build the same body, read from the XML files inside the installed Gy
   default on a CPU, where it is tens of times faster than MJX and compiles in a second. The same
   physics as `mjx`, to rounding.
 - `warp`: MuJoCo Warp, for NVIDIA GPUs, behind MJX's interface. The same physics in single precision
-  but for its contact frames (see `warp`), written for thousands of worlds; it has no gradient.
+  but for its contact frames (see `warp`), written for thousands of worlds; it has no gradient. On a
+  CPU it runs where it is asked for by name: slowly, and its kernels take minutes to compile once.
 - `brax`: Brax's pipelines `spring`, `positional` and `generalized`. Another physics: results on
   them are not results on MuJoCo.
 
@@ -20,6 +21,7 @@ import copy
 import functools
 import importlib.util
 import io
+import math
 import pathlib
 import re
 import sys
@@ -39,6 +41,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from metajax._checks import checked
+from metajax.envs.engine_limits import check_limits
 from metajax.errors import MetajaxError, unknown
 from metajax.types import pytree_dataclass
 
@@ -59,10 +62,20 @@ DYNAMICS = {
     "gear": "actuator_gear",  # [nu, 6]
 }
 
-# Names of `DYNAMICS` and multipliers: of a field's shape, or of its leading axes. The constants
-# that MuJoCo derives from the fields when it compiles a model (how soft contacts and limits are)
-# stay those of the model as it is, as in the code of the papers that multiply them.
+# Names of `DYNAMICS` and multipliers: of a field's shape, or of its leading axes. Motion, centres
+# of mass and the torques about them are those of the multiplied model. What MuJoCo derives from
+# the fields when it compiles a model to say how soft contacts, limits and equalities and how strong
+# muscles are (`_SOFTNESS`) stays as it was, as in the code of the papers that multiply them, unless
+# `make_physics` is asked to recompute it. Explicit contact pairs have a friction of their own.
 Dynamics = Mapping[str, Float[Array, "..."]]
+
+_SOFTNESS = (
+    "body_invweight0",
+    "dof_invweight0",
+    "tendon_invweight0",
+    "flexedge_invweight0",
+    "actuator_acc0",
+)
 
 
 class Kinematics(NamedTuple):
@@ -94,7 +107,7 @@ class Physics(NamedTuple):
     - `step(state, control, dynamics={}) -> state`: one environment step under a constant `control`
       [nu], with fields of the model multiplied by `dynamics`;
     - `qpos(state)`, `qvel(state)`: read them back;
-    - `kinematics(state)`: what follows from them;
+    - `kinematics(state, dynamics={})`: what follows from them;
     - `contact_force(state)`: the external force on every body [nbody, 6], a torque and a force
       about the robot's centre of mass (N·m, N; MuJoCo's `cfrc_ext`), where the last substep began;
       0 after `init`. None if it was not asked for, or on Brax, which has no such forces.
@@ -116,7 +129,7 @@ class Physics(NamedTuple):
     step: Callable[..., PhysicsState]
     qpos: Callable[[PhysicsState], Float[Array, "nq"]]
     qvel: Callable[[PhysicsState], Float[Array, "nv"]]
-    kinematics: Callable[[PhysicsState], Kinematics]
+    kinematics: Callable[..., Kinematics]
     contact_force: Callable[[PhysicsState], Float[Array, "nbody 6"]] | None
     model: mujoco.MjModel
     default_qpos: np.ndarray
@@ -139,6 +152,7 @@ def make_physics(
     brax_substeps: int,
     without: str | None = None,
     contact_forces: bool = False,
+    recompute_constants: bool = False,
 ) -> Physics:
     """Return the physics of a MuJoCo model on an engine.
 
@@ -150,18 +164,27 @@ def make_physics(
             divide the same time.
         without: a body to leave out.
         contact_forces: whether `Physics.contact_force` is wanted, where the engine has it.
+        recompute_constants: whether a world's multipliers also change what MuJoCo derives from the
+            model when it compiles it, as `mj_setConst` does: see `Dynamics`. On `mujoco` alone.
 
     Raises:
         MetajaxError: the backend is unknown or cannot run on this machine, or the model cannot be
             read, or not by this engine.
     """
     engine = resolve_backend(backend)
+    if recompute_constants and engine != "mujoco":
+        raise MetajaxError(
+            f"backend {engine!r} cannot recompute the constants of a multiplied model: take "
+            "recompute_constants=False, or backend 'mujoco' on a CPU."
+        )
     if engine in ("mjx", "mujoco", "warp"):
         # The others compute contact forces for a sensor alone; in MJX it would cost a pass more.
         sensor = contact_forces and engine != "mjx"
         model = load_model(name, without=without, contact_sensor=sensor)
-        maker = {"mjx": mjx, "mujoco": mujoco_c, "warp": warp}[engine]
-        return maker(model, frame_skip=frame_skip, contact_forces=contact_forces)
+        options: dict[str, Any] = {"frame_skip": frame_skip, "contact_forces": contact_forces}
+        if engine == "mujoco":
+            options["recompute_constants"] = recompute_constants
+        return {"mjx": mjx, "mujoco": mujoco_c, "warp": warp}[engine](model, **options)
     original = load_model(name, without=without)
     model = load_model(name, without=without, for_brax=True)
     return brax(
@@ -189,10 +212,10 @@ def resolve_backend(backend: str) -> str:
             f"{jax.default_backend()}: take backend 'mjx', or start JAX with JAX_PLATFORMS=cpu."
         )
     if backend == "warp":
-        if not _on_nvidia():
+        if not (_on_nvidia() or _on_cpu()):
             raise MetajaxError(
-                "backend 'warp' is MuJoCo Warp and needs an NVIDIA GPU, but JAX runs on "
-                f"{jax.default_backend()}: take backend 'mjx', or 'mujoco' on a CPU."
+                "backend 'warp' is MuJoCo Warp and runs on an NVIDIA GPU, or slowly on a CPU, but "
+                f"JAX runs on {jax.default_backend()}: take backend 'mjx'."
             )
         if importlib.util.find_spec("warp") is None:
             raise MetajaxError(
@@ -315,7 +338,7 @@ class MujocoState:
 def _mujoco_bundle(
     model: mujoco.MjModel, step, *, frame_skip: int, backend: str, contact_forces: bool
 ) -> Physics:
-    kinematics = _kinematics(model)
+    kinematics = _kinematics(model, on_c_engine=backend == "mujoco")
 
     def init(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> MujocoState:
         force = jnp.zeros((model.nbody, 6), qvel.dtype) if contact_forces else None
@@ -327,7 +350,7 @@ def _mujoco_bundle(
         step=lambda state, control, dynamics=None: step_once(state, control, dynamics or {}),
         qpos=lambda state: state.qpos,
         qvel=lambda state: state.qvel,
-        kinematics=lambda state: kinematics(state.qpos, state.qvel),
+        kinematics=lambda state, dynamics=None: kinematics(state.qpos, state.qvel, dynamics or {}),
         contact_force=(lambda state: state.contact_force) if contact_forces else None,
         model=model,
         default_qpos=np.array(model.qpos0),
@@ -351,6 +374,11 @@ def _check_dynamics(dynamics: Dynamics, model: mujoco.MjModel) -> None:
                 f"multipliers of {name} have shape {multiplier.shape}; they must be {shape}, or "
                 "its first axes."
             )
+    if "gear" in dynamics and (model.actuator_gaintype == mujoco.mjtGain.mjGAIN_MUSCLE).any():
+        raise MetajaxError(
+            "the gear of a muscle cannot be multiplied: MuJoCo measures the range of its lengths "
+            "when it compiles the model."
+        )
 
 
 def field_shape(model: mujoco.MjModel, name: str) -> tuple[int, ...]:
@@ -369,7 +397,13 @@ _DIVERGED = [
 ]
 
 
-def mujoco_c(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False) -> Physics:
+def mujoco_c(
+    model: mujoco.MjModel,
+    *,
+    frame_skip: int,
+    contact_forces: bool = False,
+    recompute_constants: bool = False,
+) -> Physics:
     """Return the physics of `model` on MuJoCo's C engine, on all CPU threads.
 
     Under `vmap`, however nested, the engine is called once per step with all worlds, and gives
@@ -382,23 +416,25 @@ def mujoco_c(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = F
         model: a compiled MuJoCo model.
         frame_skip: substeps per environment step.
         contact_forces: whether they are wanted; the model then needs `contact_sensor`.
+        recompute_constants: see `make_physics`.
+
+    Raises:
+        MetajaxError: the model asks for what cannot be carried from step to step.
     """
+    check_limits(model, "mujoco")
     ends = np.cumsum([model.nq, model.nv, model.nv, model.nu])
     results = ["qpos", "qvel", "qacc_warmstart"] + ["cfrc_ext"] * contact_forces
     size = int(ends[2]) + 6 * model.nbody * contact_forces
+    # Where bodies are not simple, only a torque shows about which point MuJoCo computes.
+    shown = contact_forces or model.dof_simplenum.any() or model.nefm0dof > 0
+    derived = "all" if recompute_constants else "motion" if shown else "none"
 
     @functools.lru_cache(maxsize=8)
     def worlds(count: int, names: tuple[str, ...]):
         batch = mujoco.batch.Batch(model, count)
         given = [batch.bind(n) for n in ("qpos", "qvel", "qacc_warmstart", "ctrl")]
-        changed = [batch.expand(DYNAMICS[name]) for name in names]
-        nominal = [np.array(field[:1]) for field in changed]
-        return (
-            batch,
-            given,
-            list(zip(changed, nominal, strict=True)),
-            [batch.bind(n) for n in results],
-        )
+        multiply = _multiply(batch, names, derived)
+        return batch, given, multiply, [batch.bind(n) for n in results]
 
     def host_step(names, context, out, rows) -> None:
         # Only NumPy in here: a JAX call could wait for the very thread that runs this.
@@ -410,17 +446,13 @@ def mujoco_c(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = F
         if not sane.all():
             rows = np.where(sane[:, None], rows, np.arange(rows.shape[1]) >= ends[3])
         with _engine_lock:
-            batch, given, changed, fields = worlds(len(rows), names)
+            batch, given, multiply, fields = worlds(len(rows), names)
             state_and_control, multipliers = rows[:, : ends[3]], rows[:, ends[3] :]
             for field, values in zip(
                 given, np.split(state_and_control, ends[:3], axis=1), strict=True
             ):
                 field[...] = values
-            first = 0
-            for field, nominal in changed:
-                columns = multipliers[:, first : first + nominal.size]
-                np.multiply(nominal, columns.reshape(field.shape), out=field)
-                first += nominal.size
+            sane &= multiply(multipliers)
             batch.warning[...] = 0
             batch.step(nstep=frame_skip)
             for field, values in zip(fields, np.split(out, ends[:3], axis=1), strict=False):
@@ -443,10 +475,7 @@ def mujoco_c(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = F
         _check_dynamics(dynamics, model)
         names = tuple(sorted(dynamics))
         row = [state.qpos, state.qvel, state.warmstart, control]
-        for name in names:
-            shape = field_shape(model, name)
-            full = jnp.broadcast_to(_multipliers(len(shape), dynamics[name]), shape)
-            row.append(full.ravel().astype(state.qpos.dtype))
+        row += _columns(model, names, dynamics, state.qpos.dtype)
         qpos, qvel, warmstart, force = jnp.split(engine(names)(jnp.concatenate(row)), ends[:3])
         force = force.reshape(model.nbody, 6) if contact_forces else None
         return MujocoState(qpos, qvel, warmstart, force)
@@ -454,6 +483,57 @@ def mujoco_c(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = F
     return _mujoco_bundle(
         model, step, frame_skip=frame_skip, backend="mujoco", contact_forces=contact_forces
     )
+
+
+def _columns(model: mujoco.MjModel, names: tuple[str, ...], dynamics: Dynamics, dtype):
+    """Return the multipliers of every number of the named fields, flat."""
+    shapes = {name: field_shape(model, name) for name in names}
+    return [
+        jnp.broadcast_to(_multipliers(len(shape), dynamics[name]), shape).ravel().astype(dtype)
+        for name, shape in shapes.items()
+    ]
+
+
+def _multiply(batch: mujoco.batch.Batch, names: tuple[str, ...], derived: str):
+    """Return a function that gives every world of a batch its own multipliers `[world, column]`.
+
+    It returns which of the worlds MuJoCo accepts as a model (one without mass it does not).
+
+    Args:
+        batch: the worlds.
+        names: of `DYNAMICS`, in the order of their columns.
+        derived: what follows of the constants that MuJoCo derives from the fields: "all"; "motion"
+            for all but `_SOFTNESS`; or "none".
+    """
+    changed = [batch.expand(DYNAMICS[name]) for name in names]
+    nominal = [np.array(field[:1]) for field in changed]
+    follow = derived == "all" or (derived == "motion" and bool({"mass", "inertia"} & set(names)))
+    kept = [batch.expand(name) for name in _SOFTNESS] if follow and derived == "motion" else []
+    kept = [(field, np.array(field[:1])) for field in kept]
+    accepted = np.ones(batch.nsim, bool)
+    last = None
+
+    def multiply(multipliers: np.ndarray) -> np.ndarray:
+        nonlocal last, accepted
+        if last is not None and np.array_equal(multipliers, last):
+            return accepted
+        first = 0
+        for field, at_first in zip(changed, nominal, strict=True):
+            columns = multipliers[:, first : first + at_first.size]
+            np.multiply(at_first, columns.reshape(field.shape), out=field)
+            first += at_first.size
+        if follow:
+            try:
+                batch.set_const()
+                accepted = np.ones(batch.nsim, bool)
+            except mujoco.batch.SimulationError:
+                accepted = np.array([not batch.error(world) for world in range(batch.nsim)])
+            for field, at_first in kept:
+                field[...] = at_first
+        last = multipliers.copy()
+        return accepted
+
+    return multiply
 
 
 def _without_gradient(function, engine: str) -> Any:
@@ -487,6 +567,9 @@ def mjx(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False)
     which give the half-cheetah the same digits as the shipped 100 and 50 at several times the
     speed; with 4 iterations, one step in 10 000 is off by 1 m/s.
 
+    The integrators RK4 and implicitfast are MuJoCo's own, not MJX's; Euler's is the same in both.
+    What MJX would leave out of a model is refused (`metajax.envs.engine_limits`).
+
     Args:
         model: a compiled MuJoCo model.
         frame_skip: substeps per environment step.
@@ -495,6 +578,7 @@ def mjx(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False)
     Raises:
         MetajaxError: MJX does not have something that the model asks for.
     """
+    check_limits(model, "mjx")
     engine = _import_mjx()
     model = copy.copy(model)
     model.opt.iterations = min(model.opt.iterations, SOLVER_ITERATIONS)
@@ -502,7 +586,8 @@ def mjx(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False)
     arrays = _mjx_arrays(model)
     with _loading("mjx"):
         arrays()  # made now: MJX cannot while a program is traced for several devices
-    substep = _substep(model, _forward, _euler_or_implicit)
+    fast = model.opt.integrator == mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    substep = _substep(model, _forward, _implicit_fast(model) if fast else _euler)
 
     def step(state: MujocoState, control: Float[Array, "nu"], dynamics: Dynamics) -> MujocoState:
         _check_dynamics(dynamics, model)
@@ -539,15 +624,31 @@ def _with_dynamics(compiled, dynamics: Dynamics):
         field = functools.reduce(getattr, DYNAMICS[name].split("."), compiled)
         changed = field * _multipliers(field.ndim, multiplier)
         compiled = compiled.tree_replace({DYNAMICS[name]: changed})
+    if "mass" in dynamics:
+        below = _descendants(compiled.body_parentid)
+        masses = jnp.sum(jnp.where(below > 0, compiled.body_mass[None], 0.0), axis=1)
+        compiled = compiled.replace(body_subtreemass=masses)
     return compiled
+
+
+def _descendants(parents: np.ndarray) -> np.ndarray:
+    """Return which bodies `[body, descendant]` hang from which, themselves included."""
+    below = np.eye(len(parents))
+    for body in range(len(parents) - 1, 0, -1):
+        below[parents[body]] += below[body]
+    return below
 
 
 @contextlib.contextmanager
 def _loading(backend: str):
     try:
         yield
-    except NotImplementedError as error:
-        raise MetajaxError(f"backend {backend!r} cannot load the model: {error}") from None
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise MetajaxError(
+            f"backend {backend!r} cannot load the model: {reason}. Take backend 'mujoco' on a CPU, "
+            "or leave it out of the model."
+        ) from None
 
 
 def _data_at(data, state: MujocoState):
@@ -599,10 +700,112 @@ def _align_with_capsules(compiled, data):
     return data.tree_replace({"_impl.contact.frame": frame})
 
 
-def _euler_or_implicit(engine, compiled, data):
-    euler = compiled.opt.integrator == engine.IntegratorType.EULER
-    integrate = engine.euler if euler else engine.implicit
-    return integrate(compiled, _forward(engine, compiled, data))
+def _euler(engine, compiled, data):
+    return engine.euler(compiled, _forward(engine, compiled, data))
+
+
+def _implicit_fast(model: mujoco.MjModel):
+    """Return MuJoCo's integrator `implicitfast`, `(engine, compiled model, data) -> data`.
+
+    MJX's is that of MuJoCo before version 4: it derives forces that are clamped, couples joints of
+    different branches, and does not know the gyroscopic forces of bodies that are free and alone.
+
+    Args:
+        model: a compiled MuJoCo model.
+    """
+    off = mujoco.mjtDisableBit
+    actuated, sprung, damped = (
+        not model.opt.disableflags & int(flag)
+        for flag in (off.mjDSBL_ACTUATION, off.mjDSBL_SPRING, off.mjDSBL_DAMPER)
+    )
+    alone = _free_and_alone(model)
+    row, column = np.repeat(np.arange(model.nv), model.M_rownnz), np.array(model.M_colind)
+    coupled = np.zeros((model.nv, model.nv), bool)  # where the mass matrix has an entry
+    coupled[row, column] = coupled[column, row] = True
+
+    def rate(data, compiled) -> Float[Array, "nv nv"]:
+        """The derivative of the forces with respect to the velocities."""
+        total = jnp.zeros((model.nv, model.nv), data.qvel.dtype)
+        if actuated and model.nu:
+            moment, speeds = data._impl.actuator_moment, _force_by_speed(model, compiled, data)
+            total += moment.T @ (speeds[:, None] * moment)
+        if damped:
+            pulls = data._impl.ten_J
+            total -= pulls.T @ (compiled.tendon_damping[:, None] * pulls)
+        total = jnp.where(coupled, total, 0.0)
+        return total - jnp.diag(compiled.dof_damping) if damped else total
+
+    def advance(engine, compiled, data):
+        data = _forward(engine, compiled, data)
+        acceleration = data.qacc
+        if actuated or sprung or damped:
+            mass = engine.full_m(compiled, data) - compiled.opt.timestep * rate(data, compiled)
+            force = data.qfrc_smooth + data.qfrc_constraint
+            factor = jax.scipy.linalg.cho_factor(mass)
+            acceleration = jax.scipy.linalg.cho_solve(factor, force)
+            if len(alone):
+                turning = compiled.opt.timestep * _gyroscopic(engine, compiled, data, alone)
+                blocks = mass[alone[:, :, None], alone[:, None, :]] + turning
+                of_alone = jax.vmap(_solve_by_elimination)(blocks, force[alone])
+                acceleration = acceleration.at[alone].set(of_alone)
+        # MJX's Euler step moves by an acceleration, and starts the next solution from it.
+        flags = compiled.opt.disableflags | engine.DisableBit.EULERDAMP
+        explicit = compiled.tree_replace({"opt.disableflags": flags})
+        after = engine.euler(explicit, data.replace(qacc=acceleration))
+        return after.replace(qacc=data.qacc, qacc_warmstart=data.qacc)
+
+    return advance
+
+
+def _free_and_alone(model: mujoco.MjModel) -> np.ndarray:
+    """Return the degrees of freedom `[body, 6]` of free bodies that carry no joint."""
+    free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+    first = np.array(model.jnt_dofadr)[free]
+    alone = np.array(model.tree_dofnum)[model.dof_treeid[first]] == 6
+    return first[alone][:, None] + np.arange(6)
+
+
+def _force_by_speed(model: mujoco.MjModel, compiled, data) -> Float[Array, "nu"]:
+    """Return the derivatives of the actuators' forces by their speeds, 0 where one is clamped."""
+    affine_bias = model.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE
+    affine_gain = model.actuator_gaintype == mujoco.mjtGain.mjGAIN_AFFINE
+    driving = data.ctrl
+    if not model.opt.disableflags & int(mujoco.mjtDisableBit.mjDSBL_CLAMPCTRL):
+        low, high = jnp.asarray(compiled.actuator_ctrlrange).T
+        limited = np.array(model.actuator_ctrllimited, bool)
+        driving = jnp.where(limited, jnp.clip(driving, low, high), driving)
+    if model.na:
+        last = np.maximum(model.actuator_actadr + model.actuator_actnum - 1, 0)
+        driving = jnp.where(model.actuator_actadr >= 0, data.act[last], driving)
+    slope = jnp.where(affine_bias, compiled.actuator_biasprm[:, 2], 0.0)
+    slope += jnp.where(affine_gain, compiled.actuator_gainprm[:, 2] * driving, 0.0)
+    low, high = jnp.asarray(compiled.actuator_forcerange).T
+    clamped = (data.actuator_force <= low) | (data.actuator_force >= high)
+    return jnp.where(np.array(model.actuator_forcelimited, bool) & clamped, 0.0, slope)
+
+
+def _gyroscopic(engine, compiled, data, alone: np.ndarray) -> Float[Array, "body 6 6"]:
+    """Return the derivatives of the bias forces of bodies alone by their velocities."""
+
+    def bias(qvel):
+        moving = engine.com_vel(compiled, data.replace(qvel=qvel))
+        return engine.rne(compiled, moving).qfrc_bias
+
+    def by_axis(axis):
+        tangent = jnp.zeros_like(data.qvel).at[jnp.asarray(alone)[:, 3 + axis]].set(1.0)
+        return jax.jvp(bias, (data.qvel,), (tangent,))[1][alone]
+
+    columns = jax.vmap(by_axis, out_axes=-1)(jnp.arange(3))
+    return jnp.concatenate([jnp.zeros_like(columns), columns], axis=-1)
+
+
+def _solve_by_elimination(matrix: Float[Array, "n n"], right: Float[Array, "n"]):
+    """Solve one small system whose symmetric part is positive definite: it needs no pivots."""
+    rows = jnp.concatenate([matrix, right[:, None]], axis=1)
+    for pivot in range(len(right)):
+        row = rows[pivot] / rows[pivot, pivot]
+        rows = (rows - rows[:, pivot : pivot + 1] * row).at[pivot].set(row)
+    return rows[:, -1]
 
 
 def _substep(model: mujoco.MjModel, forward, advance):
@@ -797,6 +1000,7 @@ def warp(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False
     """Return the physics of `model` on MuJoCo Warp.
 
     Single precision, not differentiable. All worlds under a `vmap`, however nested, are one call.
+    On a CPU it is slow, and compiles its kernels for minutes, once per machine.
     Contact frames are MJX's own, whose friction pyramids point along the axes of the world under
     capsules steeper than 60°: humanoid and hopper follow C MuJoCo to single precision, ant and
     half-cheetah only until such a foot touches the ground.
@@ -807,8 +1011,9 @@ def warp(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False
         contact_forces: whether they are wanted; the model then needs `contact_sensor`.
 
     Raises:
-        MetajaxError: MJX does not have something that the model asks for.
+        MetajaxError: MJX or Warp does not have something that the model asks for.
     """
+    check_limits(model, "warp")
     engine = _import_mjx()
     with _loading("warp"):
         # MJX's own data has a place for every contact there can be, and so has this one.
@@ -888,13 +1093,27 @@ def _mjx_arrays(model: mujoco.MjModel):
     return lambda: jax.tree.map(jnp.asarray, arrays(bool(jax.config.jax_enable_x64)))
 
 
-def _kinematics(model: mujoco.MjModel):
-    """Return `(qpos, qvel) -> Kinematics`, the same for every engine."""
+def _kinematics(model: mujoco.MjModel, *, on_c_engine: bool = False):
+    """Return `(qpos, qvel, dynamics) -> Kinematics`, the same for every engine.
+
+    Args:
+        model: a compiled MuJoCo model.
+        on_c_engine: whether the C engine computes what MJX cannot load.
+    """
     arrays = _mjx_arrays(model)
 
-    def kinematics(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> Kinematics:
+    @functools.cache
+    def loads() -> bool:
+        try:
+            arrays()
+        except Exception:  # whatever it does not like: the C engine runs every model
+            return False
+        return True
+
+    def in_jax(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"], dynamics: Dynamics):
         engine = _import_mjx()
         compiled, data = arrays()
+        compiled = _with_dynamics(compiled, dynamics)
         with _foreign_code():
             data = engine.kinematics(compiled, data.replace(qpos=qpos, qvel=qvel))
             data = engine.com_vel(compiled, engine.com_pos(compiled, data))
@@ -906,6 +1125,66 @@ def _kinematics(model: mujoco.MjModel):
             data._impl.cinert,
             data.cvel,
         )
+
+    in_c = _kinematics_in_c(model)
+
+    def kinematics(qpos, qvel, dynamics: Dynamics) -> Kinematics:
+        _check_dynamics(dynamics, model)
+        compute = in_c if on_c_engine and not loads() else in_jax
+        return compute(qpos, qvel, dynamics)
+
+    return kinematics
+
+
+def _kinematics_in_c(model: mujoco.MjModel):
+    """Return `(qpos, qvel, dynamics) -> Kinematics` on MuJoCo's C engine."""
+    shapes = {
+        "geom_xpos": (model.ngeom, 3),
+        "xpos": (model.nbody, 3),
+        "xmat": (model.nbody, 3, 3),
+        "subtree_com": (model.nbody, 3),
+        "cinert": (model.nbody, 10),
+        "cvel": (model.nbody, 6),
+    }
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    state = model.nq + model.nv
+
+    @functools.lru_cache(maxsize=8)
+    def worlds(count: int, names: tuple[str, ...]):
+        batch = mujoco.batch.Batch(model, count)
+        given = batch.bind("qpos"), batch.bind("qvel")
+        return batch, given, _multiply(batch, names, "motion"), [batch.bind(n) for n in shapes]
+
+    def host(names, context, out, rows) -> None:
+        del context
+        rows = np.asarray(rows)
+        rows = rows.reshape(-1, rows.shape[-1])
+        out = np.asarray(out).reshape(-1, ends[-1])
+        sane = (np.abs(rows) < mujoco.mjMAXVAL).all(axis=1)
+        rows = np.where(sane[:, None], rows, np.arange(rows.shape[1]) >= state)
+        with _engine_lock:
+            batch, (qpos, qvel), multiply, fields = worlds(len(rows), names)
+            qpos[...], qvel[...] = rows[:, : model.nq], rows[:, model.nq : state]
+            sane &= multiply(rows[:, state:])
+            batch.forward(stage=int(mujoco.mjtStage.mjSTAGE_VEL))
+            for field, values in zip(fields, np.split(out, ends[:-1], axis=1), strict=True):
+                values[...] = field.reshape(values.shape)
+        out[~sane] = np.nan
+
+    def of_row(row: Float[Array, "row"], names: tuple[str, ...]) -> Float[Array, "kinematics"]:
+        shape = jax.ShapeDtypeStruct((int(ends[-1]),), row.dtype)
+        call = buffer_callback(functools.partial(host, names), shape, vmap_method="broadcast_all")
+        return call(row)
+
+    def kinematics(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"], dynamics: Dynamics):
+        names = tuple(sorted(dynamics))
+        row = jnp.concatenate([qpos, qvel, *_columns(model, names, dynamics, qpos.dtype)])
+        compute = _without_gradient(
+            functools.partial(of_row, names=names), "backend 'mujoco' is MuJoCo's C engine"
+        )
+        parts = jnp.split(compute(row), ends[:-1])
+        places = [part.reshape(x) for part, x in zip(parts, shapes.values(), strict=True)]
+        return Kinematics(*places)._replace(center_of_mass=places[3][0])
 
     return kinematics
 
@@ -959,14 +1238,19 @@ def brax(
         offset: what `Physics` adds to this model's positions.
         dt: seconds per environment step.
         substeps: into how many that is divided.
+
+    Raises:
+        MetajaxError: Brax does not have something that the model asks for.
     """
+    check_limits(model, pipeline)
     _import_mjx()  # Brax imports it too
-    with _foreign_code():
+    with _loading(pipeline), _foreign_code():
         from brax import com
         from brax import kinematics as brax_kinematics
         from brax.io import mjcf
 
         engine = importlib.import_module(f"brax.{pipeline}.pipeline")
+        mjcf.validate_model(model)
         system = mjcf.load_model(copy.copy(model))  # which writes into its argument
     kinematics = _kinematics(model)
     nominal: Any = system.tree_replace({"opt.timestep": jnp.asarray(dt / substeps)})
@@ -995,11 +1279,13 @@ def brax(
             changed[_BRAX_FIELDS[name]] = field * _multipliers(field.ndim, multiplier)
         return nominal.tree_replace(changed)
 
-    def restore(system, state: BraxState):
+    def restore(system, state: BraxState, dynamics: Dynamics):
         # What is replaced right after `init` is never computed.
         full = engine.init(system, own(state.qpos), state.qvel)
         if pipeline == "generalized":
-            return full.replace(mass_mx_inv=state.links)
+            # At first the state's inverse is that of the model as it is.
+            heavier = bool({"mass", "inertia"} & set(dynamics))
+            return full if heavier else full.replace(mass_mx_inv=state.links)
         x_i, xd_i = state.links
         x, xd = com.to_world(system, x_i, xd_i)
         j, jd, a_p, a_c = brax_kinematics.world_to_joint(system, x, xd)
@@ -1016,7 +1302,7 @@ def brax(
             return engine.step(system, full, control), None
 
         with _foreign_code():
-            full = restore(system, state)
+            full = restore(system, state, dynamics)
             return compact(jax.lax.scan(substep, full, None, length=substeps)[0])
 
     step_once = jax.jit(step)
@@ -1026,7 +1312,9 @@ def brax(
         step=lambda state, control, dynamics=None: step_once(state, control, dynamics or {}),
         qpos=lambda state: state.qpos,
         qvel=lambda state: state.qvel,
-        kinematics=lambda state: kinematics(own(state.qpos), state.qvel),
+        kinematics=lambda state, dynamics=None: kinematics(
+            own(state.qpos), state.qvel, dynamics or {}
+        ),
         contact_force=None,
         model=model,
         default_qpos=np.array(model.qpos0) + offset,
