@@ -70,6 +70,11 @@ LIMITS = (
     Limit("flex contacts of the discrete integrator (flag ipc)", _flag("IPC"), _EVERY),
     Limit("integrator discrete", _integrator("DISCRETE"), ("mjx",)),
     Limit("muscles under integrator implicitfast", _muscles_in_implicitfast, ("mjx",)),
+    Limit(
+        "welds that turn as MuJoCo's do",
+        lambda model: bool(np.any(model.eq_type == mujoco.mjtEq.mjEQ_WELD)),
+        ("mjx", "warp"),
+    ),
     Limit("noslip_iterations", lambda model: model.opt.noslip_iterations > 0, _PORTS),
     Limit("plugins", lambda model: model.nplugin > 0, _ALL_PORTS),
     Limit("springs that yield (springyield)", lambda model: model.nplastic > 0, _ALL_PORTS),

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from metajax.envs.episodes import Moved, make_env
-from metajax.envs.physics import Dynamics, Physics, PhysicsState
+from metajax.envs.physics import Dynamics, Physics, PhysicsState, quaternion_addresses
 from metajax.errors import MetajaxError, check_positive
 from metajax.types import Continuous, Env, Task
 
@@ -66,12 +66,14 @@ def robot_env(
         dynamics: of the task's world.
     """
 
+    quaternions = [slice(at, at + 4) for at, _ in quaternion_addresses(physics.model)]
+
     def start(key: Key[Array, ""], task: Task) -> PhysicsState:
         del task
         qpos, qvel = noise(key, physics)
         qpos = jnp.asarray(physics.default_qpos, qpos.dtype) + qpos
-        if physics.model.nq > physics.model.nv:  # a free joint first, with a quaternion
-            qpos = qpos.at[3:7].divide(jnp.linalg.norm(qpos[3:7]))
+        for four in quaternions:
+            qpos = qpos.at[four].divide(jnp.linalg.norm(qpos[four]))
         return physics.init(qpos, qvel)
 
     def move(before: PhysicsState, action: Float[Array, "nu"], task: Task) -> Moved:

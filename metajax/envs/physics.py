@@ -18,6 +18,7 @@ cache alone: traced once, whatever program, loop or `vmap` they are part of.
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import importlib.util
 import io
@@ -246,12 +247,15 @@ def load_model(
         contact_sensor: add a sensor that makes C MuJoCo compute `cfrc_ext`.
 
     Raises:
-        MetajaxError: there is no such model, or MuJoCo cannot read it.
+        MetajaxError: there is no such model or body, or MuJoCo cannot read the model.
     """
-    own = name.endswith(".xml")
-    spec = _own_spec(name) if own else _spec("gymnasium", f"envs/mujoco/assets/{name}.xml")
+    own = pathlib.Path(name).suffix != "" or len(pathlib.Path(name).parts) > 1
+    spec = _own_spec(str(name)) if own else _gymnasium_spec(name)
     if without is not None:
-        spec.delete(spec.body(without))
+        bodies = {body.name: body for body in spec.bodies[1:] if body.name}  # not the world
+        if without not in bodies:
+            raise unknown("body", without, bodies)
+        spec.delete(bodies[without])
     if spec.option.solver == mujoco.mjtSolver.mjSOL_PGS:
         spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
     if contact_sensor:
@@ -275,18 +279,44 @@ def load_model(
         # Deprecated, but it is what Gymnasium's cheetah says.
         warnings.filterwarnings("ignore", message=".*settotalmass")
         try:
-            return spec.compile()
-        except ValueError as error:
-            raise MetajaxError(f"MuJoCo cannot compile {name}: {error}") from None
+            model = spec.compile()
+        except (ValueError, mujoco.FatalError) as error:
+            raise MetajaxError(f"MuJoCo cannot compile {name}: {_one_line(error)}") from None
+    if model.nv == 0:
+        raise MetajaxError(f"nothing in {name} can move: it has no joints.")
+    return model
 
 
 def _own_spec(path: str) -> mujoco.MjSpec:
+    if not path.endswith(".xml"):  # by which alone MuJoCo knows what it is
+        raise MetajaxError(
+            f"{path} must end in .xml, which tells MuJoCo what it is: rename it, or take the name "
+            f"of a model of Gymnasium's: {', '.join(_gymnasium_models())}."
+        )
+    if not pathlib.Path(path).is_file():
+        raise MetajaxError(f"MuJoCo cannot read {path}: there is no such file.")
     try:
         return mujoco.MjSpec.from_file(path)
-    except ValueError as error:
-        raise MetajaxError(f"MuJoCo cannot read {path}: {error}") from None
+    except (ValueError, mujoco.FatalError) as error:
+        raise MetajaxError(f"MuJoCo cannot read {path}: {_one_line(error)}") from None
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _gymnasium_spec(name: str) -> mujoco.MjSpec:
+    if name not in _gymnasium_models():
+        known = unknown("model", name, _gymnasium_models())
+        raise MetajaxError(f"{known} One of your own is the path of a file that ends in .xml.")
+    return _spec("gymnasium", f"{_GYMNASIUM}/{name}.xml")
+
+
+def _gymnasium_models() -> list[str]:
+    return sorted(path.stem for path in _path("gymnasium", _GYMNASIUM).glob("*.xml"))
+
+
+_GYMNASIUM = "envs/mujoco/assets"
 _SLIDE = mujoco.mjtJoint.mjJNT_SLIDE
 
 
@@ -300,9 +330,13 @@ def _tune_for_brax(spec: mujoco.MjSpec, tuned: mujoco.MjSpec) -> None:
 
 
 def _spec(package: str, path: str) -> mujoco.MjSpec:
+    return mujoco.MjSpec.from_file(str(_path(package, path)))
+
+
+def _path(package: str, path: str) -> pathlib.Path:
     found = importlib.util.find_spec(package)
     assert found is not None and found.origin is not None
-    return mujoco.MjSpec.from_file(str(pathlib.Path(found.origin).parent / path))
+    return pathlib.Path(found.origin).parent / path
 
 
 def _on_cpu() -> bool:
@@ -327,22 +361,77 @@ class MujocoState:
         qvel: generalized velocities (m/s, rad/s).
         warmstart: the last acceleration, where the constraint solver starts.
         contact_force: see `Physics`; None if it was not asked for.
+        rest: the other parts of MuJoCo's integration state that the model has (`_STATE_PARTS`), by
+            MuJoCo's names; empty for most models. Applied forces are none of them: always 0.
     """
 
     qpos: Float[Array, "*batch nq"]
     qvel: Float[Array, "*batch nv"]
     warmstart: Float[Array, "*batch nv"]
     contact_force: Float[Array, "*batch nbody 6"] | None = None
+    rest: Mapping[str, Float[Array, "..."]] = dataclasses.field(default_factory=dict)
+
+
+# Parts of the integration state that a model may have or not. Of MJX's and Warp's models some:
+# see `check_limits`.
+_STATE_PARTS = (
+    "act",
+    "history",
+    "plastic",
+    "plugin_state",
+    "eq_active",
+    "mocap_pos",
+    "mocap_quat",
+    "userdata",
+)
+
+# A delay looks for the sample of a time: rounded, it finds another one.
+_EXACT_PARTS = ("time", "history")
+
+
+def _state_parts(model: mujoco.MjModel) -> dict[str, np.ndarray]:
+    """Return the parts of `MujocoState.rest` where an episode starts, in double precision."""
+    data = mujoco.MjData(model)
+    parts = {name: np.array(getattr(data, name), float) for name in _STATE_PARTS}
+    if model.nhistory or model.nplugin:  # which ask for it
+        parts["time"] = np.array([data.time])
+    return {name: value for name, value in parts.items() if value.size}
+
+
+def _pieces(values: np.ndarray, dtype) -> np.ndarray:
+    """Return double-precision `values` as a sum of numbers of another precision: a leading axis.
+
+    Three single-precision numbers hold one of double precision exactly.
+    """
+    pieces = []
+    for _ in range(_number_of_pieces(dtype)):
+        pieces.append(values.astype(dtype))
+        values = values - pieces[-1]
+    return np.stack(pieces)
+
+
+def _of_pieces(columns: np.ndarray, width: int) -> np.ndarray:
+    """Return what `_pieces` divided, from rows in which the pieces follow each other."""
+    return columns.reshape(len(columns), -1, width).sum(axis=1, dtype=np.float64)
+
+
+def _number_of_pieces(dtype) -> int:
+    return 1 if dtype == np.float64 else 3
 
 
 def _mujoco_bundle(
     model: mujoco.MjModel, step, *, frame_skip: int, backend: str, contact_forces: bool
 ) -> Physics:
     kinematics = _kinematics(model, on_c_engine=backend == "mujoco")
+    parts = _state_parts(model)
 
     def init(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> MujocoState:
         force = jnp.zeros((model.nbody, 6), qvel.dtype) if contact_forces else None
-        return MujocoState(qpos, qvel, jnp.zeros_like(qvel), force)
+        rest = {
+            name: jnp.asarray(_pieces(x, qvel.dtype) if name in _EXACT_PARTS else x, qvel.dtype)
+            for name, x in parts.items()
+        }
+        return MujocoState(qpos, qvel, jnp.zeros_like(qvel), force, rest)
 
     step_once = jax.jit(step)
     return Physics(
@@ -422,41 +511,55 @@ def mujoco_c(
         MetajaxError: the model asks for what cannot be carried from step to step.
     """
     check_limits(model, "mujoco")
-    ends = np.cumsum([model.nq, model.nv, model.nv, model.nu])
-    results = ["qpos", "qvel", "qacc_warmstart"] + ["cfrc_ext"] * contact_forces
-    size = int(ends[2]) + 6 * model.nbody * contact_forces
     # Where bodies are not simple, only a torque shows about which point MuJoCo computes.
     shown = contact_forces or model.dof_simplenum.any() or model.nefm0dof > 0
     derived = "all" if recompute_constants else "motion" if shown else "none"
+    parts = _state_parts(model)
+    widths = {"qpos": model.nq, "qvel": model.nv, "qacc_warmstart": model.nv}
+    widths |= {name: value.size for name, value in parts.items()}
+
+    def ends_of(dtype) -> np.ndarray:  # of the columns of the state's parts and of the control
+        pieces = [_number_of_pieces(dtype) if name in _EXACT_PARTS else 1 for name in widths]
+        return np.cumsum([*np.multiply(pieces, list(widths.values())), model.nu])
 
     @functools.lru_cache(maxsize=8)
     def worlds(count: int, names: tuple[str, ...]):
         batch = mujoco.batch.Batch(model, count)
-        given = [batch.bind(n) for n in ("qpos", "qvel", "qacc_warmstart", "ctrl")]
-        multiply = _multiply(batch, names, derived)
-        return batch, given, multiply, [batch.bind(n) for n in results]
+        given = [batch.bind(name) for name in (*widths, "ctrl")]
+        force = batch.bind("cfrc_ext") if contact_forces else None
+        return batch, np.array(batch.state[:1]), given, _multiply(batch, names, derived), force
 
     def host_step(names, context, out, rows) -> None:
         # Only NumPy in here: a JAX call could wait for the very thread that runs this.
         del context
         rows = np.asarray(rows)
         rows = rows.reshape(-1, rows.shape[-1])
-        out = np.asarray(out).reshape(-1, size)
+        out = np.asarray(out)
+        out = out.reshape(-1, out.shape[-1])
+        ends = ends_of(rows.dtype)
         sane = (np.abs(rows) < mujoco.mjMAXVAL).all(axis=1)
         if not sane.all():
-            rows = np.where(sane[:, None], rows, np.arange(rows.shape[1]) >= ends[3])
+            rows = np.where(sane[:, None], rows, np.arange(rows.shape[1]) >= ends[-1])
         with _engine_lock:
-            batch, given, multiply, fields = worlds(len(rows), names)
-            state_and_control, multipliers = rows[:, : ends[3]], rows[:, ends[3] :]
-            for field, values in zip(
-                given, np.split(state_and_control, ends[:3], axis=1), strict=True
-            ):
-                field[...] = values
+            batch, initial, given, multiply, force = worlds(len(rows), names)
+            *columns, multipliers = np.split(rows, ends, axis=1)
+            batch.state[...] = initial  # nothing of the call before
+            for name, field, values in zip((*widths, "ctrl"), given, columns, strict=True):
+                if name in _EXACT_PARTS:
+                    values = _of_pieces(values, widths[name])
+                field[...] = values.reshape(field.shape)
+            batch.state[~sane] = initial
             sane &= multiply(multipliers)
             batch.warning[...] = 0
             batch.step(nstep=frame_skip)
-            for field, values in zip(fields, np.split(out, ends[:3], axis=1), strict=False):
-                values[...] = field.reshape(values.shape)
+            *columns, forces = np.split(out, ends[:-1], axis=1)
+            for name, field, values in zip(widths, given[:-1], columns, strict=True):
+                field = field.reshape(len(field), -1)
+                if name in _EXACT_PARTS:
+                    field = np.concatenate(_pieces(field, out.dtype), axis=1)
+                values[...] = field
+            if force is not None:
+                forces[...] = force.reshape(forces.shape)
             sane &= (batch.warning[:, _DIVERGED, 1] == 0).all(axis=1)
         out[~sane] = np.nan
 
@@ -465,6 +568,7 @@ def mujoco_c(
         # Not `jax.pure_callback`: that hands over JAX arrays, made on the thread it runs on, which
         # costs a third of a step at 20 worlds and is what such callbacks are known to hang on.
         def step_row(row: Float[Array, "row"]) -> Float[Array, "state"]:
+            size = int(ends_of(row.dtype)[-2]) + 6 * model.nbody * contact_forces
             shape = jax.ShapeDtypeStruct((size,), row.dtype)
             host = functools.partial(host_step, names)
             return buffer_callback(host, shape, vmap_method="broadcast_all")(row)
@@ -474,11 +578,15 @@ def mujoco_c(
     def step(state: MujocoState, control: Float[Array, "nu"], dynamics: Dynamics) -> MujocoState:
         _check_dynamics(dynamics, model)
         names = tuple(sorted(dynamics))
-        row = [state.qpos, state.qvel, state.warmstart, control]
-        row += _columns(model, names, dynamics, state.qpos.dtype)
-        qpos, qvel, warmstart, force = jnp.split(engine(names)(jnp.concatenate(row)), ends[:3])
+        rest = [state.rest[name] for name in parts]
+        row = [state.qpos, state.qvel, state.warmstart, *(x.ravel() for x in rest)]
+        row.append(control.astype(state.qpos.dtype))
+        row = jnp.concatenate([*row, *_columns(model, names, dynamics, state.qpos.dtype)])
+        after = jnp.split(engine(names)(row), ends_of(row.dtype)[:-1])
+        qpos, qvel, warmstart, *after, force = after
+        rest = {n: new.reshape(x.shape) for n, x, new in zip(parts, rest, after, strict=True)}
         force = force.reshape(model.nbody, 6) if contact_forces else None
-        return MujocoState(qpos, qvel, warmstart, force)
+        return MujocoState(qpos, qvel, warmstart, force, rest)
 
     return _mujoco_bundle(
         model, step, frame_skip=frame_skip, backend="mujoco", contact_forces=contact_forces
@@ -652,7 +760,8 @@ def _loading(backend: str):
 
 
 def _data_at(data, state: MujocoState):
-    return data.replace(qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.warmstart)
+    rest = {name: x.astype(getattr(data, name).dtype) for name, x in state.rest.items()}
+    return data.replace(qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.warmstart, **rest)
 
 
 def _forward(engine, compiled, data):
@@ -821,7 +930,9 @@ def _substep(model: mujoco.MjModel, forward, advance):
 
     def substep(engine, compiled, data, state: MujocoState, force_of) -> MujocoState:
         after = advance(engine, compiled, _data_at(data, state))
-        return MujocoState(after.qpos, after.qvel, after.qacc_warmstart, force_of(after, True))
+        rest = {name: getattr(after, name).astype(x.dtype) for name, x in state.rest.items()}
+        force = force_of(after, True)
+        return MujocoState(after.qpos, after.qvel, after.qacc_warmstart, force, rest)
 
     return substep
 
@@ -839,15 +950,9 @@ def _runge_kutta(model: mujoco.MjModel, forward):
         forward: `(engine, compiled model, data) -> data` with accelerations.
     """
     h = float(model.opt.timestep)
-    kinds = mujoco.mjtJoint
-    free = [int(j) for j in np.flatnonzero(model.jnt_type == kinds.mjJNT_FREE)]
-    ball = [int(j) for j in np.flatnonzero(model.jnt_type == kinds.mjJNT_BALL)]
-    rest = [int(j) for j in range(model.njnt) if j not in free + ball]
-    q_at, v_at = np.array(model.jnt_qposadr), np.array(model.jnt_dofadr)
-    lines = [(q_at[j], v_at[j]) for j in rest]
-    lines += [(q_at[j] + axis, v_at[j] + axis) for j in free for axis in range(3)]
-    line_q, line_v = np.array(lines, int).reshape(-1, 2).T
-    turns = [(q_at[j] + 3, v_at[j] + 3) for j in free] + [(q_at[j], v_at[j]) for j in ball]
+    turns = quaternion_addresses(model)
+    line_q = np.setdiff1d(np.arange(model.nq), [q + i for q, _ in turns for i in range(4)])
+    line_v = np.setdiff1d(np.arange(model.nv), [v + i for _, v in turns for i in range(3)])
 
     def move(qpos, by):
         moved = qpos.at[line_q].add(by[line_v])
@@ -865,17 +970,21 @@ def _runge_kutta(model: mujoco.MjModel, forward):
 
     def substep(engine, compiled, data, state: MujocoState, force_of) -> MujocoState:
         def stage(carry, tableau):
-            rate, acceleration, rates, accelerations, warmstart, force = carry
+            last, sums, warmstart, force, _ = carry
             before, weight, first = tableau
+            rate, acceleration, activation = last
             by = h * before * rate
             velocity = state.qvel + h * before * acceleration
-            here = MujocoState(move(state.qpos, by), velocity, warmstart)
+            rest = dict(state.rest)
+            if "act" in rest:
+                rest["act"] += h * before * activation
+            here = MujocoState(move(state.qpos, by), velocity, warmstart, rest=rest)
             after = forward(engine, compiled, _data_at(data, here))
             if force is not None:
                 force += force_of(after, first)
-            rate = rate_of(by, velocity)
-            rates, accelerations = rates + weight * rate, accelerations + weight * after.qacc
-            return (rate, after.qacc, rates, accelerations, after.qacc, force), None
+            last = rate_of(by, velocity), after.qacc, after.act_dot
+            sums = tuple(x + weight * y for x, y in zip(sums, last, strict=True))
+            return (last, sums, after.qacc, force, after.actuator_length), None
 
         nothing = jnp.zeros_like(state.qvel)
         force = None if state.contact_force is None else jnp.zeros_like(state.contact_force)
@@ -884,12 +993,29 @@ def _runge_kutta(model: mujoco.MjModel, forward):
             jnp.array([1 / 6, 1 / 3, 1 / 3, 1 / 6], nothing.dtype),
             jnp.arange(4) == 0,
         )
-        carry = (nothing, nothing, nothing, nothing, state.warmstart, force)
-        (_, _, rates, accelerations, warmstart, force), _ = jax.lax.scan(stage, carry, tableau)
-        qpos, qvel = move(state.qpos, h * rates), state.qvel + h * accelerations
-        return MujocoState(qpos, qvel, warmstart, force)
+        rates = (nothing, nothing, jnp.zeros_like(data.act_dot))
+        carry = (rates, rates, state.warmstart, force, jnp.zeros_like(data.actuator_length))
+        carry, _ = jax.lax.scan(stage, carry, tableau)
+        _, (rate, acceleration, activation), warmstart, force, length = carry
+        qpos, qvel, rest = move(state.qpos, h * rate), state.qvel + h * acceleration, state.rest
+        if "act" in rest:  # by MJX, which knows of exact filters, limits and angles
+            known = sys.modules["mujoco.mjx._src.forward"]
+            here = _data_at(data, state).replace(actuator_length=length)
+            rest = {**rest, "act": known._next_activation(compiled, here, activation)}
+        return MujocoState(qpos, qvel, warmstart, force, rest)
 
     return substep
+
+
+def quaternion_addresses(model: mujoco.MjModel) -> list[tuple[int, int]]:
+    """Return where the unit quaternions of free and ball joints are in positions and velocities."""
+    offset = {int(mujoco.mjtJoint.mjJNT_FREE): 3, int(mujoco.mjtJoint.mjJNT_BALL): 0}
+    joints = zip(model.jnt_type, model.jnt_qposadr, model.jnt_dofadr, strict=True)
+    return [
+        (int(q) + offset[int(kind)], int(v) + offset[int(kind)])
+        for kind, q, v in joints
+        if int(kind) in offset
+    ]
 
 
 def _turn(quaternion: Float[Array, "4"], by: Float[Array, "3"]) -> Float[Array, "4"]:
