@@ -90,7 +90,11 @@ def run(family: str, method: str, seeds: int, again: bool) -> dict[str, Any]:
     training = experiment.training | {"seeds": seeds}
     began, began_work = time.perf_counter(), time.process_time()
     result = metajax.train(
-        experiment.algorithm, experiment.family, evaluation=experiment.evaluation, **training
+        experiment.algorithm,
+        experiment.family,
+        evaluation=experiment.evaluation,
+        report=None,
+        **training,
     )
     assert result.returns is not None
     per_seed = result.returns.mean(axis=(1, 3))

@@ -84,7 +84,13 @@ def learned(rule, iterations, tasks) -> tuple[Any, Any, dict[str, Any]]:
     algorithm = learned_optimizer(family.env, policy, rule=rule, lifetime=LIFETIME, **INNER)
     began = time.perf_counter()
     result = metajax.train(
-        algorithm, family, iterations=iterations, tasks=tasks, segment=10, evaluation=None
+        algorithm,
+        family,
+        iterations=iterations,
+        tasks=tasks,
+        segment=10,
+        evaluation=None,
+        report=None,
     )
     meta_params = jax.tree.map(lambda x: x[0], result.state.train_state.meta_params)
     after = np.asarray(result.metrics["return_after"])[:, 0]

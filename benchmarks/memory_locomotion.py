@@ -21,11 +21,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from reference_agents import deaf, told_the_velocity
 
 import metajax
 from metajax import presets
 from metajax.algorithms import rl2
+from metajax.reference_agents import observations_only, oracle_velocity
 
 NAME = "memory-locomotion"
 FAMILY = "halfcheetah-vel"
@@ -66,11 +66,11 @@ def experiment(agent: str, config: dict[str, Any]) -> presets.Experiment:
     """Return what the configuration describes, changed to what the agent may know."""
     built = presets.build(config)
     told = agent == "told the velocity"
-    family = told_the_velocity(built.family) if told else built.family
+    family = oracle_velocity(built.family) if told else built.family
     policy = presets.POLICIES[config["policy_name"]](
         family.env.observation_size, family.env.action_space, **config["policy"]
     )
-    policy = deaf(policy) if agent == "without memory" else policy
+    policy = observations_only(policy) if agent == "without memory" else policy
     algorithm = rl2(family.env, policy, **config["algorithm"])
     return built._replace(algorithm=algorithm, family=family)
 

@@ -13,7 +13,10 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference_agents import (
+
+import metajax
+from metajax.envs.splits import sample_batch
+from metajax.reference_agents import (
     Choose,
     at_random,
     backward_induction,
@@ -29,9 +32,6 @@ from reference_agents import (
     upper_confidence,
     whole_prior,
 )
-
-import metajax
-from metajax.envs.splits import sample_batch
 from metajax.types import Agent
 
 NAME = "references"

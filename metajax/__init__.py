@@ -1,23 +1,59 @@
-"""Meta-reinforcement learning as one XLA program.
+"""Meta-reinforcement learning, compiled by JAX.
+
+A segment of training is one XLA program. Physics are part of it, but for C MuJoCo, the default of
+robots on a CPU, and MuJoCo Warp, which it calls at every step.
 
 Example:
     >>> import metajax
     >>> family = metajax.make("point-goal", episode_length=10)
     >>> policy = metajax.mlp(family.env.observation_size, family.env.action_space)
     >>> algorithm = metajax.maml(family.env, policy, outer="adam", episodes=2)
-    >>> result = metajax.train(algorithm, family, iterations=1, tasks=2, evaluation=None)
+    >>> result = metajax.train(
+    ...     algorithm, family, iterations=1, tasks=2, evaluation=None, report=None
+    ... )
     >>> sorted(result.metrics)[:4]
     ['adaptation_kl', 'adaptation_kl_max', 'entropy', 'meta_gradient_norm']
+
+Every algorithm, policy and update rule is here, and in `metajax.algorithms`, `metajax.policies` and
+`metajax.rules`. Three names are used twice: `metajax.snail`, `metajax.meta_lstm` and
+`metajax.meta_sgd` are the algorithms; the policy is `metajax.policies.snail`, the rules are
+`metajax.rules.meta_lstm` and `metajax.rules.meta_sgd`. The other modules in `dir(metajax)` are
+imported when they are first used.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from metajax import algorithms, envs, policies, rules
 from metajax._version import __version__
-from metajax.algorithms import maml
+from metajax.algorithms import (
+    a2c,
+    anil,
+    cavia,
+    dqn,
+    e_maml,
+    fomaml,
+    learned_optimizer,
+    maml,
+    maml_dqn,
+    meta_lstm,
+    meta_sgd,
+    ppo,
+    promp,
+    q_prop,
+    reinforce,
+    reptile,
+    rl2,
+    snail,
+    trpo,
+    varibad,
+)
 from metajax.envs import make
 from metajax.errors import MetajaxError
 from metajax.evaluation import adaptation_curve, evaluate
-from metajax.policies import mlp
+from metajax.policies import gru, lstm, mlp, transformer, variational, window
 from metajax.rollout import check_env, rollout
-from metajax.rules import fixed, sgd
+from metajax.rules import beside, decayed, fixed, learned_lstm, learned_mlp, sgd
 from metajax.train import Evaluation, train
 from metajax.types import (
     Agent,
@@ -35,6 +71,19 @@ from metajax.types import (
     Trajectory,
     UpdateRule,
 )
+
+if TYPE_CHECKING:
+    from metajax import (
+        deployment,
+        diagnostics,
+        export,
+        losses,
+        plotting,
+        presets,
+        reference_agents,
+        rendering,
+        run_directory,
+    )
 
 __all__ = [
     "Agent",
@@ -54,14 +103,65 @@ __all__ = [
     "Trajectory",
     "UpdateRule",
     "__version__",
+    "a2c",
     "adaptation_curve",
+    "algorithms",
+    "anil",
+    "beside",
+    "cavia",
     "check_env",
+    "decayed",
+    "deployment",
+    "diagnostics",
+    "dqn",
+    "e_maml",
+    "envs",
     "evaluate",
+    "export",
     "fixed",
+    "fomaml",
+    "gru",
+    "learned_lstm",
+    "learned_mlp",
+    "learned_optimizer",
+    "losses",
+    "lstm",
     "make",
     "maml",
+    "maml_dqn",
+    "meta_lstm",
+    "meta_sgd",
     "mlp",
+    "plotting",
+    "policies",
+    "ppo",
+    "presets",
+    "promp",
+    "q_prop",
+    "reference_agents",
+    "reinforce",
+    "rendering",
+    "reptile",
+    "rl2",
     "rollout",
+    "rules",
+    "run_directory",
     "sgd",
+    "snail",
     "train",
+    "transformer",
+    "trpo",
+    "variational",
+    "varibad",
+    "window",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # a module: Matplotlib and Gymnasium take long to import
+        return importlib.import_module(f"metajax.{name}")
+    raise AttributeError(f"metajax has no {name!r}; see dir(metajax) and help(metajax).")

@@ -24,14 +24,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 from metajax import presets
+from metajax._alarms import without_alarms
 from metajax._arguments import flags, help_of, parse, summary_of
 from metajax._records import plain
-from metajax._tables import course, curve_text, held_out_course, plural, task_names
+from metajax._tables import curve_text, plural, task_names
 from metajax._version import __version__
 from metajax.algorithms import ALGORITHMS
 from metajax.checkpoint import saved_steps
@@ -40,14 +39,13 @@ from metajax.envs import FAMILIES, SOURCES, make
 from metajax.envs.splits import Split, on_split
 from metajax.errors import MetajaxError, unknown
 from metajax.evaluation import adaptation_curve, evaluate, has_memory, trial_total
-from metajax.recorder import Progress as TrainingProgress
-from metajax.recorder import training_returns
+from metajax.progress import count, duration, reporter, say, silence
 from metajax.run_directory import open_run, read_metrics
+from metajax.shutdown import graceful_shutdown
 from metajax.train import Result, default_devices, train
 from metajax.types import Agent, Discrete
 
 DEFAULT_ALGORITHM, DEFAULT_FAMILY = "maml", "halfcheetah-dir"
-SECONDS_BETWEEN_LINES = 5.0  # of progress, where stdout is no terminal
 
 _SPEEDS = Path(__file__).parent / "envs" / "speeds.json"  # by benchmarks/environments.py
 
@@ -208,95 +206,8 @@ _PREFIXED = {"policy", "evaluation"}
 # ---------------------------------------------------------------------------------------------
 
 
-def _say(text: str = "") -> None:
-    """Print; where nobody listens any more, go on in silence."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        _silence()
-
-
-def _silence() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _count(number: float) -> str:
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g}{suffix}"
-    return f"{number:.0f}"
-
-
 def _command(*words: object) -> str:
     return shlex.join(["metajax", *map(str, words)])
-
-
-def _status(progress: TrainingProgress) -> str:
-    """Return the numbers of a progress line."""
-    returns = [values.mean() for values in training_returns(progress.metrics)]
-    parts = [
-        f"{_count(progress.environment_steps)} steps",
-        f"{_count(progress.steps_per_second)}/s",
-        f"return {course(*returns)}",
-        f"{_duration(progress.seconds_left)} left",
-    ]
-    if discarded := int(progress.discarded.sum()):
-        why = f" (first {progress.not_finite})" if progress.not_finite else ""
-        parts.append(f"{plural(discarded, 'update')} discarded{why}")
-    return ", ".join(parts)
-
-
-def _held_out(progress: TrainingProgress) -> str:
-    assert progress.returns is not None
-    went = held_out_course(progress.returns, joint="return" in progress.metrics)
-    return f"held-out tasks after {plural(progress.iteration, 'iteration')}: {went}"
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[TrainingProgress], None]]:
-    """Yield what reports on training: one live line on a terminal, lines now and then elsewhere."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        _say("compiling ...")
-        last_line = 0.0
-
-        def report(progress: TrainingProgress) -> None:
-            nonlocal last_line
-            last = progress.iteration == progress.iterations
-            if last or time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
-                _say(f"{progress.iteration}/{progress.iterations}: {_status(progress)}")
-            if progress.returns is not None:
-                _say(_held_out(progress))
-            if last:
-                _say("evaluating ...")
-
-        yield report
-        return
-    columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[status]}")
-    with Progress(*columns, console=console) as display:
-        line = display.add_task("compiling ...", total=None, status="")
-
-        def report_live(progress: TrainingProgress) -> None:
-            total = progress.iterations
-            last = progress.iteration == total
-            display.update(
-                line,
-                description="evaluating ..." if last else f"{progress.iteration}/{total}",
-                total=total,
-                completed=progress.iteration,
-                status=_status(progress),
-            )
-            if progress.returns is not None:
-                console.print(_held_out(progress))
-
-        yield report_live
 
 
 MODE = "likeliest"  # the mean of a normal distribution, the best action of a Q-network
@@ -434,8 +345,12 @@ def _resume(options: ResumeOptions) -> int:
             f"{options.run} has done {done} iterations already; --iterations must be at least that."
         )
     if wanted == done and finished:
+        picture = options.run / _PICTURE
+        newest = (options.run / "metrics.jsonl").stat().st_mtime_ns
+        if not picture.exists() or picture.stat().st_mtime_ns < newest:
+            _draw(options.run)  # what interrupted it came before
         further = _command("resume", options.run, "--iterations", 2 * done)
-        _say(f"{options.run} is finished: {plural(done, 'iteration')}. To go on: {further}")
+        say(f"{options.run} is finished: {plural(done, 'iteration')}. To go on: {further}")
         return 0
     config["training"]["iterations"] = wanted
     return _run(config, options.run, resume=True)
@@ -453,14 +368,12 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
     described = _described(config, experiment, resume=resume)
     if "backend" in config["family"]:  # stay with the engine, whatever machine it is resumed on
         config["family"]["backend"] = experiment.family.backend
-    with contextlib.ExitStack() as stack:
-        reports: list[Callable[[TrainingProgress], None]] = []
 
-        def started() -> None:
-            for line in (*described, f"run: {directory}"):
-                _say(line)
-            reports.append(stack.enter_context(_progress()))
+    def started() -> None:
+        for line in (*described, f"run: {directory}"):
+            say(line)
 
+    with without_alarms():
         result = train(
             experiment.algorithm,
             experiment.family,
@@ -468,7 +381,6 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
             run_directory=directory,
             resume=resume,
             config=config,
-            report=lambda progress: reports[0](progress),
             started=started,
             **experiment.training,
         )
@@ -480,29 +392,53 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
     if result.returns is None:
         name = signal.Signals(status - 128).name
         saved = ", saved" if done else ""
-        _say(f"stopped by {name} after {plural(done, 'iteration')}{saved}. To go on:")
-        _say(f"  {_command(*again)}")
+        say(f"stopped by {name} after {plural(done, 'iteration')}{saved}. To go on:")
+        say(f"  {_command(*again)}")
         return status
     seconds = time.perf_counter() - began
     acting = MODE if experiment.evaluation.mode else "sampled"
-    _say()
-    _say(curve_text(result.returns, acting, experiment.algorithm, experiment.family, "test"))
-    _say()
+    say()
+    say(curve_text(result.returns, acting, experiment.algorithm, experiment.family, "test"))
+    say()
     _conclude(result, directory, done, seconds)
     return status
 
 
 def _conclude(result: Result, directory: Path, done: int, seconds: float) -> None:
+    _draw(directory)
+    say(f"evaluate:  {_command('evaluate', directory)}")
+    say(f"render:    {_command('render', directory)}")
+    say(f"resume:    {_command('resume', directory, '--iterations', 2 * done)}")
+    compiling = duration(result.compile_seconds)
+    say(f"wall time: {duration(seconds)}, {compiling} of it compiling")
+
+
+_PICTURE = "curves.png"
+
+
+def _draw(directory: Path) -> None:
     from metajax.plotting import plot_run  # Matplotlib takes long to import
 
-    picture = directory / "curves.png"
+    picture = directory / _PICTURE
     plot_run(directory, picture)
-    _say(f"picture:   {picture}")
-    _say(f"evaluate:  {_command('evaluate', directory)}")
-    _say(f"render:    {_command('render', directory)}")
-    _say(f"resume:    {_command('resume', directory, '--iterations', 2 * done)}")
-    compiling = _duration(result.compile_seconds)
-    _say(f"wall time: {_duration(seconds)}, {compiling} of it compiling")
+    say(f"picture:   {picture}")
+
+
+@contextlib.contextmanager
+def _at_work(what: str) -> Iterator[None]:
+    """Say what is going on and for how long; a signal ends the process at once."""
+    progress = reporter("print")
+
+    def farewell(name: str) -> None:
+        progress.close()
+        print(f"{name}: stopped.", file=sys.stderr, flush=True)
+
+    with without_alarms(), graceful_shutdown() as shutdown, shutdown.at_once(farewell):
+        progress.stage(what)
+        try:
+            yield
+        finally:
+            progress.close()
 
 
 def _ask_for_devices(config: presets.Config) -> None:
@@ -549,12 +485,13 @@ def _evaluate(options: EvaluateOptions) -> int:
     meta_params = state.train_state.meta_params
     keys = jax.random.split(_key(experiment, "evaluate"), state.discarded.shape[0])
     jax.eval_shape(evaluate_both, meta_params, keys)  # what is wrong with sizes shows here
-    _say(f"evaluating {options.run}, iteration {iteration} (physics: {family.backend}) ...")
-    sampled, mode = map(np.asarray, evaluate_both(meta_params, keys))
-    _say(curve_text(sampled, "sampled", algorithm, family, options.split))
-    _say()
-    _say(curve_text(mode, MODE, algorithm, family, options.split))
-    _say()
+    say(f"evaluating {options.run}, iteration {iteration} (physics: {family.backend}) ...")
+    with _at_work("compiling and evaluating"):
+        sampled, mode = map(np.asarray, evaluate_both(meta_params, keys))
+    say(curve_text(sampled, "sampled", algorithm, family, options.split))
+    say()
+    say(curve_text(mode, MODE, algorithm, family, options.split))
+    say()
     record = {
         "iteration": iteration,
         "backend": family.backend,
@@ -569,7 +506,7 @@ def _evaluate(options: EvaluateOptions) -> int:
         output.write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise MetajaxError(f"cannot write {output}: {error.strerror}.") from None
-    _say(f"written to {output}")
+    say(f"written to {output}")
     return 0
 
 
@@ -627,20 +564,21 @@ def _render(options: RenderOptions) -> int:
     outputs = [options.run / f"render{suffix}" for suffix in wanted]
     for output in outputs:
         _check_writable(output)
-    rendering.render(
-        name,
-        algorithm.agent,
-        experiment.family,
-        meta_params,
-        _key(experiment, "render"),
-        outputs,
-        tasks=options.tasks,
-        adaptations=adaptations,
-        episodes=episodes,
-        joint=algorithm.joint,
-    )
+    with _at_work(f"compiling, playing and drawing {plural(options.tasks, 'held-out task')}"):
+        rendering.render(
+            name,
+            algorithm.agent,
+            experiment.family,
+            meta_params,
+            _key(experiment, "render"),
+            outputs,
+            tasks=options.tasks,
+            adaptations=adaptations,
+            episodes=episodes,
+            joint=algorithm.joint,
+        )
     for output in outputs:
-        _say(f"written to {output}")
+        say(f"written to {output}")
     return 0
 
 
@@ -648,36 +586,36 @@ def _plot(options: PlotOptions) -> int:
     from metajax.plotting import plot_comparison  # Matplotlib takes long to import
 
     plot_comparison(options.runs, options.output)
-    _say(f"written to {options.output}")
+    say(f"written to {options.output}")
     return 0
 
 
 def _list(options: ListOptions) -> int:
     del options
-    _say("algorithms")
+    say("algorithms")
     for name, factory in sorted(ALGORITHMS.items()):
-        _say(f"  {name:<19}{summary_of(factory)}")
+        say(f"  {name:<19}{summary_of(factory)}")
     speeds = json.loads(_SPEEDS.read_text())
-    _say("\nfamilies")
+    say("\nfamilies")
     for name in sorted(FAMILIES):
-        _say(f"  {name:<19}{SOURCES[name]}")
+        say(f"  {name:<19}{SOURCES[name]}")
         try:
             env = make(name).env
         except MetajaxError as error:  # its package is not installed
-            _say(f"{'':<21}{error}")
+            say(f"{'':<21}{error}")
             continue
         space = env.action_space
         discrete = isinstance(space, Discrete)
         acts = f"1 of {space.size}" if discrete else plural(space.size, "number")
-        _say(
+        say(
             f"{'':<21}observation: {plural(env.observation_size, 'number')}, "
             f"action: {acts}, episode: {plural(env.episode_length, 'step')}"
         )
         if name in speeds["steps_per_second"]:
-            _say(f"{'':<21}{_count(speeds['steps_per_second'][name])} steps per second")
+            say(f"{'':<21}{count(speeds['steps_per_second'][name])} steps per second")
         for option, names in presets.choices(name).items():
-            _say(f"{'':<21}--{option} {', '.join(names)}")
-    _say(f"\nsteps per second: {speeds['measured']}")
+            say(f"{'':<21}--{option} {', '.join(names)}")
+    say(f"\nsteps per second: {speeds['measured']}")
     return 0
 
 
@@ -711,7 +649,7 @@ def _usage() -> str:
         [
             "usage: metajax COMMAND [ARGUMENTS]",
             "",
-            "Meta-reinforcement learning as one XLA program.",
+            "Meta-reinforcement learning, compiled by JAX.",
             "",
             *(f"  {name:<9} {text}" for name, text in about.items()),
             "",
@@ -723,10 +661,10 @@ def _usage() -> str:
 
 def _dispatch(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        _say(_usage())
+        say(_usage())
         return 0
     if arguments[0] == "--version":
-        _say(f"metajax {__version__}")
+        say(f"metajax {__version__}")
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
@@ -767,4 +705,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             sys.stdout.flush()
         except BrokenPipeError:
-            _silence()
+            silence()

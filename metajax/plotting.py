@@ -271,7 +271,10 @@ def _legend_below(axes: Axes, columns: int) -> None:
 def _write(figure: Figure, output: str | Path) -> None:
     if Path(output).suffix.lower() not in FORMATS:
         raise unknown("picture format", Path(output).suffix, FORMATS)
+    output = Path(output)
+    partial = output.with_name(f".{output.name}")  # an interruption leaves no half a picture
     try:
-        figure.savefig(output, dpi=150)
+        figure.savefig(partial, dpi=150, format=output.suffix[1:].lower())
+        partial.replace(output)
     except OSError as error:
         raise MetajaxError(f"cannot write {output}: {error.strerror}.") from None

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,22 @@ class Shutdown:
     """
 
     requested: int | None = None
+    _farewell: Callable[[str], None] | None = None
+
+    @contextlib.contextmanager
+    def at_once(self, farewell: Callable[[str], None]) -> Iterator[None]:
+        """Where there is nothing to save: the first signal ends the process, too.
+
+        In an interactive session, where more than this call would be lost, it remains a request.
+
+        Args:
+            farewell: called before the end, from another thread, with the signal's name.
+        """
+        self._farewell = None if hasattr(sys, "ps1") else farewell
+        try:
+            yield
+        finally:
+            self._farewell = None
 
 
 def _watch(descriptor: int, shutdown: Shutdown, announce: Callable[[str], None]) -> None:
@@ -23,7 +40,10 @@ def _watch(descriptor: int, shutdown: Shutdown, announce: Callable[[str], None])
         number = received[0]
         if number not in (signal.SIGTERM, signal.SIGINT):
             continue
-        if shutdown.requested is not None:
+        if (farewell := shutdown._farewell) is not None:
+            with contextlib.suppress(Exception):
+                farewell(signal.Signals(number).name)
+        if shutdown.requested is not None or farewell is not None:
             os._exit(128 + number)
         shutdown.requested = number
         with contextlib.suppress(Exception):  # this thread must live to see the second signal
@@ -35,8 +55,9 @@ def graceful_shutdown(announce: Callable[[str], None] = lambda _: None) -> Itera
     """Turn SIGTERM and SIGINT into a request, to be polled between two units of work.
 
     The first signal sets `Shutdown.requested`. The second ends the process at once with status
-    143 (SIGTERM) or 130 (SIGINT), even in the middle of a compilation: a thread waits for the
-    signals, since Python runs its own handlers only between two bytecodes of the main thread.
+    143 (SIGTERM) or 130 (SIGINT), as does the first one inside `Shutdown.at_once`, even in the
+    middle of a compilation: a thread waits for the signals, since Python runs its own handlers
+    only between two bytecodes of the main thread.
     On leaving, the former handlers are back. Outside the main thread, where Python allows no
     handlers, nothing is ever requested.
 

@@ -1,4 +1,4 @@
-"""Meta-training as one XLA program.
+"""Meta-training as one XLA program, which C MuJoCo is called from where it is the physics.
 
 A segment (meta-iterations, then perhaps an evaluation on held-out tasks) is compiled once; the
 host only starts it, reads what it returned and saves its state. Every key is derived from the
@@ -25,12 +25,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from metajax._checks import Seed, checked, checked_fields
 from metajax._memory import bytes_of, check_memory, experience_bytes
-from metajax.envs.splits import even_count, sample_batch
+from metajax._tables import plural
+from metajax.envs.splits import even_count, number_of_tasks, sample_batch
 from metajax.errors import MetajaxError, check_at_least
 from metajax.evaluation import evaluate, has_memory
+from metajax.progress import Report, Reporter, count, duration, reporter
 from metajax.recorder import Progress, open_recorder
 from metajax.rollout import check_env
-from metajax.shutdown import graceful_shutdown
+from metajax.shutdown import Shutdown, graceful_shutdown
 from metajax.types import Algorithm, Env, Metrics, TaskFamily, TrainState, pytree_dataclass
 
 OnNan = Literal["skip", "halt"]
@@ -51,7 +53,9 @@ class Evaluation:
             memory, for at most ten rounds, of at least five steps, that are together a trial as in
             training.
         episodes: per task and round; None for 20, or for that trial.
-        final_tasks: the evaluation at the end repeats until it has seen this many tasks.
+        final_tasks: held-out tasks per seed of the evaluation at the end, which repeats evaluations
+            of `tasks` tasks; those of the last one that are too many are left out, unless there
+            are finitely many.
         mode: score separate episodes that take the distribution's mode (of a Q-network, the most
             valuable action); adaptation always learns from sampled actions.
     """
@@ -109,7 +113,7 @@ class Result(NamedTuple):
         state: of all seeds (`state.train_state.meta_params` has a leading `seed` axis).
         metrics: of all iterations of this call, `[iteration, seed]` each.
         returns: final held-out returns `[seed, task, round, episode]`, None without evaluation.
-        compile_seconds: spent compiling.
+        compile_seconds: spent tracing and compiling.
         train_seconds: wall time after compiling.
         interrupted: the signal that ended training early, or None.
     """
@@ -331,7 +335,7 @@ def train(
     run_directory: str | Path | None = None,
     resume: bool = False,
     config: dict[str, Any] | None = None,
-    report: Callable[[Progress], None] | None = None,
+    report: Report = "print",
     started: Callable[[], None] | None = None,
 ) -> Result:
     """Meta-train, evaluate on held-out tasks, and keep everything needed to go on.
@@ -353,11 +357,14 @@ def train(
         run_directory: where metrics and checkpoints go; None keeps nothing.
         resume: continue the run in `run_directory` instead of starting one there.
         config: kept in the run directory, as JSON.
-        report: called after every segment.
+        report: "print" tells on stdout what is going on; None is silent; a function is called
+            after every segment, instead.
         started: called once, before anything is compiled: from here on nothing is refused.
 
     Returns:
-        See `Result`. On SIGTERM or Ctrl-C the current segment is finished and saved first.
+        See `Result`. On SIGTERM or Ctrl-C the current segment is finished and saved first; while
+        the program is still compiled, with nothing to save, the process ends at once (in an
+        interactive session, training does once it is compiled).
 
     Raises:
         MetajaxError: an argument is out of range, the environment breaks its promises, the run
@@ -374,16 +381,9 @@ def train(
     episodes = experience_bytes(family.env, steps) // devices
     check_memory(devices=devices, the_episodes_of_an_iteration=episodes)
     with contextlib.ExitStack() as stack:
-        announce = lambda text: print(text, file=sys.stderr)
-        shutdown = stack.enter_context(graceful_shutdown(announce))
-        task = jax.eval_shape(family.train.sample, jax.random.key(0))
-        needs = {
-            "the_episodes_of_an_iteration": episodes,
-            "the_tasks_of_an_iteration": bytes_of(task) * tasks * seeds // devices,
-        }
-        check_memory(devices=devices, **needs)
-        check_env(family.env, task)
-        mesh = task_mesh(devices) if devices > 1 else None
+        shutdown = stack.enter_context(graceful_shutdown(_announce))
+        reporting = reporter(report)
+        stack.callback(reporting.close)
         program = make_segment(
             algorithm,
             family,
@@ -391,34 +391,41 @@ def train(
             tasks=tasks,
             seeds=seeds,
             evaluation=evaluation,
-            mesh=mesh,
+            mesh=task_mesh(devices) if devices > 1 else None,
             on_nan=on_nan,
         )
         key = jax.random.key(seed)
-        shapes = jax.eval_shape(program.init, key)
-        check_memory(devices=devices, the_training_state=bytes_of(shapes), **needs)
-        # What is wrong with sizes shows while tracing, and must not leave a directory behind.
-        results = jax.eval_shape(program.run, shapes, key, *_arguments(0, False, 0))
-        check_memory(devices=devices, the_training_state_and_metrics=bytes_of(results), **needs)
-        names = [name for name, _ in _floats(results[0].train_state, results[1])]
-        recorder = stack.enter_context(open_recorder(run_directory, config, resume=resume))
-        shardings = program.out_shardings
-        place = shardings and shardings[0]
-        state = recorder.restore(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-        )
-        if started is not None:
-            started()
-        if state is None:
-            state = jax.jit(program.init, out_shardings=place)(key)
 
+        def farewell(name):
+            reporting.close()
+            kept = f"; to go on, resume {run_directory}" if opened else ""
+            _announce(f"{name}: stopped while compiling, with nothing new to save{kept}")
+
+        opened = False
         began = time.perf_counter()
-        run = (
-            jax.jit(program.run, donate_argnums=0, out_shardings=shardings)
-            .lower(state, key, *_arguments(0, False, 0))
-            .compile()
-        )
+        with shutdown.at_once(farewell):
+            what = f"compiling {algorithm.name} on {family.name}"
+            reporting.stage(f"{what}: tracing", quiet=True)  # until nothing can be refused any more
+            shapes, names = _trace(program, key, family, episodes, tasks * seeds, devices)
+            recorder = stack.enter_context(open_recorder(run_directory, config, resume=resume))
+            opened = run_directory is not None
+            place = program.out_shardings and program.out_shardings[0]
+            state = recorder.restore(
+                jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+                )
+            )
+            if started is not None:
+                started()
+            traced = time.perf_counter()
+            reporting.stage(f"{what}: XLA")
+            state, run = _compile(program, key, state)
         compile_seconds = time.perf_counter() - began
+        xla_seconds = compile_seconds - (traced - began)
+        reporting.note(
+            f"compiled in {duration(compile_seconds)} (tracing {duration(traced - began)}, "
+            f"XLA {duration(xla_seconds)})"
+        )
 
         began = time.perf_counter()
         history: list[dict[str, np.ndarray]] = []
@@ -428,6 +435,8 @@ def train(
         training_seconds = 0.0
         none_yet = np.zeros(seeds, int)
         discards = _Discards(none_yet, none_yet)
+        if done < iterations:
+            reporting.stage(f"training, {plural(min(segment, iterations), 'iteration')} at a time")
         while done < iterations and shutdown.requested is None:
             stop = min(done + segment, iterations)
             if evaluation is not None:  # evaluations are at multiples of `every`, however cut
@@ -459,8 +468,7 @@ def train(
             )
             recorder.record(progress)
             recorder.save(stop, state)
-            if report is not None:
-                report(progress)
+            reporting.segment(progress)
             done = stop
             saved = f", saved in {run_directory}" if run_directory else ""
             if on_nan == "halt" and discarded.any():
@@ -483,13 +491,16 @@ def train(
                     stacklevel=2,
                 )
         returns = None
-        if evaluation is not None and shutdown.requested is None:
-            repeats = -(-evaluation.final_tasks // evaluation.batch(family))
-            batches = []
-            for repeat in range(repeats):
-                state, _, batch = run(state, key, *_arguments(done, True, repeat))
-                batches.append(np.asarray(batch))
-            returns = np.concatenate(batches, axis=1)
+        if evaluation is not None:
+            sizes = evaluation.sizes(algorithm, family.env)
+            # Both kinds of episodes are played, those it learns from and those that count.
+            sizes["episodes"] *= 1 + evaluation.mode
+            work = seeds * math.prod(sizes.values()), family.env.episode_length
+            again = lambda state, repeat: run(state, key, *_arguments(done, True, repeat))
+            state, returns = _evaluate_finally(
+                again, state, family, evaluation, work, shutdown, reporting
+            )
+        if returns is not None:
             recorder.record_final(done, returns)
         return Result(
             state=state,
@@ -499,6 +510,93 @@ def train(
             train_seconds=time.perf_counter() - began,
             interrupted=shutdown.requested,
         )
+
+
+def _announce(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _trace(
+    program: Segment,
+    key,
+    family: TaskFamily,
+    episodes: int,
+    tasks: int,
+    devices: int,
+) -> tuple[RunState, list[str]]:
+    """Return the shapes of a run's state and the names of what may not be finite.
+
+    Args:
+        program: to trace.
+        key: of the run.
+        family: where tasks come from.
+        episodes: bytes of an iteration's episodes, on each device.
+        tasks: of an iteration, of all seeds.
+        devices: that share the tasks.
+
+    Raises:
+        MetajaxError: the environment breaks its promises, or something would not fit into memory.
+    """
+    task = jax.eval_shape(family.train.sample, jax.random.key(0))
+    needs = {
+        "the_episodes_of_an_iteration": episodes,
+        "the_tasks_of_an_iteration": bytes_of(task) * tasks // devices,
+    }
+    check_memory(devices=devices, **needs)
+    check_env(family.env, task)
+    shapes = jax.eval_shape(program.init, key)
+    check_memory(devices=devices, the_training_state=bytes_of(shapes), **needs)
+    # What is wrong with sizes shows while tracing, and must not leave a directory behind.
+    results = jax.eval_shape(program.run, shapes, key, *_arguments(0, False, 0))
+    check_memory(devices=devices, the_training_state_and_metrics=bytes_of(results), **needs)
+    return shapes, [name for name, _ in _floats(results[0].train_state, results[1])]
+
+
+def _compile(program: Segment, key, state: RunState | None) -> tuple[RunState, Callable]:
+    """Return the state to start from, a new one for None, and the compiled program."""
+    shardings = program.out_shardings
+    init = jax.jit(program.init, out_shardings=shardings and shardings[0])
+    start: RunState = init(key) if state is None else state
+    run = jax.jit(program.run, donate_argnums=0, out_shardings=shardings)
+    return start, run.lower(start, key, *_arguments(0, False, 0)).compile()
+
+
+def _evaluate_finally(
+    evaluate_batch: Callable,
+    state: RunState,
+    family: TaskFamily,
+    evaluation: Evaluation,
+    work: tuple[int, int],
+    shutdown: Shutdown,
+    reporting: Reporter,
+) -> tuple[RunState, np.ndarray | None]:
+    """Return the state and the returns of `final_tasks` tasks; None if it is interrupted.
+
+    Args:
+        evaluate_batch: `(state, repeat) -> (state, metrics, returns)`.
+        state: donated.
+        family: whose held-out tasks they are; of finitely many, none is left out.
+        evaluation: how.
+        work: episodes per held-out task, of all seeds, and steps per episode.
+        shutdown: asked before every batch.
+        reporting: where progress is told.
+    """
+    size = evaluation.batch(family)
+    repeats = -(-evaluation.final_tasks // size)
+    wanted = repeats * size if number_of_tasks(family.test) else evaluation.final_tasks
+    episodes = repeats * size * work[0]
+    what = (
+        f"evaluating {plural(wanted, 'held-out task')} ({count(episodes)} episodes, "
+        f"{count(episodes * work[1])} steps)"
+    )
+    batches = []
+    for repeat in range(repeats):
+        if shutdown.requested is not None:
+            return state, None
+        reporting.stage(what, done=repeat * size, total=wanted)
+        state, _, batch = evaluate_batch(state, repeat)
+        batches.append(np.asarray(batch))
+    return state, np.concatenate(batches, axis=1)[:, :wanted]
 
 
 def default_devices(family: TaskFamily, tasks: int) -> int:

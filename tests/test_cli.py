@@ -22,10 +22,13 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+import metajax as package
 from metajax import _arguments, _tables, cli, presets
+from metajax import progress as progress_lines
 from metajax._records import read_record, write_record
 from metajax.algorithms import ALGORITHMS
-from metajax.envs import FAMILIES, SOURCES
+from metajax.envs import FAMILIES, SOURCES, make
+from metajax.errors import MetajaxError
 from metajax.recorder import Progress
 from metajax.run_directory import MetricsLog, create_run, open_run, read_metrics
 from metajax.types import Agent, Algorithm, TaskDistribution, TaskFamily
@@ -40,7 +43,7 @@ def on_a_cpu():
 TINY = [
     *("--episode-length", "10", "--episodes", "2", "--tasks", "2", "--segment", "2"),
     *("--seeds", "2", "--policy.hidden", "4", "--outer", "adam", "--evaluation.every", "2"),
-    *("--evaluation.tasks", "4", "--evaluation.final-tasks", "8", "--evaluation.episodes", "3"),
+    *("--evaluation.tasks", "4", "--evaluation.final-tasks", "6", "--evaluation.episodes", "3"),
 ]
 
 
@@ -60,6 +63,15 @@ def cache(tmp_path_factory):
     for name, value in former.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_clock():
+    """However slow this machine is, no stage takes so long that a line says so."""
+    former = progress_lines.SECONDS_OF_SILENCE
+    progress_lines.SECONDS_OF_SILENCE = 1000.0
+    yield
+    progress_lines.SECONDS_OF_SILENCE = former
 
 
 def metajax(*arguments: object) -> str:
@@ -96,7 +108,20 @@ def test_training_says_what_it_runs_on_before_it_starts(trained):
     assert lines[0].endswith(f"JAX {jax.__version__} on 2 CPU devices of 4")
     assert "maml on point-goal-v1" in lines[0]
     assert lines[1] == "physics: none (pure JAX)"
-    assert lines[2:4] == [f"run: {directory}", "compiling ..."]
+    assert lines[2] == f"run: {directory}"
+
+
+def test_training_says_what_is_compiled_and_how_long_it_took(trained):
+    lines = trained[1].splitlines()
+    assert "compiling maml on point-goal-v1: XLA ..." in lines[3:]
+    took = r"compiled in \d:\d\d \(tracing \d:\d\d, XLA \d:\d\d\)"
+    assert any(re.fullmatch(took, line) for line in lines)
+
+
+def test_the_final_evaluation_says_how_much_it_takes(trained):
+    # Two batches of 4 tasks x 2 seeds x 4 rounds x 3 episodes x 10 steps, though 6 tasks are asked.
+    expected = "evaluating 6 held-out tasks (192 episodes, 1.92k steps) ..."
+    assert expected in trained[1].splitlines()
 
 
 def test_progress_lines_carry_the_metrics(trained):
@@ -126,8 +151,8 @@ def test_training_ends_with_the_held_out_adaptation_curve(trained):
     directory, printed = trained
     record = read_metrics(directory / "metrics.jsonl")[-1]
     returns = np.array(record["final_held_out"])
-    assert returns.shape == (2, 8, 4)
-    assert "2 seeds x 8 held-out tasks x 3 episodes" in printed
+    assert returns.shape == (2, 6, 4)
+    assert "2 seeds x 6 held-out tasks x 3 episodes" in printed
     rows = table_rows(printed)
     assert [row[0] for row in rows] == [0, 1, 2, 3]
     for k, (_, middle, low, high, mean) in enumerate(rows):
@@ -159,7 +184,7 @@ def test_the_run_keeps_the_whole_configuration(trained):
     expected["algorithm"] |= {"episodes": 2, "outer": "adam", "critic_hidden": [64, 64]}
     expected["training"] |= {"iterations": 4, "tasks": 2, "segment": 2, "seeds": 2}
     expected["training"]["devices"] = 2  # as many as the tasks can be shared out over
-    expected["evaluation"] |= {"every": 2, "tasks": 4, "final_tasks": 8, "episodes": 3}
+    expected["evaluation"] |= {"every": 2, "tasks": 4, "final_tasks": 6, "episodes": 3}
     assert config == expected
     preset = presets.PRESETS["maml", "point-goal"]["policy"]
     assert preset.items() <= config["policy"].items()
@@ -177,6 +202,35 @@ def test_a_finished_run_says_so_and_can_be_trained_further(trained, cache):
     assert len(table_rows(printed)) == 4
     assert "is finished: 6 iterations" in metajax("resume", directory, "--iterations", 6)
     assert "is finished: 6 iterations" in metajax("resume", directory)
+
+
+def test_a_run_interrupted_while_drawing_is_drawn_by_resume(trained, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(trained[0], directory)
+    picture = directory / "curves.png"
+    drawn = f"picture:   {picture}\n"
+    for interrupt in (picture.unlink, lambda: os.utime(picture, (0, 0))):  # before, or an older one
+        interrupt()
+        assert metajax("resume", directory).startswith(drawn)
+        with Image.open(picture) as image:
+            assert image.format == "PNG"
+    assert drawn not in metajax("resume", directory)
+    assert not list(directory.glob(".curves*"))
+
+
+def test_training_from_python_prints_unless_it_is_to_be_silent(cache, capsys):
+    family = make("point-goal", episode_length=5)
+    policy = package.mlp(2, family.env.action_space, hidden=(4,))
+    algorithm = package.maml(family.env, policy, outer="adam", episodes=2, baseline="none")
+    printed = []
+    for report in ({}, {"report": None}):
+        package.train(algorithm, family, iterations=1, tasks=2, evaluation=None, **report)
+        printed.append(capsys.readouterr().out)
+    assert printed[0].startswith("compiling maml on point-goal-v1: XLA ...\n")
+    assert "\n1/1: 40 steps, " in printed[0]  # 2 tasks x 2 rounds x 2 episodes x 5 steps
+    assert printed[1] == ""
+    with pytest.raises(MetajaxError, match="report 'prnt'; did you mean 'print'"):
+        package.train(algorithm, family, report="prnt")
 
 
 # --- evaluation, pictures -------------------------------------------------------------------------
@@ -384,8 +438,6 @@ def test_help_names_all_commands(arguments):
 
 
 def test_version():
-    import metajax as package
-
     assert metajax("--version") == f"metajax {package.__version__}\n"
 
 
@@ -632,20 +684,47 @@ def progress(iteration, *, iterations=100, discarded=0, returns=None) -> Progres
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     now = itertools.count(100.0, 1.0)
-    monkeypatch.setattr(cli.time, "monotonic", lambda: next(now))  # a second per look
-    with cli._progress() as report:
-        for iteration in range(1, 101):
-            report(progress(iteration))
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: next(now))  # a second per look
+    printing = progress_lines.reporter("print")
+    for iteration in range(1, 101):
+        printing.segment(progress(iteration))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "compiling ..."
-    assert lines[1] == "1/100: 40k steps, 27.1k/s, return -10.0 -> 84.2, 1:23 left"
-    assert lines[-2].startswith("100/100: 4M steps")
+    assert lines[0] == "1/100: 40k steps, 27.1k/s, return -10.0 -> 84.2, 1:23 left"
+    assert lines[-1].startswith("100/100: 4M steps")
     assert 10 < len(lines) < 30
 
 
+def test_a_stage_without_a_terminal_is_a_line_and_another_when_it_takes_long(capsys, monkeypatch):
+    monkeypatch.setattr(progress_lines, "SECONDS_OF_SILENCE", 0.05)
+    printing = progress_lines.reporter("print")
+    printing.stage("compiling")
+    time.sleep(0.5)
+    printing.stage("evaluating 8 tasks", done=0, total=8)
+    printing.close()
+    time.sleep(0.2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "compiling ..."
+    assert lines[-1] == "evaluating 8 tasks ..."  # and nothing after the end
+    assert set(lines[1:-1]) <= {"compiling: 0:00", "compiling: 0:01"}
+    assert 2 < len(lines) < 12
+
+
+def test_parts_of_a_stage_that_are_over_are_a_line_now_and_then(capsys, monkeypatch):
+    now = itertools.count(100.0, 1.0)
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: next(now))  # a second per look
+    printing = progress_lines.reporter("print")
+    for done in range(20):
+        printing.stage("evaluating 20 tasks", done=done, total=20)
+    printing.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "evaluating 20 tasks ..."
+    assert lines[1] == "evaluating 20 tasks: 1 of 20"
+    assert 4 <= len(lines) <= 6
+
+
 def test_progress_tells_of_evaluations_and_discarded_updates(capsys):
-    with cli._progress() as report:
-        report(progress(50, discarded=2, returns=np.full((1, 4, 2, 3), 7.0)))
+    printing = progress_lines.reporter("print")
+    printing.segment(progress(50, discarded=2, returns=np.full((1, 4, 2, 3), 7.0)))
     printed = capsys.readouterr().out
     assert "1:23 left, 2 updates discarded" in printed
     assert "held-out tasks after 50 iterations: 7.00 -> 7.00" in printed
@@ -732,9 +811,9 @@ def test_the_total_reward_of_a_trial_can_be_read():
 
 def test_joint_training_says_return_once_and_fine_tuning_by_its_name(capsys):
     joint = progress(100)._replace(metrics={"return": np.full((2, 1), 84.25)})
-    assert cli._status(joint).split(", ")[2] == "return 84.2"
+    assert progress_lines.status(joint).split(", ")[2] == "return 84.2"
     held_out = joint._replace(returns=np.repeat([[[[20.0], [30.0], [40.0]]]], 8, axis=1))
-    assert cli._held_out(held_out).endswith(": 20.0, fine-tuned 30.0 -> 40.0")
+    assert progress_lines.held_out(held_out).endswith(": 20.0, fine-tuned 30.0 -> 40.0")
     printed = shown(np.full((1, 8, 2, 1), [[20.0], [10.0]]), joint=True)
     assert "fine-tuning steps" in printed and "adaptation" not in printed
     assert "Fine-tuning hurts" in printed
@@ -756,12 +835,16 @@ def test_progress_on_a_terminal_is_one_live_line(capsys, monkeypatch):
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
-    with cli._progress() as report:
-        for iteration in range(1, 101):
-            report(progress(iteration))
+    printing = progress_lines.reporter("print")
+    printing.stage("compiling something")
+    time.sleep(0.2)  # it draws some ten times a second
+    for iteration in range(1, 101):
+        printing.segment(progress(iteration))
+    printing.close()
     printed = capsys.readouterr().out
-    assert "compiling ..." in printed
+    assert "compiling something" in printed
     assert printed.count("\n") < 4
+    assert printed.count("\x1b[?25l") == printed.count("\x1b[?25h") == 1  # the cursor is back
     assert "4M steps, 27.1k/s, return -10.0 -> 84.2, 1:23 left" in re.sub(
         r"\x1b\[[0-9;]*m", "", printed
     )
@@ -771,7 +854,7 @@ def test_progress_on_a_terminal_is_one_live_line(capsys, monkeypatch):
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (83, "1:23"), (3723, "1:02:03")]
 )
 def test_durations(seconds, text):
-    assert cli._duration(seconds) == text
+    assert progress_lines.duration(seconds) == text
 
 
 def test_every_option_of_a_factory_is_on_the_command_line():
@@ -878,7 +961,7 @@ def test_ctrl_c_before_training_is_quiet(monkeypatch, capsys):
 def test_a_signal_saves_the_run_and_says_how_to_go_on(
     number, trained, cache, tmp_path, monkeypatch, capsys
 ):
-    status = cli._status
+    status = progress_lines.status
 
     def status_and_signal(progress):
         if progress.iteration == 4:
@@ -886,8 +969,8 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(
             time.sleep(0.2)  # the signal is taken by another thread
         return status(progress)
 
-    monkeypatch.setattr(cli, "_status", status_and_signal)
-    monkeypatch.setattr(cli, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress_lines, "status", status_and_signal)
+    monkeypatch.setattr(progress_lines, "SECONDS_BETWEEN_LINES", 0.0)
     directory = tmp_path / "run"
     options = [*TINY, "--iterations", "8", "--run-directory", str(directory)]
     assert cli.main(["train", "maml", "point-goal", *options]) == 128 + number
@@ -902,3 +985,21 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(
     assert "\n8/8: " in metajax("resume", directory)
     records = read_metrics(directory / "metrics.jsonl")
     assert [r["iteration"] for r in records if "return_after" in r] == list(range(1, 9))
+
+
+def test_ctrl_c_while_compiling_ends_at_once_and_the_run_can_be_resumed(trained, cache, tmp_path):
+    directory = tmp_path / "run"
+    options = [*TINY, "--iterations", 2, "--run-directory", directory]
+    with start("train", "maml", "point-goal", *options) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if line == "compiling maml on point-goal-v1: XLA ...\n":
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == ""  # nothing was compiled or trained
+        assert process.wait(60) == 130
+        assert process.stderr.read() == (
+            "SIGINT: stopped while compiling, with nothing new to save; to go on, resume "
+            f"{directory}\n"
+        )
+    assert "\n2/2: 320 steps" in metajax("resume", directory)

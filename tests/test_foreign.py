@@ -399,5 +399,5 @@ def test_maml_trains_on_it(name):
     family = metajax.make(name, episode_length=5)
     policy = metajax.mlp(family.env.observation_size, family.env.action_space, hidden=(8,))
     algorithm = metajax.maml(family.env, policy, outer="adam", episodes=2, baseline="none")
-    result = metajax.train(algorithm, family, iterations=2, tasks=2, evaluation=None)
+    result = metajax.train(algorithm, family, iterations=2, tasks=2, evaluation=None, report=None)
     assert np.all(np.isfinite(result.metrics["return_after"]))

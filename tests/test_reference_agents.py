@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference_agents as known
 import scipy.stats
 
+from metajax import reference_agents as known
 from metajax.envs import make
 from metajax.envs.splits import sample_batch
 from metajax.envs.tabular import tabular
@@ -146,8 +146,8 @@ def test_a_process_is_counted_as_it_was_played(process):
     assert counts["visits"][0, 0, 1] == moved + ended
 
 
-def test_who_is_told_the_task_sees_its_velocity_last():
-    family = known.told_the_velocity(make("halfcheetah-vel", backend="mujoco"))
+def test_oracle_velocity_is_the_last_observation():
+    family = known.oracle_velocity(make("halfcheetah-vel", backend="mujoco"))
     task = {"velocity": jnp.asarray(1.5)}
     check_env(family.env, task)
     state = jax.jit(family.env.reset)(KEY, task)
@@ -157,20 +157,20 @@ def test_who_is_told_the_task_sees_its_velocity_last():
     assert np.array_equal(state.observation[:-1], jax.jit(bare.reset)(KEY, task).observation)
 
 
-def test_the_deaf_see_observations_alone():
+def test_observations_only_ignores_all_other_input():
     policy = window(3, Discrete(2), steps=1)
     params, memory = policy.init(KEY), policy.initial_memory()
     said = lambda policy, x: policy.step(params, memory, x)[1].value
     silence = StepInput(jnp.ones(3), jnp.zeros((), int), jnp.zeros(()), jnp.zeros((), bool))
     noise = StepInput(jnp.ones(3), jnp.ones((), int), jnp.ones(()), jnp.ones((), bool))
     assert (
-        said(known.deaf(policy), noise)
-        == said(known.deaf(policy), silence)
+        said(known.observations_only(policy), noise)
+        == said(known.observations_only(policy), silence)
         == said(policy, silence)
     )
     assert said(policy, noise) != said(policy, silence)
-    assert said(known.deaf(policy), silence) != said(
-        known.deaf(policy), replace(silence, observation=jnp.ones(3) * 2)
+    assert said(known.observations_only(policy), silence) != said(
+        known.observations_only(policy), replace(silence, observation=jnp.ones(3) * 2)
     )
 
 

@@ -1,11 +1,17 @@
 """The shape of the package: who may import whom, what is public, and what is never used."""
 
 import ast
+import subprocess
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 import metajax
+from metajax import presets
+from metajax.algorithms import ALGORITHMS
+from metajax.rules import RULES
 
 PACKAGE = Path(metajax.__file__).parent
 
@@ -13,16 +19,17 @@ PACKAGE = Path(metajax.__file__).parent
 LAYERS = [
     {"_version", "errors"},
     {"_checks"},
-    {"types", "shutdown", "_records", "_arguments", "_options", "_promotion"},
+    {"types", "shutdown", "_alarms", "_records", "_arguments", "_options", "_promotion"},
     {"_memory"},
     {"envs", "policies", "rules", "losses", "run_directory", "checkpoint"},
     {"rollout", "replay", "recorder"},
     {"algorithms"},
-    {"evaluation", "diagnostics"},
+    {"evaluation", "diagnostics", "reference_agents"},
+    {"_tables"},
+    {"progress"},
     {"train"},
     {"presets"},
     {"deployment", "export", "plotting", "rendering"},
-    {"_tables"},
     {"cli"},
     {"__main__"},
 ]
@@ -31,7 +38,15 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PUBLIC = """
     Agent Algorithm Continuous Discrete Env EnvState Evaluation MetajaxError Policy PolicyOutput
     StepInput TaskDistribution TaskFamily TrainState Trajectory UpdateRule __version__
-    adaptation_curve check_env evaluate fixed make maml mlp rollout sgd train
+    adaptation_curve check_env evaluate make rollout train
+
+    a2c anil cavia dqn e_maml fomaml learned_optimizer maml maml_dqn meta_lstm meta_sgd ppo promp
+    q_prop reinforce reptile rl2 snail trpo varibad
+    gru lstm mlp transformer variational window
+    beside decayed fixed learned_lstm learned_mlp sgd
+
+    algorithms deployment diagnostics envs export losses plotting policies presets
+    reference_agents rendering rules run_directory
 """
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -96,10 +111,38 @@ def test_nothing_below_the_trainer_is_jitted():
 
 
 def test_the_public_surface():
-    assert metajax.__all__ == sorted(PUBLIC.split())
-    assert len(metajax.__all__) <= 30
+    assert dir(metajax) == metajax.__all__ == sorted(PUBLIC.split())
     for public in metajax.__all__:
         assert getattr(metajax, public).__doc__
+    for package in (metajax.algorithms, metajax.envs, metajax.losses, metajax.policies):
+        assert dir(package) == sorted(package.__all__)
+    assert isinstance(metajax.train, types.FunctionType)  # not the modules of these names
+    assert isinstance(metajax.rollout, types.FunctionType)
+    with pytest.raises(AttributeError, match="metajax has no 'mamll'"):
+        metajax.mamll  # noqa: B018
+
+
+def test_every_algorithm_policy_and_rule_is_at_the_top_or_the_docstring_says_where():
+    tables = (ALGORITHMS, presets.POLICIES, RULES)
+    packages = (metajax.algorithms, metajax.policies, metajax.rules)
+    elsewhere = []
+    for table, package in zip(tables, packages, strict=True):
+        for name, factory in table.items():
+            name = name.replace("-", "_")
+            assert getattr(package, name) is factory
+            if getattr(metajax, name) is not factory:
+                elsewhere.append(f"{package.__name__}.{name}")
+    assert len(elsewhere) == 3
+    assert all(f"`{name}`" in (metajax.__doc__ or "") for name in elsewhere)
+
+
+def test_importing_the_package_leaves_slow_libraries_for_later():
+    code = (
+        "import sys, metajax\n"
+        "assert not {'matplotlib', 'gymnasium', 'tyro'} & set(sys.modules)\n"
+        "metajax.deployment.load, metajax.export.GymnasiumEnv, metajax.plotting.plot_run"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

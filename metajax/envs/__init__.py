@@ -4,7 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 from metajax._checks import checked
-from metajax.envs import ant, dynamics, foreign, grid, halfcheetah, humanoid, point
+from metajax.envs import (
+    ant,
+    dynamics,
+    episodes,
+    foreign,
+    grid,
+    halfcheetah,
+    humanoid,
+    locomotion,
+    physics,
+    point,
+    splits,
+)
 from metajax.envs.bandit import bernoulli_bandit, gaussian_bandit
 from metajax.envs.classic import cartpole_params, pendulum_params
 from metajax.envs.reacher import reacher_goal
@@ -13,6 +25,19 @@ from metajax.envs.tabular import tabular
 from metajax.envs.walker import walker2d_dir, walker2d_vel
 from metajax.errors import unknown
 from metajax.types import TaskFamily
+
+__all__ = [
+    "ENGINES",
+    "EXTRAS",
+    "FAMILIES",
+    "SOURCES",
+    "VARIANTS",
+    "episodes",
+    "locomotion",
+    "make",
+    "physics",
+    "splits",
+]
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "ant-dir": ant.ant_dir,
@@ -110,3 +135,7 @@ def make(name: str, **options: Any) -> TaskFamily:
     if name not in FAMILIES:
         raise unknown("family", name, FAMILIES)
     return FAMILIES[name](**options)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -18,3 +18,7 @@ __all__ = [
     "variational",
     "window",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

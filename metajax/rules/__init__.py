@@ -32,3 +32,7 @@ __all__ = [
     "meta_sgd",
     "sgd",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

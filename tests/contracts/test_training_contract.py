@@ -18,7 +18,9 @@ from metajax.checkpoint import saved_steps
 from metajax.envs import make
 from metajax.errors import MetajaxError
 from metajax.policies import gru, mlp, variational
-from metajax.train import Evaluation, _floats, make_segment, task_mesh, train
+from metajax.progress import reporter
+from metajax.shutdown import Shutdown
+from metajax.train import Evaluation, _evaluate_finally, _floats, make_segment, task_mesh, train
 from metajax.types import Algorithm, TrainState
 
 FAMILY = make("point-goal", episode_length=4)
@@ -84,6 +86,34 @@ def test_seeds_side_by_side_are_seeds_alone(straight):
     print(f"a seed by vmap and alone differ by {difference:.1e}")
     for leaf in jax.tree.leaves(both.state.train_state.meta_params):
         assert not np.any(leaf[0] == leaf[1])
+
+
+@pytest.mark.parametrize(("final_tasks", "batches"), [(1, 1), (4, 1), (6, 2), (8, 2)])
+def test_the_final_evaluation_is_of_as_many_tasks_as_asked_for(final_tasks, batches):
+    """Batches of four tasks, whose returns are their number in the order of evaluation."""
+    asked = []
+
+    def batch(state, repeat):
+        asked.append(repeat)
+        return state, None, 4 * repeat + np.arange(4.0)[None, :, None, None]
+
+    evaluation = Evaluation(tasks=4, final_tasks=final_tasks)
+    silent = reporter(None)
+    _, returns = _evaluate_finally(batch, None, FAMILY, evaluation, (1, 1), Shutdown(), silent)
+    assert asked == list(range(batches))
+    np.testing.assert_array_equal(returns, np.arange(final_tasks)[None, :, None, None])
+
+
+def test_an_interrupted_final_evaluation_is_none():
+    shutdown = Shutdown()
+
+    def batch(state, repeat):
+        shutdown.requested = 2
+        return state, None, np.zeros((1, 4, 1, 1))
+
+    evaluation = Evaluation(tasks=4, final_tasks=8)
+    done = _evaluate_finally(batch, None, FAMILY, evaluation, (1, 1), shutdown, reporter(None))
+    assert done == (None, None)
 
 
 # --- what is not finite --------------------------------------------------------------------------

@@ -82,6 +82,56 @@ with graceful_shutdown(fail):
 """
 
 
+AT_ONCE = """
+import hashlib, sys
+from metajax.shutdown import graceful_shutdown
+{session}
+def farewell(name):
+    print("farewell", name, flush=True)
+with graceful_shutdown(lambda text: print(text, flush=True)) as shutdown:
+    with shutdown.at_once(farewell):
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})
+print("after", shutdown.requested)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_first_signal_ends_at_once_where_there_is_nothing_to_save(number, status):
+    command = [sys.executable, "-c", AT_ONCE.format(session="", rounds=2**31 - 1)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+            assert process.stdout.read() == f"farewell {number.name}\n"
+            assert process.wait(10) == status
+        finally:
+            process.kill()
+
+
+def test_first_signal_only_asks_in_an_interactive_session():
+    command = [sys.executable, "-c", AT_ONCE.format(session="sys.ps1 = '>>> '", rounds=2**20)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=60)
+            assert out == "SIGINT: stopping soon; again to stop at once\nafter 2\n"
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
+def test_after_the_part_with_nothing_to_save_a_signal_only_asks():
+    said = []
+    with graceful_shutdown(said.append) as shutdown:
+        with shutdown.at_once(said.append):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: said)
+    assert said == ["SIGTERM: stopping soon; again to stop at once"]
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_second_signal_ends_at_once_even_in_c_code(number, status):
     command = [sys.executable, "-c", BUSY]

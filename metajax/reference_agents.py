@@ -1,10 +1,11 @@
-"""Agents that a memory is measured by: what is known to be good, and what knows nothing.
+"""Reference agents: known rules and planners, and oracles, that a memory is measured by.
 
 Each is an `Agent`, so that it is evaluated by the same function as what is learned. For bandits:
-`bandit_agent` and the rules that choose an arm. For tabular processes: `process_agent` and what
-plans. Where nothing is known of the task and nothing remembered, every policy gets what a random
-one gets: half the pulls, and 10 per episode of a process. For locomotion, what a learner may be
-changed to: `told_the_velocity`, and `deaf`. And `whole_prior`: the tasks of known numbers.
+`bandit_agent` and the rules that choose an arm. For tabular processes: `process_agent` and the
+planners. Where nothing is known of the task and nothing remembered, every policy gets what a random
+one gets: half the pulls, and 10 per episode of a process. For locomotion, a learner with more or
+less input: `oracle_velocity` and `observations_only`. And `whole_prior`: the tasks that published
+numbers are about.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ Choose = Callable[..., jax.Array]
 
 
 def bandit_agent(arms: int, choose: Choose) -> Agent:
-    """Return the agent that counts what each arm has paid, and chooses by that.
+    """Return the agent that counts the rewards of each arm, and chooses by them.
 
     Args:
         arms: of a Bernoulli bandit whose episodes are single pulls.
@@ -52,6 +53,7 @@ def best(values, key):
 
 
 def at_random(wins, losses, key):
+    """Choose any arm with equal probability."""
     del losses
     return jax.random.randint(key, (), 0, wins.size)
 
@@ -89,9 +91,13 @@ def upper_confidence(width, wins, losses, key):
 def index_table(pulls: int, resolution: int = 400) -> np.ndarray:
     """Return Whittle's index `[left, wins, losses]` of an arm of a trial of so many pulls.
 
-    With so many pulls left, it is the sure payment per pull at which going on with the arm, as long
-    as it pays to, is worth as much as the payment: found on a grid of payments by dynamic
-    programming from the last pull back (Whittle 1988; Gittins 1979 without an end).
+    With so many pulls left, it is the sure reward per pull at which going on with the arm, for as
+    long as that is better, is worth as much as the sure reward: found on a grid of rewards by
+    dynamic programming from the last pull back (Whittle 1988; Gittins 1979 without an end).
+
+    Args:
+        pulls: in a trial.
+        resolution: intervals of the grid of sure rewards in [0, 1].
     """
     sure = np.linspace(0, 1, resolution + 1)[:, None, None]
     count = np.arange(pulls + 1)
@@ -100,7 +106,7 @@ def index_table(pulls: int, resolution: int = 400) -> np.ndarray:
     value = np.zeros((resolution + 1, pulls + 2, pulls + 2))
     for left in range(1, pulls + 1):
         going_on = mean * (1 + value[:, 1:, :-1]) + (1 - mean) * value[:, :-1, 1:]
-        # The advantage falls with the payment: where it changes sign, between two grid points.
+        # The advantage falls with the sure reward: where it changes sign, between two grid points.
         advantage = going_on - left * sure
         above = np.sum(advantage > 0, axis=0).clip(1, resolution)
         high, low = (np.take_along_axis(advantage, (above - k)[None], axis=0)[0] for k in (1, 0))
@@ -194,12 +200,12 @@ def optimistic_process(scale: float, counts):
     reward = counts["reward"] / known + scale * jnp.sqrt(7 * of_states / (2 * known))
     width = scale * jnp.sqrt(14 * states * confidence / known)
     seen = counts["visits"] / known[..., None]
-    likeliest = jnp.where(pulls[..., None] > 0, seen, 1 / states)
+    estimate = jnp.where(pulls[..., None] > 0, seen, 1 / states)
 
     def optimistic(value):
         # Up to half the width goes to the best state, and is taken from the worst ones.
         order = jnp.argsort(-value)
-        sorted_value, chance = value[order], likeliest[..., order]
+        sorted_value, chance = value[order], estimate[..., order]
         chance = chance.at[..., 0].set(jnp.minimum(1.0, chance[..., 0] + width / 2))
         kept = jnp.cumsum(chance, axis=-1)
         chance = jnp.clip(1 - (kept - chance), 0.0, chance)
@@ -208,24 +214,24 @@ def optimistic_process(scale: float, counts):
     return reward, optimistic
 
 
-def told_the_velocity(family: TaskFamily) -> TaskFamily:
+def oracle_velocity(family: TaskFamily) -> TaskFamily:
     """Return the family with the task's velocity at the end of its observations."""
 
-    def told(state, task):
+    def privileged(state, task):
         seen = jnp.append(state.observation, task["velocity"])
         return dataclasses.replace(state, observation=seen)
 
     bare = family.env
     env = bare._replace(
-        reset=lambda key, task: told(bare.reset(key, task), task),
-        step=lambda state, action: told(bare.step(state, action), state.task),
+        reset=lambda key, task: privileged(bare.reset(key, task), task),
+        step=lambda state, action: privileged(bare.step(state, action), state.task),
         observation_size=bare.observation_size + 1,
     )
     return family._replace(env=env)
 
 
-def deaf(policy: Policy) -> Policy:
-    """Return the policy that hears observations alone."""
+def observations_only(policy: Policy) -> Policy:
+    """Return the policy whose input is the observation alone: no action, reward or end before."""
 
     def only_seen(advance):
         def run(params, memory, x):
