@@ -229,6 +229,8 @@ class TaskFamily(NamedTuple):
         name: versioned; the numbers behind a name never change.
         backend: the physics engine, or "jax" for families that need none.
         extrapolate: tasks from beyond the range; None where there is nothing beyond.
+        validation: tasks that are neither training nor held-out tasks, with the same leaves as the
+            latter; None where there are no others.
     """
 
     env: Env
@@ -237,6 +239,7 @@ class TaskFamily(NamedTuple):
     name: str
     backend: str = "jax"
     extrapolate: TaskDistribution | None = None
+    validation: TaskDistribution | None = None
 
 
 class Policy(NamedTuple):
@@ -284,6 +287,8 @@ class Algorithm(NamedTuple):
     - `agent`: what the meta-parameters are good for.
     - `steps_per_task`: environment steps that one meta-iteration takes per task, padding included.
     - `joint`: nothing adapts in training; what its agents do in `adapt` is fine-tuning.
+    - `adaptations`: adaptation steps after which training raises the return; None where it raises
+      that of a whole trial.
     """
 
     init: Callable[[Key[Array, ""], Task], TrainState]
@@ -292,3 +297,4 @@ class Algorithm(NamedTuple):
     name: str
     steps_per_task: int
     joint: bool = False
+    adaptations: int | None = None

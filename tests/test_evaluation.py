@@ -52,7 +52,7 @@ def scoreboard() -> TaskFamily:
 
     env = Env(reset, step, 1, Continuous(1, -np.inf, np.inf), LENGTH)
     draw = lambda key, split: {"score": uniform(key, 0.0, 1.0, split=split)}
-    return TaskFamily(env, *two_splits(draw), "board")
+    return TaskFamily(env, name="board", **two_splits(draw))
 
 
 def counting_agent(memory=()) -> Agent:

@@ -10,7 +10,16 @@ from jaxtyping import Array, Float, Key
 from metajax._checks import checked
 from metajax.envs.locomotion import gymnasium_noise, robot_env, scaled_actions, velocity
 from metajax.envs.physics import make_physics
-from metajax.envs.splits import Split, finite, finite_splits, three_splits, two_splits, uniform
+from metajax.envs.splits import (
+    Split,
+    between,
+    finite,
+    finite_splits,
+    three_splits,
+    two_splits,
+    uniform,
+    unlisted,
+)
 from metajax.errors import unknown
 from metajax.types import TaskFamily
 
@@ -143,6 +152,11 @@ def ant_dir(
     )
 
 
+def unit_vector(angle: Float[Array, ""]) -> Float[Array, "2"]:
+    """Return the direction [xy] at an angle (rad)."""
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+
+
 def direction_splits(directions: Literal["two", "all"]) -> dict[str, Any]:
     """Return the distributions of a `TaskFamily` over two or all directions, by field."""
     if directions == "two":
@@ -150,11 +164,9 @@ def direction_splits(directions: Literal["two", "all"]) -> dict[str, Any]:
         return {"train": both, "test": both}
 
     def sample(key: Key[Array, ""], *, split: Split):
-        angle = uniform(key, 0.0, 2 * np.pi, split=split)
-        return {"direction": jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
+        return {"direction": unit_vector(uniform(key, 0.0, 2 * np.pi, split=split))}
 
-    train, test = two_splits(sample)
-    return {"train": train, "test": test}
+    return two_splits(sample)
 
 
 @checked
@@ -186,9 +198,11 @@ def ant_goal(
 
     def disk(key: Key[Array, ""], *, split: Split):
         radius_key, angle_key = jax.random.split(key)
-        radius = 3 * jnp.sqrt(uniform(radius_key, 0.0, 1.0, split=split))
-        angle = jax.random.uniform(angle_key, maxval=2 * jnp.pi)
-        return {"goal": radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
+        return at(3 * jnp.sqrt(uniform(radius_key, 0.0, 1.0, split=split)), angle_key)
+
+    def at(radius: Float[Array, ""], key: Key[Array, ""]):
+        angle = jax.random.uniform(key, maxval=2 * jnp.pi)
+        return {"goal": radius * unit_vector(angle)}
 
     def splits(variant: str) -> dict[str, Any]:
         if variant != "pearl":
@@ -196,8 +210,14 @@ def ant_goal(
         random = np.random.RandomState(1337)
         angle, radius = 2 * np.pi * random.uniform(size=180), 3 * random.uniform(size=180) ** 0.5
         goals = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        held_out = finite_splits({"goal": jnp.asarray(goals, float)}, np.arange(180) > 149)
-        return three_splits(disk) | held_out
+        listed = finite_splits({"goal": jnp.asarray(goals, float)}, np.arange(180) > 149)
+
+        def other(key: Key[Array, ""]):
+            radius_key, angle_key = jax.random.split(key)
+            squared = between(radius_key, radius**2, 0.0, 9.0)
+            return at(jnp.sqrt(squared), angle_key)
+
+        return three_splits(disk) | listed | {"validation": unlisted(other)}
 
     return _ant(
         "ant-goal-v1",

@@ -81,7 +81,6 @@ def _bandit(name: str, arms: int, episode_length: int, sample, pay) -> TaskFamil
         reward = pay(jax.random.fold_in(bandit["key"], bandit["pulls"]), task, arm)
         return Moved(bandit | {"pulls": bandit["pulls"] + 1}, reward)
 
-    train, test = two_splits(sample)
     env = make_env(
         start,
         move,
@@ -90,4 +89,4 @@ def _bandit(name: str, arms: int, episode_length: int, sample, pay) -> TaskFamil
         action_space=Discrete(arms),
         episode_length=episode_length,
     )
-    return TaskFamily(env, train, test, name)
+    return TaskFamily(env, name=name, **two_splits(sample))

@@ -16,7 +16,7 @@ from metajax.envs.locomotion import (
     velocity,
 )
 from metajax.envs.physics import Physics, field_shape, make_physics
-from metajax.envs.splits import Split, finite_splits, three_splits, uniform
+from metajax.envs.splits import Split, finite_splits, three_splits, uniform, unlisted
 from metajax.errors import unknown
 from metajax.types import TaskFamily
 
@@ -215,7 +215,9 @@ def dynamics_splits(physics: Physics, variant: str, *, consistent: bool) -> dict
         return splits
     count = VARIANTS[variant]
     tasks = jax.vmap(splits["train"].sample)(jax.random.split(jax.random.key(1337), count))
-    return splits | finite_splits(tasks, np.arange(count) >= 0.8 * count)
+    # These are training tasks of the whole range, so its validation tasks are none of them.
+    listed = finite_splits(tasks, np.arange(count) >= 0.8 * count)
+    return splits | listed | {"validation": unlisted(splits["validation"].sample)}
 
 
 def _exponents(key: Key[Array, ""], shape: tuple[int, ...], split: Split) -> Float[Array, "..."]:

@@ -44,10 +44,10 @@ def gymnax(
 
     - Without `vary` the task is {"seed": []}: all episodes of a trial start with the same reset,
       and with it the maze's goal or the bandit's arms, which gymnax draws there. Every eleventh
-      seed is held out. Where resets differ in finitely many ways (65 goals of MetaMaze, 104 of
-      FourRooms, which it shows), each is one task, and every eleventh of them is held out; of
-      fewer than eleven (two coins of BernoulliBandit) the held-out tasks are the training tasks.
-      The family is then `gymnax-ENVIRONMENT-v2`.
+      seed is held out; those of validation tasks are negative. Where resets differ in finitely many
+      ways (65 goals of MetaMaze, 104 of FourRooms, which it shows), each is one task, and every
+      eleventh of them is held out; of fewer than eleven (two coins of BernoulliBandit) the held-out
+      tasks are the training tasks. The family is then `gymnax-ENVIRONMENT-v2`.
     - With `vary` the task is {parameter: value}, uniform in the ranges given, and every episode
       has a reset of its own. Held-out tasks have their first parameter in the held-out strips;
       beyond are those with all parameters beyond their ranges.
@@ -197,12 +197,13 @@ def _used(function, *arguments) -> list[bool]:
 
 def _seeds() -> dict[str, Any]:
     def sample(key: Key[Array, ""], *, split: Split):
+        if split == "validation":
+            return {"seed": -1 - jax.random.randint(key, (), 0, 2**31 - 1)}
         seed = HELD_OUT_EVERY * jax.random.randint(key, (), 0, 2**31 // HELD_OUT_EVERY - 1)
         other = jax.random.randint(jax.random.fold_in(key, 0), (), 1, HELD_OUT_EVERY)
         return {"seed": seed if split == "test" else seed + other}
 
-    train, test = two_splits(sample)
-    return {"train": train, "test": test}
+    return two_splits(sample)
 
 
 def _parameters(ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
@@ -396,8 +397,8 @@ def _one_object(objects: int) -> dict[str, Any]:
             "init_tiles": jnp.asarray(tiles)[present],
         }
 
-    train, test = two_splits(sample)
-    return {"train": train, "test": test}
+    # Every object serves training or is held out.
+    return {name: tasks for name, tasks in two_splits(sample).items() if name != "validation"}
 
 
 def _from_file(path: str) -> dict[str, Any]:

@@ -10,7 +10,15 @@ from jaxtyping import Array, Float, Key
 from metajax._checks import checked
 from metajax.envs.locomotion import gymnasium_noise, robot_env, scaled_actions, velocity
 from metajax.envs.physics import make_physics
-from metajax.envs.splits import Split, finite, finite_splits, three_splits, uniform
+from metajax.envs.splits import (
+    Split,
+    between,
+    finite,
+    finite_splits,
+    three_splits,
+    uniform,
+    unlisted,
+)
 from metajax.errors import unknown
 from metajax.types import TaskFamily
 
@@ -111,8 +119,9 @@ def halfcheetah_vel(
         if chosen.seed is None:
             return three_splits(sample)
         velocities = np.random.RandomState(chosen.seed).uniform(0, chosen.max_velocity, 130)
-        held_out = finite_splits({"velocity": jnp.asarray(velocities, float)}, np.arange(130) > 99)
-        return three_splits(sample) | held_out
+        listed = finite_splits({"velocity": jnp.asarray(velocities, float)}, np.arange(130) > 99)
+        other = lambda key: {"velocity": between(key, velocities, 0.0, chosen.max_velocity)}
+        return three_splits(sample) | listed | {"validation": unlisted(other)}
 
     return _halfcheetah(
         "halfcheetah-vel-v1",

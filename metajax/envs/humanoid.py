@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from metajax._checks import checked
-from metajax.envs.ant import direction_splits
+from metajax.envs.ant import direction_splits, unit_vector
 from metajax.envs.locomotion import robot_env, scaled_actions, uniform_noise
 from metajax.envs.physics import Physics, PhysicsState, make_physics
-from metajax.envs.splits import finite_splits
+from metajax.envs.splits import between, finite_splits, unlisted
 from metajax.errors import unknown
 from metajax.types import TaskFamily, pytree_dataclass
 
@@ -139,6 +139,9 @@ def humanoid_dir(
         angle = np.random.RandomState(1337).uniform(0, 2 * np.pi, chosen.tasks)
         found = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=1), float)
         splits = finite_splits({"direction": found}, np.arange(chosen.tasks) >= chosen.tasks - 30)
+        splits["validation"] = unlisted(
+            lambda key: {"direction": unit_vector(between(key, angle, 0.0, 2 * np.pi))}
+        )
     env = robot_env(
         physics,
         noise=uniform_noise(0.01),

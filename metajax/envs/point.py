@@ -9,7 +9,14 @@ from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
 from metajax.envs.episodes import Moved, make_env
-from metajax.envs.splits import Split, finite_splits, three_splits, uniform
+from metajax.envs.splits import (
+    Split,
+    between,
+    finite_splits,
+    three_splits,
+    uniform,
+    unlisted,
+)
 from metajax.errors import unknown
 from metajax.types import Continuous, Env, TaskFamily
 
@@ -117,7 +124,9 @@ def point_sparse(
         return Moved(position, -distance if dense else jnp.where(near, 1 - distance, 0.0))
 
     def sample(key: Key[Array, ""], *, split: Split):
-        angle = uniform(key, 0.0, jnp.pi, split=split, below=True)
+        return at(uniform(key, 0.0, jnp.pi, split=split, below=True))
+
+    def at(angle: Float[Array, ""]):
         return {"goal": jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
 
     if chosen.tasks is None:
@@ -128,6 +137,7 @@ def point_sparse(
         np.random.RandomState(1337).shuffle(goals)
         held_out = np.arange(chosen.tasks) >= 0.8 * chosen.tasks
         splits = finite_splits({"goal": jnp.asarray(goals, float)}, held_out)
+        splits["validation"] = unlisted(lambda key: at(between(key, angles, 0.0, np.pi)))
     actions = Continuous(2, scale=MAX_STEP)
     env = _point(move, actions, chosen.episode_length if episode_length is None else episode_length)
     return TaskFamily(env, name="point-sparse-v1", **splits)

@@ -77,7 +77,6 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
         angle = jax.random.uniform(angle_key, maxval=2 * jnp.pi)
         return {"goal": radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
 
-    train, test = two_splits(sample)
     env = robot_env(
         physics,
         noise=noise,
@@ -86,4 +85,4 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
         actions=actions,
         episode_length=episode_length,
     )
-    return TaskFamily(env, train, test, "reacher-goal-v1", backend=physics.backend)
+    return TaskFamily(env, name="reacher-goal-v1", backend=physics.backend, **two_splits(sample))

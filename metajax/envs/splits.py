@@ -1,4 +1,4 @@
-"""Train and held-out tasks from one range, disjoint by construction, and tasks beyond it."""
+"""Train, held-out and validation tasks from one range, disjoint by construction, and beyond it."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from metajax.errors import MetajaxError, unknown
 from metajax.types import Task, TaskDistribution, TaskFamily
 
-Split = Literal["train", "test", "extrapolate"]
+Split = Literal["train", "test", "validation", "extrapolate"]
 
 BLOCKS = 9
 STRIPS = 11  # per block; the middle one is held out, which leaves every mean where it was
@@ -23,20 +23,25 @@ BEYOND = 0.25  # of the range
 def uniform(
     key: Key[Array, ""], low: float, high: float, *, split: Split, below: bool = False
 ) -> Float[Array, ""]:
-    """Draw from U[low, high] restricted to the training or to the held-out strips of the range.
+    """Draw from U[low, high] restricted to the parts of the range that belong to one split.
 
     The range is cut into 9 blocks of 11 strips. The middle strip of every block is held out: 1/11
-    of the range, spread evenly over it, with the same mean as the training strips. Beyond the
-    range is the quarter of its width that follows.
+    of the range, spread evenly over it, with the same mean as the training strips. Validation tasks
+    lie where two strips meet, in the middle of the margins that both keep free there: spread as
+    evenly, with the same mean. Beyond the range is the quarter of its width that follows.
 
     Args:
         key: consumed.
         low: lower end of the range.
         high: upper end of the range.
-        split: "train", "test" or "extrapolate".
+        split: "train", "test", "validation" or "extrapolate".
         below: extrapolate on both sides of the range, not only above it.
     """
     block_key, strip_key, within_key = jax.random.split(key, 3)
+    if split == "validation":
+        edge = jax.random.randint(strip_key, (), 1, BLOCKS * STRIPS)
+        apart = jax.random.uniform(within_key, minval=-MARGIN / 2, maxval=MARGIN / 2)
+        return low + (high - low) * ((edge + apart) / (BLOCKS * STRIPS))
     block = jax.random.randint(block_key, (), 0, BLOCKS)
     middle = STRIPS // 2
     if split == "test":
@@ -53,6 +58,26 @@ def uniform(
     return low + (high - low) * fraction
 
 
+def between(
+    key: Key[Array, ""], listed: Float[np.ndarray, "listed"], low: float, high: float
+) -> Float[Array, ""]:
+    """Draw from U[low, high] restricted to the middle halves of the gaps that a list leaves there.
+
+    Args:
+        key: consumed.
+        listed: numbers in the range, in any order.
+        low: lower end of the range.
+        high: upper end of the range.
+    """
+    ends = np.concatenate([[low], np.sort(listed), [high]])
+    gaps = np.diff(ends)
+    gaps = np.where(gaps < MARGIN * (high - low) / (BLOCKS * STRIPS), 0, gaps)
+    gap_key, within_key = jax.random.split(key)
+    gap = jax.random.choice(gap_key, len(gaps), p=jnp.asarray(gaps / gaps.sum(), float))
+    within = jax.random.uniform(within_key, minval=0.25, maxval=0.75)
+    return jnp.asarray(ends, float)[gap] + jnp.asarray(gaps, float)[gap] * within
+
+
 def is_held_out(value: Float[Array, "*shape"], low: float, high: float) -> Bool[Array, "*shape"]:
     """Return whether `value` lies in a held-out strip of [low, high]."""
     strip = jnp.floor((value - low) / (high - low) * BLOCKS * STRIPS).astype(int)
@@ -64,33 +89,50 @@ def on_split(family: TaskFamily, split: str) -> TaskFamily:
 
     Args:
         family: the family.
-        split: "train", "test" or "extrapolate".
+        split: "train", "test", "validation" or "extrapolate".
 
     Raises:
-        MetajaxError: the split is unknown, or the family has nothing beyond its range.
+        MetajaxError: the split is unknown, or the family has no such tasks.
     """
     if split not in Split.__args__:
         raise unknown("split", split, Split.__args__)
     chosen = getattr(family, split)
+    if chosen is None and split == "validation":
+        raise MetajaxError(
+            f"{family.name} has no validation tasks: all that there are serve training or are held "
+            "out."
+        )
     if chosen is None:
         raise MetajaxError(f"{family.name} has no tasks to extrapolate to: nothing lies beyond.")
     return family._replace(test=chosen)
 
 
-def two_splits(sample) -> tuple[TaskDistribution, TaskDistribution]:
-    """Return (train, test) distributions from `sample(key, split=...)`."""
-    return (
-        TaskDistribution(lambda key: sample(key, split="train")),
-        TaskDistribution(lambda key: sample(key, split="test")),
-    )
+def two_splits(sample) -> dict[str, Any]:
+    """Return training, held-out and validation tasks of a `TaskFamily`, by field.
+
+    Args:
+        sample: `(key, *, split) -> task`, with tasks of their own for each of the three.
+    """
+    return _distributions(sample, "train", "test", "validation")
 
 
 def three_splits(sample) -> dict[str, Any]:
-    """Return the distributions of a `TaskFamily` from `sample(key, split=...)`, by field."""
-    return {
-        name: TaskDistribution(functools.partial(sample, split=name))
-        for name in ("train", "test", "extrapolate")
-    }
+    """Return what `two_splits` does, and tasks to extrapolate to, by field."""
+    return two_splits(sample) | _distributions(sample, "extrapolate")
+
+
+def _distributions(sample, *splits: Split) -> dict[str, Any]:
+    return {name: TaskDistribution(functools.partial(sample, split=name)) for name in splits}
+
+
+def unlisted(sample) -> TaskDistribution:
+    """Return the distribution of `sample(key) -> task` beside a list: its tasks have no number.
+
+    Their "index" is -1, so that they look like the numbered ones of `finite_splits`.
+    """
+    return TaskDistribution(
+        lambda key: {"index": jnp.asarray(-1, jnp.result_type(int))} | sample(key)
+    )
 
 
 def finite(tasks: dict[str, Array]) -> TaskDistribution:

@@ -58,7 +58,6 @@ def tabular(
         quantile = uniform(quantile_key, 0.0, 1.0, split=split)
         return {"transition": transition, "reward": reward.at[0, 0].set(1 + ndtri(quantile))}
 
-    train, test = two_splits(sample)
     env = make_env(
         start,
         move,
@@ -67,4 +66,4 @@ def tabular(
         action_space=Discrete(actions),
         episode_length=episode_length,
     )
-    return TaskFamily(env, train, test, "tabular-v1")
+    return TaskFamily(env, name="tabular-v1", **two_splits(sample))

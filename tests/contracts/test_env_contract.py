@@ -12,7 +12,7 @@ import pytest
 from metajax.envs import ENGINES, EXTRAS, FAMILIES, VARIANTS, make
 from metajax.envs.physics import BACKENDS
 from metajax.envs.reacher import GOAL_RADIUS
-from metajax.envs.splits import is_held_out
+from metajax.envs.splits import BLOCKS, MARGIN, STRIPS, is_held_out
 from metajax.errors import MetajaxError
 from metajax.rollout import check_env, rollout
 from metajax.types import Continuous, Discrete, PolicyOutput, TaskFamily, Trajectory
@@ -300,13 +300,7 @@ def test_no_training_task_is_held_out(played):
         assert_same(family.train.finite, family.test.finite)
         return
     if split == "finite":
-        rows = [
-            {
-                tuple(np.concatenate([np.ravel(x) for x in jax.tree.leaves(task)]).tolist())
-                for task in unstacked(drop_index(tasks))
-            }
-            for tasks in (train, test)
-        ]
+        rows = [rows_of(tasks) for tasks in (train, test)]
         assert rows[0] and rows[1] and not rows[0] & rows[1]
         if family.train.finite is not None:
             assert not set(np.ravel(train["index"])) & set(np.ravel(test["index"]))
@@ -317,6 +311,32 @@ def test_no_training_task_is_held_out(played):
         value, low, high = split(distribution)
         counts = np.histogram(value, bins=9, range=(low, high))[0]
         np.testing.assert_allclose(counts / count, 1 / 9, atol=0.03)
+
+
+@for_every_family
+def test_validation_tasks_are_neither_training_nor_held_out_tasks(played):
+    family, split = played.family, played.split
+    if family.validation is None:
+        assert not callable(split)
+        return
+    keys = jax.random.split(jax.random.key(3), 2000)
+    names = ("train", "test", "validation")
+    train, test, tasks = (jax.jit(jax.vmap(getattr(family, name).sample))(keys) for name in names)
+    assert_structure(tasks, test)
+    if callable(split):
+        value, low, high = split(tasks)
+        places = (value - low) / (high - low) * BLOCKS * STRIPS
+        assert np.all(np.abs(places - np.round(places)) < 0.9 * MARGIN)
+        return
+    assert len(rows_of(tasks)) > 1000
+    assert not rows_of(tasks) & (rows_of(train) | rows_of(test))
+
+
+def rows_of(tasks):
+    return {
+        tuple(np.concatenate([np.ravel(x) for x in jax.tree.leaves(task)]).tolist())
+        for task in unstacked(drop_index(tasks))
+    }
 
 
 def drop_index(tasks):

@@ -106,7 +106,7 @@ def reward_of_one() -> TaskFamily:
         return {"ends": jax.random.bernoulli(key).astype(float)}
 
     env = Env(reset, step, length + 1, Discrete(2), length)
-    return TaskFamily(env, *two_splits(sample), "reward-of-one-v1")
+    return TaskFamily(env, name="reward-of-one-v1", **two_splits(sample))
 
 
 def test_the_critic_learns_what_is_to_come():
