@@ -54,8 +54,8 @@ PUBLISHED = {
     ("anil", "halfcheetah-vel"): ([None, -120.9], "Raghu et al. 2020"),
     ("maml", "halfcheetah-vel"): ([None, -139.0], "Raghu et al. 2020"),
 }
-# Rows beside the algorithms: another name, and what it changes in the preset.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+# Rows beside the algorithms: another name, and the preset that it chooses.
+VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "maml, trpo": ("maml", {"outer": "trpo"}),
 }
 # All families of the table have continuous actions; memories are another family's.
@@ -66,9 +66,8 @@ EVALUATION = {"tasks": 40, "rounds": ROUNDS, "episodes": 20, "final_tasks": 400}
 
 def configuration(method: str, family: str) -> dict[str, Any]:
     """Return the preset of a pair, with as many iterations as the budget pays for."""
-    algorithm, changes = VARIANTS.get(method, (method, {}))
-    config = presets.default_config(algorithm, family)
-    config["algorithm"] |= changes
+    algorithm, choice = VARIANTS.get(method, (method, {}))
+    config = presets.default_config(algorithm, family, **choice)
     budget = BUDGETS[family]
     config["evaluation"] |= EVALUATION
     for group in ("family", "training", "evaluation"):

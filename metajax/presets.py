@@ -8,7 +8,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from metajax._checks import check_options
 from metajax.algorithms import ALGORITHMS
@@ -92,6 +92,8 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "outer_learning_rate": 5e-4,
             "target_period": 200,
             "replay_capacity": 300_000,
+            # Of the steps that look alike few end in a fall: clipped errors leave them out.
+            "error_clip": None,
             # Fine-tuning an agent that balances can only hurt it.
             "inner_learning_rate": 1e-4,
         },
@@ -121,6 +123,18 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("varibad", "bernoulli-bandit"): _PULLS,
 }
 
+
+# What goes with an outer step, where it is not what goes with the one of the pair's preset: by
+# algorithm, family and outer step, or on any family.
+OF_OUTER: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {
+    # A trust region is as long at any standard deviation: the literature's values serve.
+    ("maml", "point-goal", "trpo"): {
+        "policy": {"initial_std": 1.0},
+        "algorithm": {"inner_learning_rate": 0.1, "inner_learning_rate_decay": 0.5, "trace": 1.0},
+        "training": {"tasks": 20},
+    },
+    ("rl2", "trpo"): {"policy": {"critic": "separate"}},  # it learns in epochs of its own
+}
 
 # Nothing in joint training makes a gradient step of some length the right one: fine-tuning takes
 # natural gradients, whose length does not depend on how far the standard deviation has shrunk. A
@@ -196,14 +210,25 @@ def factories(algorithm: str, family: str, policy: str | None = None) -> dict[st
 
 
 def options(
-    algorithm: str, family: str, policy: str | None = None
+    algorithm: str, family: str, policy: str | None = None, outer: str | None = None
 ) -> dict[str, dict[str, inspect.Parameter]]:
     """Return the options of each group as parameters: name, annotation and preset default.
 
     Options are the keyword arguments of the group's factory that plain data can express. See
     `factories`.
+
+    Args:
+        algorithm: by name.
+        family: by name.
+        policy: one of `policies(algorithm)`; None for the first.
+        outer: the outer step whose values are wanted; None for the one of the preset.
+
+    Raises:
+        MetajaxError: a name does not exist, or the algorithm has no such outer step.
     """
-    preset = _preset(algorithm, family)
+    if outer is not None and outer not in outer_steps(algorithm):
+        raise unknown(f"outer step of {algorithm}", outer, outer_steps(algorithm))
+    preset = _preset(algorithm, family, outer)
     found: dict[str, dict[str, inspect.Parameter]] = {}
     for group, factory in factories(algorithm, family, policy).items():
         found[group] = {}
@@ -218,16 +243,27 @@ def options(
     return found
 
 
-def _preset(algorithm: str, family: str) -> dict[str, dict[str, Any]]:
+def outer_steps(algorithm: str) -> tuple[str, ...]:
+    """Return the outer steps that an algorithm can be told to take; () if it has but one.
+
+    Raises:
+        MetajaxError: the algorithm does not exist.
+    """
+    if algorithm not in ALGORITHMS:
+        raise unknown("algorithm", algorithm, ALGORITHMS)
+    outer = inspect.signature(ALGORITHMS[algorithm]).parameters.get("outer")
+    return () if outer is None else get_args(outer.annotation)
+
+
+def _preset(algorithm: str, family: str, outer: str | None) -> dict[str, dict[str, Any]]:
     """Return the tuned values of a pair of names; what MAML was tuned to serves its relatives."""
-    of_maml = PRESETS.get(("maml", family), {})
-    if algorithm in MEMORY_AGENTS:  # no relative
-        of_maml = {}
-    layers = [
-        of_maml,
-        OF_ALGORITHM.get(algorithm, {}),
-        PRESETS.get((algorithm, family), {}),
-    ]
+    relatives = ("maml", algorithm) if algorithm not in MEMORY_AGENTS else (algorithm,)
+    layers = []
+    for name in dict.fromkeys(relatives):
+        layers += [OF_ALGORITHM.get(name, {}), PRESETS.get((name, family), {})]
+        if outer is not None:
+            layers += [OF_OUTER.get((name, outer), {}), OF_OUTER.get((name, family, outer), {})]
+            layers += [{"algorithm": {"outer": outer}}]
     return {
         group: {name: value for layer in layers for name, value in layer.get(group, {}).items()}
         for group in GROUPS
@@ -264,11 +300,13 @@ def described(config: Config, path: str | Path) -> Config:
     return config
 
 
-def default_config(algorithm: str, family: str, policy: str | None = None) -> Config:
-    """Return the configuration of these names with its preset values; see `factories`."""
+def default_config(
+    algorithm: str, family: str, policy: str | None = None, outer: str | None = None
+) -> Config:
+    """Return the configuration of these names with its preset values; see `options`."""
     policy = policies(algorithm)[0] if policy is None else policy
     config: Config = dict(zip(_NAMES, (algorithm, family, policy), strict=True))
-    for group, parameters in options(algorithm, family, policy).items():
+    for group, parameters in options(algorithm, family, policy, outer).items():
         config[group] = {name: copy.copy(p.default) for name, p in parameters.items()}
     return config
 

@@ -20,7 +20,13 @@ from metajax.envs.tabular import tabular
 from metajax.errors import MetajaxError
 from metajax.losses.temporal_difference import double_q_learning, q_learning
 from metajax.policies import mlp
-from metajax.replay import empty_replay, extend_replay, sample_replay, transitions
+from metajax.replay import (
+    Transitions,
+    empty_replay,
+    extend_replay,
+    sample_replay,
+    transitions,
+)
 from metajax.rollout import rollout
 from metajax.types import StepInput, Trajectory
 
@@ -129,15 +135,16 @@ def steps_of(trajectory):
     return found
 
 
-def loss_by_hand(table, fixed, steps, discount):
+def loss_by_hand(table, fixed, steps, discount, bound):
     """Return the mean Huber loss and its semi-gradient [state, action]."""
     loss, gradient = 0.0, np.zeros_like(table)
     for state, action, reward, terminated, following in steps:
         best = table[following].argmax()
         target = reward + (0 if terminated else discount * fixed[following, best])
         error = target - table[state, action]
-        loss += 0.5 * error**2 if abs(error) <= 1 else abs(error) - 0.5
-        gradient[state, action] -= np.clip(error, -1, 1)
+        inside = abs(error) <= bound
+        loss += 0.5 * error**2 if inside else bound * (abs(error) - 0.5 * bound)
+        gradient[state, action] -= np.clip(error, -bound, bound)
     return loss / len(steps), gradient / len(steps)
 
 
@@ -150,7 +157,8 @@ def cut(trajectory):
     )
 
 
-def test_loss_by_hand(linear):
+@pytest.mark.parametrize("bound", [1.0, 0.3, None])
+def test_loss_by_hand(linear, bound):
     trajectory = cut(linear.play())
     loss = lambda flat: double_q_loss(
         linear.behaviour,
@@ -158,10 +166,15 @@ def test_loss_by_hand(linear):
         linear.unravel(linear.other),
         transitions(trajectory),
         0.9,
+        bound,
     )
     found, gradient = jax.value_and_grad(loss)(linear.flat)
     expected, by_table = loss_by_hand(
-        linear.table(linear.flat), linear.table(linear.other), steps_of(trajectory), 0.9
+        linear.table(linear.flat),
+        linear.table(linear.other),
+        steps_of(trajectory),
+        0.9,
+        np.inf if bound is None else bound,
     )
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     head = linear.unravel(gradient)["head"]
@@ -199,6 +212,33 @@ def test_dqn_solves_a_process(linear):
     # Far from the values of acting at random, and from reward alone.
     at_random = action_values(jnp.asarray(uniform), linear.task, 100, discount)[0]
     assert min(np.max(np.abs(best - at_random)), np.max(np.abs(best - linear.task["reward"]))) > 0.5
+
+
+@pytest.mark.parametrize(("error_clip", "value"), [(None, 10.0), (0.01, 0.0)])
+def test_what_happens_seldom_counts_without_a_bound(linear, error_clip, value):
+    """Of targets 100, a tenth of them, and 0 the mean is 10, the median 0."""
+    policy = linear.policy
+    often = linear.play(episodes=5).step_input.observation[:, :1]
+    steps = Transitions(
+        sequence(jnp.broadcast_to(often[:1, 0], (10, STATES))),
+        jnp.zeros(10, int),
+        jnp.zeros(10).at[3].set(100.0),
+        jnp.ones(10, bool),
+        sequence(jnp.zeros((10, STATES))),
+        jnp.ones(10, bool),
+    )
+    behaviour = epsilon_greedy(policy, 0.1)
+    loss = lambda flat: double_q_loss(
+        behaviour, linear.unravel(flat), linear.unravel(flat), steps, 0.9, error_clip
+    )
+    step = 0.2 if error_clip is None else 20.0
+    flat = jax.lax.fori_loop(
+        0, 3000, lambda _, flat: flat - step * jax.grad(loss)(flat), jnp.zeros_like(linear.flat)
+    )
+    output = policy.step(linear.unravel(flat), (), jax.tree.map(lambda x: x[0], steps.step_input))[
+        1
+    ]
+    np.testing.assert_allclose(output.distribution.logits[0], value, atol=0.5)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +313,7 @@ def test_bad_options():
         ({"replay_capacity": 0}, "replay_capacity"),
         ({"target_period": 0}, "target_period"),
         ({"outer_learning_rate": 0.0}, "outer_learning_rate"),
+        ({"error_clip": 0.0}, "error_clip"),
     ]:
         with pytest.raises(MetajaxError, match=message):
             maml_dqn(grid.env, policy, **options)

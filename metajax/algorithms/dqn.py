@@ -51,7 +51,13 @@ def epsilon_greedy(policy: Policy, epsilon: float) -> Policy:
 
 @options_of(inner_loop, without=("inner_max_kl",))
 def q_learning_loop(
-    env: Env, policy: Policy, *, epsilon: float = 0.1, discount: float = 0.99, **options: Any
+    env: Env,
+    policy: Policy,
+    *,
+    epsilon: float = 0.1,
+    discount: float = 0.99,
+    error_clip: float | None = 1.0,
+    **options: Any,
 ) -> tuple[InnerLoop, Policy]:
     """Return an inner loop of Q-learning steps, and its policy, which acts ε-greedily.
 
@@ -63,6 +69,9 @@ def q_learning_loop(
         policy: its logits are Q-values.
         epsilon: probability of a uniformly drawn action.
         discount: γ per step.
+        error_clip: errors beyond it, in units of reward, count for no more than it; None for
+            squared errors. Where the returns of a state differ by much more, a bound makes its
+            value their median, and what happens seldom, such as a fall, is not heeded.
 
     Raises:
         MetajaxError: the actions are not discrete, or an option is unknown or out of range.
@@ -70,7 +79,7 @@ def q_learning_loop(
     if not isinstance(env.action_space, Discrete):
         raise MetajaxError("Q-learning needs discrete actions; this environment's are continuous.")
     behaviour = epsilon_greedy(policy, epsilon)
-    objective = temporal_difference_objective(behaviour, discount=discount)
+    objective = temporal_difference_objective(behaviour, discount=discount, error_clip=error_clip)
     return inner_loop(env, behaviour, objective, **options), behaviour
 
 
@@ -85,6 +94,7 @@ def dqn(
     replay_capacity: int = 100_000,
     target_period: int = 500,
     discount: float = 0.99,
+    error_clip: float | None = 1.0,
     **options: Any,
 ) -> Algorithm:
     """Return double DQN: one network for all tasks (from scratch, if there is one).
@@ -102,13 +112,17 @@ def dqn(
         replay_capacity: environment steps that are kept.
         target_period: gradient steps between two copies to the target network.
         discount: γ per step.
+        error_clip: errors beyond it, in units of reward, count for no more than it; None for
+            squared errors. Where the returns of a state differ by much more, a bound makes its
+            value their median, and what happens seldom, such as a fall, is not heeded.
     """
     if options.get("adapts") == "context":
         raise MetajaxError(
             "joint training has no use for a context, which is 0 at the start of every task; "
             "adapts must be 'all' or 'head'."
         )
-    loop, behaviour = q_learning_loop(env, policy, discount=discount, first_order=True, **options)
+    of_errors = {"discount": discount, "error_clip": error_clip}
+    loop, behaviour = q_learning_loop(env, policy, **of_errors, first_order=True, **options)
 
     def collect(meta_params, tasks, key):
         data, _ = collect_batch(loop, meta_params, tasks, key, 1)
@@ -116,7 +130,7 @@ def dqn(
         return data, steps, steps.valid
 
     def loss(theta, target, steps):
-        return double_q_loss(behaviour, theta[0], target[0], steps, discount)
+        return double_q_loss(behaviour, theta[0], target[0], steps, **of_errors)
 
     return replayed(
         loop,
@@ -144,6 +158,7 @@ def maml_dqn(
     replay_capacity: int = 1000,
     target_period: int = 100,
     discount: float = 0.99,
+    error_clip: float | None = 1.0,
     **options: Any,
 ) -> Algorithm:
     """Return MAML over Q-learning.
@@ -163,9 +178,13 @@ def maml_dqn(
         replay_capacity: trials that are kept, each the K + 1 rounds of a task.
         target_period: outer gradient steps between two copies to the slow one.
         discount: γ per step.
+        error_clip: errors beyond it, in units of reward, count for no more than it; None for
+            squared errors. Where the returns of a state differ by much more, a bound makes its
+            value their median, and what happens seldom, such as a fall, is not heeded.
     """
     check_at_least(1, inner_steps=inner_steps)
-    loop, behaviour = q_learning_loop(env, policy, discount=discount, **options)
+    of_errors = {"discount": discount, "error_clip": error_clip}
+    loop, behaviour = q_learning_loop(env, policy, **of_errors, **options)
 
     def collect(meta_params, tasks, key):
         data, _ = collect_batch(loop, meta_params, tasks, key, inner_steps + 1)
@@ -177,7 +196,7 @@ def maml_dqn(
         support = jax.tree.map(lambda x: x[:-1], trial)
         query = transitions(jax.tree.map(lambda x: x[-1], trial.trajectory))
         params, target = (loop.readapt(theta[0], theta[1], support)[0].policy for theta in shared)
-        return double_q_loss(behaviour, params, target, query, discount)
+        return double_q_loss(behaviour, params, target, query, **of_errors)
 
     def loss(theta, target, trials):
         return jnp.mean(over_tasks(loss_of_trial, (theta, target), trials))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from metajax._options import options_of
 from metajax.algorithms.credit import Credit, credit_assignment
 from metajax.algorithms.pathwise import check_pathwise, forward_over_reverse, pathwise_returns
-from metajax.errors import MetajaxError, check_at_least, check_fraction
+from metajax.errors import MetajaxError, check_at_least, check_fraction, check_positive
 from metajax.losses import policy_gradient, returns, temporal_difference
 from metajax.replay import Transitions, transitions
 from metajax.types import Env, Metrics, Params, Policy, StepInput, Trajectory, pytree_dataclass
@@ -168,11 +168,17 @@ def _score_function_loss(policy: Policy, estimate: Callable[..., Float[Array, ""
 
 
 def double_q_loss(
-    policy: Policy, params: Params, target_params: Params, steps: Transitions, discount: float
+    policy: Policy,
+    params: Params,
+    target_params: Params,
+    steps: Transitions,
+    discount: float,
+    error_clip: float | None = 1.0,
 ) -> Float[Array, ""]:
-    """Return the mean Huber loss of double Q-learning over the valid steps.
+    """Return the mean loss of double Q-learning over the valid steps, half the squared errors.
 
-    The gradient for errors beyond ±1 is that of ±1, the error clipping of Mnih et al. (2015).
+    The gradient for errors beyond ±`error_clip` is that at the bound: with 1, the error clipping
+    of Mnih et al. (2015). Values are then medians, not means, of targets that differ by more.
 
     Args:
         policy: its distributions have `q_values`; without a memory.
@@ -180,6 +186,7 @@ def double_q_loss(
         target_params: that value it.
         steps: with any axes.
         discount: γ per step.
+        error_clip: in units of reward; None for no bound.
     """
 
     def q_values(params, step_input: StepInput):
@@ -193,27 +200,35 @@ def double_q_loss(
         q_values(target_params, steps.next_input),
         selector=q_values(params, steps.next_input),
     )
-    return returns.masked_mean(optax.losses.huber_loss(errors), steps.valid)
+    clipped = error_clip is not None
+    losses = optax.losses.huber_loss(errors, delta=error_clip) if clipped else 0.5 * errors**2
+    return returns.masked_mean(losses, steps.valid)
 
 
-def temporal_difference_objective(policy: Policy, *, discount: float) -> Objective:
+def temporal_difference_objective(
+    policy: Policy, *, discount: float, error_clip: float | None = 1.0
+) -> Objective:
     """Return the loss of Q-learning, whose bootstrapped values a step holds fixed.
 
     Args:
         policy: see `double_q_loss`.
         discount: γ per step.
+        error_clip: see `double_q_loss`.
 
     Raises:
-        MetajaxError: the discount is out of range.
+        MetajaxError: the discount or the bound is out of range.
     """
     check_fraction(discount=discount)
+    if error_clip is not None:
+        check_positive(error_clip=error_clip)
 
     def init(key: Key[Array, ""]):
         del key
         return (), ()
 
     def loss(params, fixed, experience: Experience):
-        return double_q_loss(policy, params, fixed, transitions(experience.trajectory), discount)
+        steps = transitions(experience.trajectory)
+        return double_q_loss(policy, params, fixed, steps, discount, error_clip)
 
     def fit(critic, critic_state, experience: Experience, policy_params, key):
         del experience, policy_params, key
