@@ -25,6 +25,7 @@ FEW_ROUNDS = 8  # that have a column each
 _TASKS: dict[Split, str] = {
     "train": "training task",
     "test": "held-out task",
+    "validation": "validation task",
     "extrapolate": "extrapolation task",
 }
 

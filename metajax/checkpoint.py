@@ -20,6 +20,7 @@ import re
 import shutil
 import time
 import warnings
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -250,7 +251,7 @@ def _load(directory: Path, step: int, template: PyTree) -> PyTree:
 
 
 def restore(
-    directory: str | os.PathLike, template: PyTree, *, step: int | None = None
+    directory: str | os.PathLike, template: PyTree, *, step: int | Sequence[int] | None = None
 ) -> tuple[int, PyTree]:
     """Return the newest state that is exactly what was saved; safe while a run is saving.
 
@@ -260,7 +261,7 @@ def restore(
         directory: of the checkpoints.
         template: a state of the same structure, shapes and dtypes, whose leaves are arrays or
             `jax.ShapeDtypeStruct`; what is returned has its types and shardings.
-        step: this one and no other.
+        step: this one and no other; of several, the first good one.
 
     Returns:
         The step and its state.
@@ -270,10 +271,12 @@ def restore(
             names the leaves as `path: expected X, found Y`; or its format is newer.
     """
     directory = Path(directory).absolute()
+    wanted = None if step is None else [step] if isinstance(step, int) else list(step)
     damaged = {}
     while True:
         steps, junk = _steps(directory)  # anew each time: a step may be gone meanwhile
-        left = [one for one in steps if one not in damaged and step in (None, one)]
+        candidates = steps if wanted is None else [one for one in wanted[::-1] if one in steps]
+        left = [one for one in candidates if one not in damaged]
         if not left:
             break
         newest = left[-1]
@@ -293,8 +296,8 @@ def restore(
     if damaged:
         raise MetajaxError(f"{shown(directory)}: no checkpoint left: {' '.join(damaged.values())}")
     found = f"it has {', '.join(map(str, steps))}" if steps else "it has none"
-    wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-    raise MetajaxError(f"there is {wanted} in {shown(directory)}; {found}.")
+    missing = f" of step {' or '.join(map(str, wanted))}" if wanted else ""
+    raise MetajaxError(f"there is no checkpoint{missing} in {shown(directory)}; {found}.")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -349,12 +352,13 @@ class Checkpointer:
         """Return the newest step saved, or None."""
         return max(saved_steps(self._directory), default=None)
 
-    def save(self, step: int, state: PyTree) -> None:
+    def save(self, step: int, state: PyTree, *, protect: Collection[int] = ()) -> None:
         """Save `state` in the background; on return its buffers may be donated or overwritten.
 
         Args:
             step: the number to save it under; a state saved under it before is replaced.
             state: a pytree of arrays and typed keys, wherever they lie.
+            protect: steps that stay on disk beside those that are kept.
 
         Raises:
             MetajaxError: the save before this one failed (names directory, step and reason), a
@@ -366,7 +370,7 @@ class Checkpointer:
         self.wait()
         # No view of an array may outlive this line: it would keep the buffer from being donated.
         copies = [leaf._replace(data=np.array(leaf.data, copy=True)) for leaf in leaves]
-        self._pending = self._background.submit(self._write, int(step), copies)
+        self._pending = self._background.submit(self._write, int(step), copies, protect)
 
     def wait(self) -> None:
         """Wait until the last state is saved.
@@ -423,7 +427,7 @@ class Checkpointer:
         """Take a step out of sight at once, to be deleted at leisure."""
         os.rename(self._directory / str(step), self._directory / f"{_TEMPORARY}{purpose}-{step}")
 
-    def _write(self, step: int, leaves: list[_Leaf]) -> None:
+    def _write(self, step: int, leaves: list[_Leaf], protect: Collection[int]) -> None:
         final = self._directory / str(step)
         temporary = self._directory / f"{_TEMPORARY}{step}"
         try:
@@ -454,5 +458,6 @@ class Checkpointer:
         with contextlib.suppress(OSError, MetajaxError):  # one step too many is no reason to stop
             others = [one for one in saved_steps(self._directory) if one != step]
             for old in others[: max(0, len(others) - self._keep + 1)]:
-                self._retire(old, "old")
+                if old not in protect:
+                    self._retire(old, "old")
             self._clear()

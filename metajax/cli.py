@@ -34,7 +34,7 @@ from metajax._tables import curve_text, plural, task_names
 from metajax._version import __version__
 from metajax.algorithms import ALGORITHMS
 from metajax.checkpoint import saved_steps
-from metajax.deployment import load_run
+from metajax.deployment import Step, load_run
 from metajax.envs import FAMILIES, SOURCES, make
 from metajax.envs.splits import Split, on_split
 from metajax.errors import MetajaxError, unknown
@@ -71,6 +71,7 @@ def _hint(default: str) -> str:
 Run = Annotated[Path, Positional, tyro.conf.arg(metavar="RUN")]
 OptionalNumber = Annotated[int | None, tyro.conf.arg(help_behavior_hint=_hint)]
 OptionalName = Annotated[str | None, tyro.conf.arg(help_behavior_hint=_hint)]
+StepName = Annotated[str | None, tyro.conf.arg(metavar="{INT,best}", help_behavior_hint=_hint)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ResumeOptions:
 
     Attributes:
         run: the run directory.
-        iterations: meta-iterations in all, instead of the run's own number.
+        iterations: meta-iterations in all, instead of the run's own number; and no patience.
     """
 
     run: Run
@@ -93,10 +94,11 @@ class EvaluateOptions:
     Attributes:
         run: the run directory.
         tasks: tasks per seed.
-        split: held-out tasks ("test"), tasks beyond the range of both, or training tasks.
+        split: held-out tasks ("test"), training tasks, validation tasks, or tasks beyond the range
+            of all three.
         rounds: adaptation steps + 1; the run's own number by default.
         episodes: per task and round; the run's own number by default.
-        step: of the checkpoint; the newest by default.
+        step: of the checkpoint; the newest by default, or the best if the run kept it.
         backend: another physics engine than the run's.
     """
 
@@ -105,7 +107,7 @@ class EvaluateOptions:
     split: Split = "test"
     rounds: OptionalNumber = None
     episodes: OptionalNumber = None
-    step: OptionalNumber = None
+    step: StepName = None
     backend: OptionalName = None
 
 
@@ -121,7 +123,7 @@ class RenderOptions:
         gif: write render.gif.
         tasks: how many held-out tasks; of finitely many, each at most once.
         seed: which of the seeds that were trained side by side.
-        step: of the checkpoint; the newest by default.
+        step: of the checkpoint; the newest by default, or the best if the run kept it.
         backend: another physics engine than the run's.
     """
 
@@ -130,7 +132,7 @@ class RenderOptions:
     gif: FlagCreatePairsOff[bool] = False
     tasks: int = 4
     seed: int = 0
-    step: OptionalNumber = None
+    step: StepName = None
     backend: OptionalName = None
 
 
@@ -155,12 +157,15 @@ class ListOptions:
     """List the algorithms and the task families."""
 
 
-def train_options(algorithm: str, family: str, policy: str | None = None) -> type:
+def train_options(
+    algorithm: str, family: str, policy: str | None = None, outer: str | None = None
+) -> type:
     """Return the dataclass of the options of `metajax train ALGORITHM FAMILY`.
 
     One field per group of `presets.options`; names, types, defaults and help are those of the
     factory's signature and docstring. Another field where there are several policies to choose
-    from: which of them, and so which options it has.
+    from: which of them, and so which options it has. The defaults are those that go with the outer
+    step.
 
     Raises:
         MetajaxError: the algorithm or the family does not exist.
@@ -168,7 +173,7 @@ def train_options(algorithm: str, family: str, policy: str | None = None) -> typ
     choices = presets.choices(family) if family in FAMILIES else {}
     factories = presets.factories(algorithm, family, policy)
     groups: list[tuple[str, Any, Any]] = []
-    for group, parameters in presets.options(algorithm, family, policy).items():
+    for group, parameters in presets.options(algorithm, family, policy, outer).items():
         help_ = help_of(factories[group])
         fields = []
         for name, parameter in parameters.items():
@@ -258,8 +263,9 @@ def _train(arguments: Sequence[str]) -> int:
         )
     program = f"metajax train {algorithm} {family}"
     policies = presets.policies(algorithm)
-    policy = _policy_among(arguments, policies) or policies[0]
-    options = train_options(algorithm, family, policy)
+    policy = _value_among(arguments, "--policy-name", policies) or policies[0]
+    outer = _value_among(arguments, "--outer", presets.outer_steps(algorithm))
+    options = train_options(algorithm, family, policy, outer)
 
     def hint(word: str) -> str | None:
         if word in (*ALGORITHMS, *FAMILIES):
@@ -268,7 +274,7 @@ def _train(arguments: Sequence[str]) -> int:
         return _elsewhere(word, here, program)
 
     chosen = parse(options, arguments[len(names) :], program, hint)
-    config = presets.default_config(algorithm, family, policy)
+    config = presets.default_config(algorithm, family, policy, outer)
     for group in presets.GROUPS:
         config[group] = dataclasses.asdict(getattr(chosen, group))
     directory = chosen.run_directory
@@ -321,13 +327,14 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _policy_among(arguments: Sequence[str], known: Sequence[str]) -> str | None:
-    """Return the policy that is asked for, which has a say in what other options there are."""
+def _value_among(arguments: Sequence[str], option: str, known: Sequence[str]) -> str | None:
+    """Return the last value given to an option that has a say in what the others are, or None."""
+    found = None
     for word, following in itertools.pairwise([*arguments, ""]):
         flag, _, value = word.partition("=")
-        if flag.replace("_", "-") == "--policy-name" and (value or following) in known:
-            return value or following
-    return None
+        if flag.replace("_", "-") == option and (value or following) in known:
+            found = value or following
+    return found
 
 
 def _resume(options: ResumeOptions) -> int:
@@ -337,9 +344,13 @@ def _resume(options: ResumeOptions) -> int:
         records = read_metrics(run.metrics) if run.metrics.exists() else []
     done = steps[-1] if steps else 0
     wanted = options.iterations
+    finished = any("final_held_out" in r and r["iteration"] == done for r in records)
     if wanted is None:  # it may have been trained further since
         wanted = max(config["training"]["iterations"], done)
-    finished = any("final_held_out" in r and r["iteration"] == done for r in records)
+        if finished and config["training"].get("patience"):  # it was stopped early
+            wanted = done
+    else:
+        config["training"]["patience"] = None
     if wanted < done:
         raise MetajaxError(
             f"{options.run} has done {done} iterations already; --iterations must be at least that."
@@ -398,10 +409,21 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
     seconds = time.perf_counter() - began
     acting = MODE if experiment.evaluation.mode else "sampled"
     say()
+    say(_whose(result, config["training"]))
     say(curve_text(result.returns, acting, experiment.algorithm, experiment.family, "test"))
     say()
     _conclude(result, directory, done, seconds)
     return status
+
+
+def _whose(result: Result, training: dict[str, Any]) -> str:
+    """Return which agent the final table is of, and why it ended before its iterations."""
+    done = int(result.state.iteration)
+    which = "best" if training.get("keep") == "best" else "newest"
+    said = f"The {which} agent, of iteration {result.agent_iteration}"
+    if done < training["iterations"]:
+        return f"{said}; stopped after {done}, {training['patience']} evaluations without a better."
+    return f"{said} of {done}." if done != result.agent_iteration else f"{said}."
 
 
 def _conclude(result: Result, directory: Path, done: int, seconds: float) -> None:
@@ -457,7 +479,7 @@ def _ask_for_devices(config: presets.Config) -> None:
 
 
 def _evaluate(options: EvaluateOptions) -> int:
-    experiment, state = load_run(options.run, step=options.step, backend=options.backend)
+    experiment, state = load_run(options.run, step=_step(options.step), backend=options.backend)
     chosen = {name: getattr(options, name) for name in ("rounds", "episodes")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     for name, value in {"tasks": options.tasks, **chosen}.items():
@@ -470,6 +492,10 @@ def _evaluate(options: EvaluateOptions) -> int:
     iteration = int(state.iteration)
     output = options.run / f"evaluation-{options.split}.json"
     _check_writable(output)
+    say(
+        f"evaluating {options.run}, {_which(options.step)} iteration {iteration} (physics: "
+        f"{family.backend}) ..."
+    )
 
     @jax.jit
     def evaluate_both(meta_params, keys):
@@ -508,6 +534,19 @@ def _evaluate(options: EvaluateOptions) -> int:
         raise MetajaxError(f"cannot write {output}: {error.strerror}.") from None
     say(f"written to {output}")
     return 0
+
+
+def _step(word: str | None) -> Step:
+    """Return which checkpoint is asked for."""
+    if word is None or word == "best":
+        return word
+    if not word.isdecimal():
+        raise MetajaxError(f"--step is {word!r}; it must be a saved iteration or 'best'.")
+    return int(word)
+
+
+def _which(word: str | None) -> str:
+    return {None: "newest", "best": "best"}.get(word, "saved")
 
 
 def _curve_record(returns: np.ndarray, agent: Agent) -> dict[str, Any]:
@@ -551,7 +590,7 @@ def _render(options: RenderOptions) -> int:
     for suffix in wanted:
         if suffix not in available:
             raise unknown(f"picture format of {name}", suffix, available)
-    experiment, state = load_run(options.run, step=options.step, backend=options.backend)
+    experiment, state = load_run(options.run, step=_step(options.step), backend=options.backend)
     seeds = state.discarded.shape[0]
     if not 0 <= options.seed < seeds:
         raise MetajaxError(f"--seed is {options.seed}; the run has seeds 0 to {seeds - 1}.")
@@ -564,6 +603,7 @@ def _render(options: RenderOptions) -> int:
     outputs = [options.run / f"render{suffix}" for suffix in wanted]
     for output in outputs:
         _check_writable(output)
+    say(f"drawing {options.run}, {_which(options.step)} iteration {int(state.iteration)} ...")
     with _at_work(f"compiling, playing and drawing {plural(options.tasks, 'held-out task')}"):
         rendering.render(
             name,

@@ -1,8 +1,9 @@
 """Agents outside the compiled program, one real environment at a time."""
 
+import warnings
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,13 @@ from metajax._checks import checked
 from metajax.errors import MetajaxError
 from metajax.evaluation import has_memory
 from metajax.rollout import first_previous
-from metajax.run_directory import open_run
+from metajax.run_directory import RunDirectory, open_run, read_metrics
+from metajax.selection import ranked, scores
 from metajax.train import RunState, make_segment
 from metajax.types import Agent, Continuous, Env, StepInput, Trajectory
 
 KEPT_EPISODES = 100  # complete ones, for `adapt`: however long an agent acts, its memory is bounded
+Step = int | Literal["best"] | None  # of a checkpoint; None for the newest
 
 
 class HostAgent:
@@ -173,13 +176,13 @@ def simulate(agent: Agent, env: Env, meta_params: PyTree[Array], *, seed: int = 
 
 
 @checked
-def load(path: str | Path, *, seed: int = 0, step: int | None = None) -> HostAgent:
+def load(path: str | Path, *, seed: int = 0, step: Step = None) -> HostAgent:
     """Return the agent that a run directory holds.
 
     Args:
         path: of the run directory.
         seed: which of the seeds trained side by side.
-        step: a saved iteration; None for the newest.
+        step: a saved iteration, "best" or None for the newest; see `load_run`.
 
     Raises:
         MetajaxError: the directory holds no run, no such seed, or no good checkpoint.
@@ -194,17 +197,20 @@ def load(path: str | Path, *, seed: int = 0, step: int | None = None) -> HostAge
 
 @checked
 def load_run(
-    path: str | Path, *, step: int | None = None, backend: str | None = None
+    path: str | Path, *, step: Step = None, backend: str | None = None
 ) -> tuple[presets.Experiment, RunState]:
     """Return the experiment of a run directory and its saved state.
 
     Args:
         path: of the run directory.
-        step: a saved iteration; None for the newest.
+        step: a saved iteration; None for the newest; "best" for the one with the highest score on
+            validation tasks. If that is damaged, a warning says which good one with a score is
+            taken instead.
         backend: another physics engine than the run's.
 
     Raises:
-        MetajaxError: the directory holds no run or no good checkpoint.
+        MetajaxError: the directory holds no run or no such checkpoint, or the run was not trained
+            to keep the best.
     """
     with open_run(path, lock=False) as run:
         if backend is not None:
@@ -218,4 +224,24 @@ def load_run(
             seeds=experiment.training["seeds"],
         )
         template = jax.eval_shape(program.init, jax.random.key(0))
-        return experiment, checkpoint.restore(run.checkpoints, template, step=step)[1]
+        wanted = _best_first(run) if step == "best" else step
+        return experiment, checkpoint.restore(run.checkpoints, template, step=wanted)[1]
+
+
+def _best_first(run: RunDirectory) -> list[int]:
+    """Return the saved iterations that have a score, the best one first."""
+    records = read_metrics(run.metrics) if run.metrics.exists() else []
+    saved = checkpoint.saved_steps(run.checkpoints)
+    # What is scored beyond the newest is still being saved.
+    found = {i: s for i, s in scores(records).items() if i <= max(saved, default=0)}
+    order = ranked(found)
+    if not order:
+        raise MetajaxError(
+            f"{run.path} has no best agent yet: it takes training with keep 'best', and an "
+            "evaluation."
+        )
+    if order[0] not in saved:
+        warnings.warn(
+            f"{run.path}: the best checkpoint, of step {order[0]}, is gone.", stacklevel=3
+        )
+    return order

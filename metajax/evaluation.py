@@ -13,7 +13,7 @@ from metajax._memory import check_memory, experience_bytes
 from metajax.envs.splits import even_count, number_of_tasks, sample_batch, sample_index
 from metajax.errors import check_at_least
 from metajax.rollout import first_previous, over_tasks, play_on, rollout, undiscounted_returns
-from metajax.types import Agent, Task, TaskFamily
+from metajax.types import Agent, Env, Task, TaskDistribution, TaskFamily
 
 
 @checked
@@ -53,19 +53,48 @@ def evaluate(
     """
     check_at_least(1, tasks=tasks, rounds=rounds, episodes=episodes)
     tasks = even_count(family.test, tasks)
-    steps = tasks * episodes * family.env.episode_length
-    check_memory(the_episodes_of_an_evaluation=experience_bytes(family.env, steps))
+    trials = draw_trials(family.test, key, tasks)
+    plan = {"rounds": rounds, "episodes": episodes, "mode": mode}
+    return evaluate_on(trials, agent, family.env, meta_params, **plan)
+
+
+def draw_trials(
+    distribution: TaskDistribution, key: Key[Array, ""], count: int
+) -> tuple[Task, Key[Array, "task"]]:
+    """Return tasks and the keys of their trials, `[task]`; of finitely many, in their own order.
+
+    Args:
+        distribution: of tasks.
+        key: consumed.
+        count: how many.
+    """
     task_key, trial_key = jax.random.split(key)
-    held_out = sample_batch(family.test, task_key, tasks)
-    trial_keys = jax.random.split(trial_key, tasks)
-    if number_of_tasks(family.test):
-        order = jnp.argsort(sample_index(family.test, task_key, tasks))
-        held_out, trial_keys = jax.tree.map(lambda x: x[order], (held_out, trial_keys))
+    trials = sample_batch(distribution, task_key, count), jax.random.split(trial_key, count)
+    if not number_of_tasks(distribution):
+        return trials
+    order = jnp.argsort(sample_index(distribution, task_key, count))
+    return jax.tree.map(lambda x: x[order], trials)
+
+
+def evaluate_on(
+    trials: tuple[Task, Key[Array, "task"]],
+    agent: Agent,
+    env: Env,
+    meta_params: PyTree[Array],
+    *,
+    rounds: int,
+    episodes: int,
+    mode: bool = False,
+) -> Float[Array, "task round episode"]:
+    """Return what `evaluate` does, on these tasks of `env`, with these keys `[task]`."""
+    tasks, keys = trials
+    steps = len(keys) * episodes * env.episode_length
+    check_memory(the_episodes_of_an_evaluation=experience_bytes(env, steps))
 
     def trial(meta_params, task, key):
-        return _trial(agent, family, meta_params, task, key, rounds, episodes, mode)
+        return _trial(agent, env, meta_params, task, key, rounds, episodes, mode)
 
-    return over_tasks(trial, meta_params, held_out, trial_keys)
+    return over_tasks(trial, meta_params, tasks, keys)
 
 
 def has_memory(agent: Agent) -> bool:
@@ -73,9 +102,9 @@ def has_memory(agent: Agent) -> bool:
     return bool(jax.tree.leaves(jax.eval_shape(agent.initial_memory)))
 
 
-def _trial(agent: Agent, family, meta_params, task: Task, key, rounds, episodes, mode):
+def _trial(agent: Agent, env: Env, meta_params, task: Task, key, rounds, episodes, mode):
     begin_key, rounds_key = jax.random.split(key)
-    start = (agent.initial_memory(), first_previous(family.env))
+    start = (agent.initial_memory(), first_previous(env))
     parallel = not has_memory(agent)  # nothing connects the episodes of a round
 
     def play(adapted, carried, key, sampled):
@@ -83,11 +112,9 @@ def _trial(agent: Agent, family, meta_params, task: Task, key, rounds, episodes,
             return agent.act(adapted, memory, step_input, key if sampled else None)
 
         if parallel:
-            trajectory = rollout(
-                key, family.env, task, act, carried[0], episodes=episodes, parallel=True
-            )
+            trajectory = rollout(key, env, task, act, carried[0], episodes=episodes, parallel=True)
             return carried, trajectory
-        return play_on(key, family.env, task, act, carried, episodes=episodes)
+        return play_on(key, env, task, act, carried, episodes=episodes)
 
     def round_(carry, key):
         adapted, carried, of_modes = carry

@@ -53,6 +53,7 @@ class Curves(NamedTuple):
         held_out_steps: environment steps per seed at each evaluation `[evaluation]`.
         held_out: mean return over episodes `[seed, task, round]`, one array per evaluation.
         final: the last of them was the one at the end of training.
+        best: it was of an earlier agent, the best.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Curves(NamedTuple):
     held_out_steps: Float[np.ndarray, "evaluation"]
     held_out: list[Float[np.ndarray, "seed task round"]]
     final: bool
+    best: bool = False
 
 
 def load_curves(path: str | Path) -> Curves:
@@ -82,7 +84,7 @@ def load_curves(path: str | Path) -> Curves:
         raise MetajaxError(f"the run {path} has no metrics yet.")
     steps_per_iteration = training[0]["environment_steps"] / training[0]["iteration"]
     evaluations = [
-        (record["iteration"], record[name], name == "final_held_out")
+        (record.get("of_iteration", record["iteration"]), record[name], name == "final_held_out")
         for record in records
         for name in ("held_out", "final_held_out")
         if name in record
@@ -107,6 +109,7 @@ def load_curves(path: str | Path) -> Curves:
         held_out_steps=steps_per_iteration * np.array([e[0] for e in evaluations]),
         held_out=[np.array(e[1], np.float64) for e in evaluations],
         final=bool(evaluations) and evaluations[-1][2],
+        best=bool(evaluations) and evaluations[-1][0] < training[-1]["iteration"],
     )
 
 
@@ -237,7 +240,8 @@ def _label_learning(axes: Axes, columns: int) -> None:
 
 
 def _adaptation(axes: Axes, curves: Curves) -> None:
-    axes.set_title("held-out tasks" + (", end of training" if curves.final else ""))
+    whose = ", best agent" if curves.best else ", end of training"
+    axes.set_title("held-out tasks" + (whose if curves.final else ""))
     learned = "fine-tuning steps" if curves.joint else "adaptation steps"
     axes.set_xlabel("rounds heard" if curves.trained_steps is None else learned)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Display
 
-from metajax._tables import course, held_out_course, plural
+from metajax._tables import course, decimals, held_out_course, plural
 from metajax.recorder import Progress, training_returns
 
 Report = Callable[[Progress], None] | Literal["print"] | None
@@ -80,8 +80,8 @@ def _lines() -> Reporter:
         stop_clock()
         if is_time() or progress.iteration == progress.iterations:
             say(f"{progress.iteration}/{progress.iterations}: {status(progress)}")
-        if progress.returns is not None:
-            say(held_out(progress))
+        for line in evaluated(progress):
+            say(line)
 
     return Reporter(stage, say, segment, stop_clock)
 
@@ -115,8 +115,8 @@ def _live(console: Console) -> Reporter:
             completed=progress.iteration,
             status=status(progress),
         )
-        if progress.returns is not None:
-            console.print(held_out(progress))
+        for line in evaluated(progress):
+            console.print(line)
 
     def close() -> None:
         stop_clock()
@@ -193,8 +193,19 @@ def status(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def held_out(progress: Progress) -> str:
-    """Return the line about a segment's evaluation."""
-    assert progress.returns is not None
-    went = held_out_course(progress.returns, joint="return" in progress.metrics)
-    return f"held-out tasks after {plural(progress.iteration, 'iteration')}: {went}"
+def evaluated(progress: Progress) -> list[str]:
+    """Return the lines about a segment's evaluations: held-out tasks, then validation tasks."""
+    after = plural(progress.iteration, "iteration")
+    lines = []
+    if progress.returns is not None:
+        went = held_out_course(progress.returns, joint="return" in progress.metrics)
+        lines.append(f"held-out tasks after {after}: {went}")
+    if progress.validation is not None:
+        best = progress.selection
+        digits = decimals(progress.score, best.score)
+        line = f"validation tasks after {after}: {progress.score:.{digits}f}"
+        if best.iteration == progress.iteration:
+            lines.append(f"{line}, the best so far")
+        else:
+            lines.append(f"{line}, best {best.score:.{digits}f} after {best.iteration}")
+    return lines

@@ -1,6 +1,7 @@
 """What a run leaves behind: metrics, TensorBoard events and checkpoints."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from metajax.checkpoint import Checkpointer
+from metajax.checkpoint import Checkpointer, restore
 from metajax.errors import MetajaxError
-from metajax.run_directory import MetricsLog, RunDirectory, create_run, open_run
+from metajax.run_directory import MetricsLog, RunDirectory, create_run, open_run, read_metrics
+from metajax.selection import Selection, ranked, scores
 
 State = TypeVar("State")
 
@@ -30,6 +32,10 @@ class Progress(NamedTuple):
         seconds_left: estimated.
         not_finite: what was not finite in the first update that this training discarded, by name,
             iteration and seed; None without any.
+        validation: returns `[seed, task, round, episode]` on validation tasks, if this segment was
+            scored by them.
+        score: of these.
+        selection: what the scores have come to.
     """
 
     iteration: int
@@ -41,6 +47,9 @@ class Progress(NamedTuple):
     returns: np.ndarray | None
     seconds_left: float
     not_finite: str | None = None
+    validation: np.ndarray | None = None
+    score: float = -math.inf
+    selection: Selection = Selection()
 
 
 def training_returns(metrics: Mapping[str, Any]) -> list[Any]:
@@ -60,16 +69,23 @@ class Recorder(Protocol):
         """Return the newest good checkpoint, as the template has it, or None if there is none."""
         ...
 
+    def restore_best(self, state: State) -> tuple[Selection, State | None]:
+        """Return what the scores up to there have come to, and the best agent's checkpoint.
+
+        Call it after `restore`. If that checkpoint is lost, it is the best of those that are not.
+        """
+        ...
+
     def record(self, progress: Progress) -> None:
         """Write down a segment."""
         ...
 
-    def save(self, iteration: int, state: Any) -> None:
-        """Start saving `state`; it is safe to donate it at once."""
+    def save(self, iteration: int, state: Any, best: int | None) -> None:
+        """Start saving `state`, and keep that of `best`; it is safe to donate it at once."""
         ...
 
-    def record_final(self, iteration: int, returns: np.ndarray) -> None:
-        """Write down the final held-out returns `[seed, task, round, episode]`."""
+    def record_final(self, iteration: int, returns: np.ndarray, of_iteration: int) -> None:
+        """Write down the final held-out returns `[seed, task, round, episode]`, and whose."""
         ...
 
 
@@ -79,13 +95,17 @@ class _Nowhere:
     def restore(self, template):
         return None
 
+    def restore_best(self, state):
+        del state
+        return Selection(), None
+
     def record(self, progress):
         pass
 
-    def save(self, iteration, state):
+    def save(self, iteration, state, best):
         pass
 
-    def record_final(self, iteration, returns):
+    def record_final(self, iteration, returns, of_iteration):
         pass
 
 
@@ -118,6 +138,14 @@ class _Directory:
         self._opened.callback(self._events.close)
         return state
 
+    def restore_best(self, state):
+        found = scores(read_metrics(self._run.metrics))
+        with contextlib.suppress(MetajaxError):  # none is left: the best is yet to come
+            best, state = restore(self._run.checkpoints, state, step=ranked(found))
+            since = sum(iteration > best for iteration in found)
+            return Selection(best, found[best], since), state
+        return Selection(), None
+
     def record(self, progress):
         steps_per_iteration = progress.environment_steps // progress.iteration
         first = progress.iteration - len(next(iter(progress.metrics.values()))) + 1
@@ -133,17 +161,21 @@ class _Directory:
         )
         if progress.returns is not None:
             self._record_returns(progress.iteration, progress.returns, "held_out")
+        if progress.validation is not None:
+            score = {"score": progress.score}
+            self._record_returns(progress.iteration, progress.validation, "validation", **score)
+            self._events.add_scalar("validation/score", progress.score, progress.iteration)
 
-    def save(self, iteration, state):
-        self._checkpointer.save(iteration, state)
+    def save(self, iteration, state, best):
+        self._checkpointer.save(iteration, state, protect=() if best is None else (best,))
 
-    def record_final(self, iteration, returns):
-        self._record_returns(iteration, returns, "final_held_out")
+    def record_final(self, iteration, returns, of_iteration):
+        self._record_returns(iteration, returns, "final_held_out", of_iteration=of_iteration)
 
-    def _record_returns(self, iteration, returns, name):
+    def _record_returns(self, iteration, returns, name, **more):
         """Write the mean return per `[seed, task, round]`."""
         per_task = returns.mean(axis=-1)
-        self._log.write(iteration, {name: per_task.tolist()})
+        self._log.write(iteration, {name: per_task.tolist(), **more})
         for k, value in enumerate(per_task.mean(axis=(0, 1))):
             self._events.add_scalar(f"{name}/return_after_{k}_steps", value, iteration)
 

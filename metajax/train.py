@@ -3,7 +3,7 @@
 A segment (meta-iterations, then perhaps an evaluation on held-out tasks) is compiled once; the
 host only starts it, reads what it returned and saves its state. Every key is derived from the
 seed and the iteration, so neither segment length, nor evaluation, nor an interruption can change
-a result.
+a result on the same devices.
 """
 
 import contextlib
@@ -21,19 +21,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from metajax._checks import Seed, checked, checked_fields
 from metajax._memory import bytes_of, check_memory, experience_bytes
 from metajax._tables import plural
 from metajax.envs.splits import even_count, number_of_tasks, sample_batch
 from metajax.errors import MetajaxError, check_at_least
-from metajax.evaluation import evaluate, has_memory
+from metajax.evaluation import draw_trials, evaluate_on, has_memory
 from metajax.progress import Report, Reporter, count, duration, reporter
 from metajax.recorder import Progress, open_recorder
 from metajax.rollout import check_env
+from metajax.selection import Keep, Selection, validation_score
 from metajax.shutdown import Shutdown, graceful_shutdown
-from metajax.types import Algorithm, Env, Metrics, TaskFamily, TrainState, pytree_dataclass
+from metajax.types import (
+    Algorithm,
+    Env,
+    Metrics,
+    TaskDistribution,
+    TaskFamily,
+    TrainState,
+    pytree_dataclass,
+)
 
 OnNan = Literal["skip", "halt"]
 
@@ -113,6 +122,9 @@ class Result(NamedTuple):
         state: of all seeds (`state.train_state.meta_params` has a leading `seed` axis).
         metrics: of all iterations of this call, `[iteration, seed]` each.
         returns: final held-out returns `[seed, task, round, episode]`, None without evaluation.
+        agent: meta-parameters, with a leading `seed` axis, that `returns` are of: those of the
+            best agent with `keep="best"`, else the newest.
+        agent_iteration: which iteration they are of.
         compile_seconds: spent tracing and compiling.
         train_seconds: wall time after compiling.
         interrupted: the signal that ended training early, or None.
@@ -121,24 +133,27 @@ class Result(NamedTuple):
     state: RunState
     metrics: dict[str, np.ndarray]
     returns: np.ndarray | None
+    agent: PyTree[Array]
+    agent_iteration: int
     compile_seconds: float
     train_seconds: float
     interrupted: int | None
 
     def meta_params(self, seed: int = 0):
-        """Return the meta-parameters of one seed."""
-        return jax.tree.map(lambda x: x[seed], self.state.train_state.meta_params)
+        """Return the meta-parameters of one seed, of `agent`."""
+        return jax.tree.map(lambda x: x[seed], self.agent)
 
 
 class Segment(NamedTuple):
     """The program, and how to start it.
 
     - `init(key) -> RunState`;
-    - `run(state, key, stop, evaluate_now, repeat) -> (state, metrics, returns)`: meta-iterations
-      up to `stop` (at most `length` of them), then an evaluation if `evaluate_now`. `metrics` are
-      `[length, seed]`, zero where no iteration was run; `NOT_FINITE` is one of them, the index of
-      what was not finite first. `returns` are `[seed, task, round, episode]`, zero without
-      evaluation. `repeat` numbers evaluations of the same state;
+    - `run(state, key, stop, evaluate_now, repeat, validate=None) -> (state, metrics, returns)`:
+      meta-iterations up to `stop` (at most `length` of them), then an evaluation if
+      `evaluate_now`. `metrics` are `[length, seed]`, zero where no iteration was run; `NOT_FINITE`
+      is one of them, the index of what was not finite first. `returns` are `[seed, task, round,
+      episode]`, zero without evaluation. `repeat` numbers evaluations of the same state. With
+      `validate` the tasks are validation tasks where it is true; without, the program has none;
     - `out_shardings`, for `jit`, of what `run` returns: everything is replicated, except returns,
       which stay where their task is. None for one device.
     """
@@ -229,26 +244,38 @@ def make_segment(
         return RunState(state.iteration + 1, discarded, train_state), metrics
 
     @on_mesh
-    def evaluate_all(state: RunState, key, repeat):
+    def evaluate_all(state: RunState, key, repeat, validate):
         plan = evaluation
         assert plan is not None
 
         def one_seed(train_state, key):
             key = jax.random.fold_in(jax.random.fold_in(key, state.iteration), repeat)
-            return evaluate(
+            trials = draw_trials(family.test, key, plan.batch(family))
+            if validate is not None:
+                others = draw_trials(validation_tasks(family), key, plan.batch(family))
+                trials = jax.tree.map(lambda x, y: jnp.where(validate, x, y), others, trials)
+            return evaluate_on(
+                trials,
                 algorithm.agent,
-                family,
+                family.env,
                 train_state.meta_params,
-                key,
-                tasks=plan.batch(family),
                 **plan.sizes(algorithm, family.env),
                 mode=plan.mode,
             )
 
         return jax.vmap(one_seed)(state.train_state, seed_keys(key))
 
-    def run(state: RunState, key, stop, evaluate_now: Bool[Array, ""], repeat: Int[Array, ""]):
+    def run(
+        state: RunState,
+        key,
+        stop,
+        evaluate_now: Bool[Array, ""],
+        repeat: Int[Array, ""],
+        validate: Bool[Array, ""] | None = None,
+    ):
         _, train_key, evaluation_key = jax.random.split(key, 3)
+        if validate is not None:  # those between are the command line's
+            evaluation_key = jnp.where(validate, jax.random.split(key, 6)[5], evaluation_key)
         start = state.iteration
         shapes = jax.eval_shape(iterate, state, train_key)[1]
         metrics = jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
@@ -265,10 +292,10 @@ def make_segment(
         )
         if evaluation is None:
             return state, metrics, jnp.zeros((seeds, 0, 0, 0))
-        shape = jax.eval_shape(evaluate_all, state, evaluation_key, repeat)
+        shape = jax.eval_shape(evaluate_all, state, evaluation_key, repeat, validate)
         returns = jax.lax.cond(
             evaluate_now,
-            lambda: evaluate_all(state, evaluation_key, repeat),
+            lambda: evaluate_all(state, evaluation_key, repeat, validate),
             lambda: jnp.zeros(shape.shape, shape.dtype),
         )
         return state, metrics, returns
@@ -332,6 +359,8 @@ def train(
     devices: int | None = None,
     on_nan: OnNan = "skip",
     max_discarded: int | None = 20,
+    keep: Keep = "newest",
+    patience: int | None = None,
     run_directory: str | Path | None = None,
     resume: bool = False,
     config: dict[str, Any] | None = None,
@@ -346,7 +375,9 @@ def train(
         iterations: meta-iterations in all.
         tasks: meta-batch size, tasks per meta-iteration and seed.
         seeds: independent runs in the same program.
-        seed: of all randomness.
+        seed: of all randomness. The same program on the same devices gives the same bits. With
+            another number of seeds, tasks or devices it is another program: the random numbers of
+            a seed stay, rounding does not, so what is learned has the same distribution, no more.
         segment: meta-iterations between two looks of the host (progress, metrics, checkpoint).
         evaluation: on held-out tasks; None for none.
         devices: the tasks are shared out over this many; None for as many as help, see
@@ -354,6 +385,12 @@ def train(
         on_nan: "skip" discards updates that are not finite and goes on, "halt" stops.
         max_discarded: updates discarded in a row, of any one seed, after which training stops;
             on_nan="skip". None for never.
+        keep: "best" keeps the best agent beside the newest, and reports on it at the end: the one
+            with the highest return, mean over seeds, on validation tasks, which are neither
+            training nor held-out ones (where a family has no others: on training tasks, but other
+            episodes). They are played whenever held-out tasks are evaluated.
+        patience: with `keep="best"`, stop after so many of these evaluations in a row without a
+            better agent; None for never.
         run_directory: where metrics and checkpoints go; None keeps nothing.
         resume: continue the run in `run_directory` instead of starting one there.
         config: kept in the run directory, as JSON.
@@ -374,6 +411,8 @@ def train(
     check_counts(iterations=iterations, tasks=tasks, seeds=seeds, segment=segment, devices=devices)
     if max_discarded is not None:
         check_at_least(1, max_discarded=max_discarded)
+    _check_keep(family, keep, patience, evaluation, iterations)
+    choosing = keep == "best"
     if devices is None:
         devices = default_devices(family, tasks)
     _check_devices(tasks, devices)
@@ -394,6 +433,12 @@ def train(
             mesh=task_mesh(devices) if devices > 1 else None,
             on_nan=on_nan,
         )
+        if choosing and family.validation is None:
+            _announce(
+                f"{family.name} has no validation tasks: the best agent is chosen on training "
+                "tasks, by other episodes than it learns from."
+            )
+        arguments = functools.partial(_arguments, validates=choosing)
         key = jax.random.key(seed)
 
         def farewell(name):
@@ -406,20 +451,23 @@ def train(
         with shutdown.at_once(farewell):
             what = f"compiling {algorithm.name} on {family.name}"
             reporting.stage(f"{what}: tracing", quiet=True)  # until nothing can be refused any more
-            shapes, names = _trace(program, key, family, episodes, tasks * seeds, devices)
+            first = arguments(0, False, 0)
+            shapes, names = _trace(program, key, first, family, episodes, tasks * seeds, devices)
             recorder = stack.enter_context(open_recorder(run_directory, config, resume=resume))
             opened = run_directory is not None
             place = program.out_shardings and program.out_shardings[0]
-            state = recorder.restore(
-                jax.tree.map(
-                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
-                )
+            template = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
             )
+            state = recorder.restore(template)
             if started is not None:
                 started()
+            selection, kept = recorder.restore_best(template) if choosing else (Selection(), None)
+            best = None if kept is None else kept.train_state.meta_params
+            del kept  # of the rest of that state no copy is needed
             traced = time.perf_counter()
             reporting.stage(f"{what}: XLA")
-            state, run = _compile(program, key, state)
+            state, run = _compile(program, key, first, state)
         compile_seconds = time.perf_counter() - began
         xla_seconds = compile_seconds - (traced - began)
         reporting.note(
@@ -437,19 +485,27 @@ def train(
         discards = _Discards(none_yet, none_yet)
         if done < iterations:
             reporting.stage(f"training, {plural(min(segment, iterations), 'iteration')} at a time")
-        while done < iterations and shutdown.requested is None:
+        exhausted = lambda: patience is not None and selection.since >= patience
+        while done < iterations and shutdown.requested is None and not exhausted():
             stop = min(done + segment, iterations)
             if evaluation is not None:  # evaluations are at multiples of `every`, however cut
                 stop = min(stop, done - done % evaluation.every + evaluation.every)
             segment_began = time.perf_counter()
-            state, metrics, _ = run(state, key, *_arguments(stop, False, 0))
+            state, metrics, _ = run(state, key, *arguments(stop, False, 0))
             jax.block_until_ready(state)
             elapsed = time.perf_counter() - segment_began
             training_seconds += elapsed
-            returns = None
+            returns, validation, score = None, None, -math.inf
             if evaluation is not None and (stop % evaluation.every == 0 and stop < iterations):
-                state, _, returns = run(state, key, *_arguments(stop, True, 0))
+                state, _, returns = run(state, key, *arguments(stop, True, 0))
                 returns = np.asarray(returns)
+            if evaluation is not None and choosing and stop % evaluation.every == 0:
+                state, _, validation = run(state, key, *arguments(stop, True, 0, validate=True))
+                validation = np.asarray(validation)
+                score = validation_score(validation.mean(axis=-1), algorithm.adaptations)
+                selection = selection.after(stop, score)
+                if selection.iteration == stop:
+                    best = _copied(state.train_state.meta_params)
             metrics = {name: np.asarray(m)[: stop - done] for name, m in metrics.items()}
             known = discards.first
             discards = discards.after(done, metrics.pop(NOT_FINITE), names)
@@ -465,9 +521,12 @@ def train(
                 returns=returns,
                 seconds_left=training_seconds / (stop - start) * (iterations - stop),
                 not_finite=discards.first,
+                validation=validation,
+                score=score,
+                selection=selection,
             )
             recorder.record(progress)
-            recorder.save(stop, state)
+            recorder.save(stop, state, selection.iteration)
             reporting.segment(progress)
             done = stop
             saved = f", saved in {run_directory}" if run_directory else ""
@@ -490,22 +549,30 @@ def train(
                     f"an update was discarded, it was not finite: first {discards.first}.",
                     stacklevel=2,
                 )
-        returns = None
+        returns, of_iteration, newest = None, done, state.train_state.meta_params
+        if best is not None and selection.iteration is not None:
+            of_iteration = selection.iteration
+            state = _with_agent(state, best, of_iteration)
         if evaluation is not None:
             sizes = evaluation.sizes(algorithm, family.env)
             # Both kinds of episodes are played, those it learns from and those that count.
             sizes["episodes"] *= 1 + evaluation.mode
             work = seeds * math.prod(sizes.values()), family.env.episode_length
-            again = lambda state, repeat: run(state, key, *_arguments(done, True, repeat))
+            again = lambda state, repeat: run(state, key, *arguments(of_iteration, True, repeat))
             state, returns = _evaluate_finally(
                 again, state, family, evaluation, work, shutdown, reporting
             )
         if returns is not None:
-            recorder.record_final(done, returns)
+            recorder.record_final(done, returns, of_iteration)
+        agent = state.train_state.meta_params
+        if best is not None:
+            state = _with_agent(state, newest, done)
         return Result(
             state=state,
             metrics=_concatenate(history),
             returns=returns,
+            agent=agent,
+            agent_iteration=of_iteration,
             compile_seconds=compile_seconds,
             train_seconds=time.perf_counter() - began,
             interrupted=shutdown.requested,
@@ -519,6 +586,7 @@ def _announce(text: str) -> None:
 def _trace(
     program: Segment,
     key,
+    first: tuple,
     family: TaskFamily,
     episodes: int,
     tasks: int,
@@ -529,6 +597,7 @@ def _trace(
     Args:
         program: to trace.
         key: of the run.
+        first: the other arguments of its `run`.
         family: where tasks come from.
         episodes: bytes of an iteration's episodes, on each device.
         tasks: of an iteration, of all seeds.
@@ -547,18 +616,20 @@ def _trace(
     shapes = jax.eval_shape(program.init, key)
     check_memory(devices=devices, the_training_state=bytes_of(shapes), **needs)
     # What is wrong with sizes shows while tracing, and must not leave a directory behind.
-    results = jax.eval_shape(program.run, shapes, key, *_arguments(0, False, 0))
+    results = jax.eval_shape(program.run, shapes, key, *first)
     check_memory(devices=devices, the_training_state_and_metrics=bytes_of(results), **needs)
     return shapes, [name for name, _ in _floats(results[0].train_state, results[1])]
 
 
-def _compile(program: Segment, key, state: RunState | None) -> tuple[RunState, Callable]:
+def _compile(
+    program: Segment, key, first: tuple, state: RunState | None
+) -> tuple[RunState, Callable]:
     """Return the state to start from, a new one for None, and the compiled program."""
     shardings = program.out_shardings
     init = jax.jit(program.init, out_shardings=shardings and shardings[0])
     start: RunState = init(key) if state is None else state
     run = jax.jit(program.run, donate_argnums=0, out_shardings=shardings)
-    return start, run.lower(start, key, *_arguments(0, False, 0)).compile()
+    return start, run.lower(start, key, *first).compile()
 
 
 def _evaluate_finally(
@@ -617,13 +688,33 @@ def task_mesh(devices: int) -> Mesh:
     return jax.make_mesh((devices,), ("task",), axis_types=(AxisType.Auto,))
 
 
-def _arguments(stop: int, evaluate_now: bool, repeat: int):
+def validation_tasks(family: TaskFamily) -> TaskDistribution:
+    """Return the tasks by which the best agent is chosen; without others those of training."""
+    return family.train if family.validation is None else family.validation
+
+
+def _arguments(
+    stop: int, evaluate_now: bool, repeat: int, *, validates: bool, validate: bool = False
+):
     """Return traced arguments whose types never change: Python scalars would be weakly typed."""
     return (
         jnp.asarray(stop, jnp.int32),
         jnp.asarray(evaluate_now, bool),
         jnp.asarray(repeat, jnp.int32),
+        *([jnp.asarray(validate, bool)] if validates else []),
     )
+
+
+def _copied(tree: PyTree[Array]) -> PyTree[Array]:
+    """Return copies that stay when the program is given the originals for good."""
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), tree)
+
+
+def _with_agent(state: RunState, meta_params: PyTree[Array], iteration: int) -> RunState:
+    """Return the state with the meta-parameters of another iteration."""
+    number = jax.device_put(np.int32(iteration), state.iteration.sharding)
+    train_state = dataclasses.replace(state.train_state, meta_params=meta_params)
+    return dataclasses.replace(state, iteration=number, train_state=train_state)
 
 
 def _concatenate(history: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -641,6 +732,36 @@ def check_counts(*, iterations: int, tasks: int, seeds: int, segment: int, devic
     check_at_least(1, iterations=iterations, tasks=tasks, seeds=seeds, segment=segment)
     if devices is not None:
         check_at_least(1, devices=devices)
+
+
+def _check_keep(family, keep, patience, evaluation, iterations):
+    if keep != "best":
+        if patience is not None:
+            raise MetajaxError(
+                f"patience is {patience!r}, which counts evaluations without a better agent: it "
+                "needs keep 'best'."
+            )
+        return
+    if patience is not None:
+        check_at_least(1, patience=patience)
+    if evaluation is None or evaluation.every > iterations:
+        every = "there is none" if evaluation is None else f"evaluation.every is {evaluation.every}"
+        raise MetajaxError(
+            f"keep 'best' chooses at evaluations during training, but {every} of {iterations} "
+            "iterations."
+        )
+    one, other = (
+        jax.tree.map(
+            lambda x: f"{x.dtype}{list(x.shape)}",
+            jax.eval_shape(lambda key, d=d: sample_batch(d, key, 1), jax.random.key(0)),
+        )
+        for d in (validation_tasks(family), family.test)
+    )
+    if one != other:
+        raise MetajaxError(
+            f"validation tasks of {family.name} have the leaves {one}, held-out tasks {other}; "
+            "they must have the same."
+        )
 
 
 def _check_devices(tasks: int, devices: int) -> None:

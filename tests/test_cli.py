@@ -19,7 +19,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import metajax as package
@@ -27,10 +26,12 @@ from metajax import _arguments, _tables, cli, presets
 from metajax import progress as progress_lines
 from metajax._records import read_record, write_record
 from metajax.algorithms import ALGORITHMS
+from metajax.deployment import load
 from metajax.envs import FAMILIES, SOURCES, make
 from metajax.errors import MetajaxError
 from metajax.recorder import Progress
 from metajax.run_directory import MetricsLog, create_run, open_run, read_metrics
+from metajax.selection import scores
 from metajax.types import Agent, Algorithm, TaskDistribution, TaskFamily
 
 CORES = len(os.sched_getaffinity(0))
@@ -45,24 +46,6 @@ TINY = [
     *("--seeds", "2", "--policy.hidden", "4", "--outer", "adam", "--evaluation.every", "2"),
     *("--evaluation.tasks", "4", "--evaluation.final-tasks", "6", "--evaluation.episodes", "3"),
 ]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Compile each program of this module once."""
-    directory = tmp_path_factory.mktemp("cache")
-    settings = {
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    former = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield directory
-    for name, value in former.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -233,6 +216,48 @@ def test_training_from_python_prints_unless_it_is_to_be_silent(cache, capsys):
         package.train(algorithm, family, report="prnt")
 
 
+def test_the_best_agent_is_kept_reported_and_loaded(tmp_path, cache):
+    directory = tmp_path / "run"
+    options = [*TINY, "--iterations", 6, "--run-directory", directory, "--seed", 3]
+    options += ["--keep", "best", "--evaluation.every", 1, "--outer-learning-rate", 1.0]
+    printed = metajax("train", "maml", "point-goal", *options)
+    found = scores(read_metrics(directory / "metrics.jsonl"))
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    best = max(found, key=lambda iteration: found[iteration])
+    assert best < 6, "the test needs a run that gets worse"
+    assert f"validation tasks after {best} iteration" in printed
+    assert f"{found[best]:.2f}, the best so far" in printed
+    assert f"The best agent, of iteration {best} of 6.\n" in printed
+    for step, expected in (("best", f"best iteration {best} "), (None, "newest iteration 6 ")):
+        chosen = [] if step is None else ["--step", step]
+        printed = metajax("evaluate", directory, "--tasks", 4, "--split", "validation", *chosen)
+        assert f"evaluating {directory}, {expected}" in printed
+        assert "2 seeds x 4 validation tasks x 3 episodes" in printed
+        record = json.loads((directory / "evaluation-validation.json").read_text())
+        assert record["iteration"] == (6 if step is None else best)
+    assert f"{directory}, best iteration {best} ..." in metajax(
+        "render", directory, "--step", "best", "--tasks", 1
+    )
+    kept, newest = (load(directory, step=step).adapted.policy for step in ("best", 6))
+    assert not np.array_equal(kept["log_std"], newest["log_std"])
+
+
+def test_a_run_that_patience_stopped_is_finished(tmp_path, cache):
+    directory = tmp_path / "run"
+    options = [*TINY, "--iterations", 20, "--run-directory", directory, "--seed", 3]
+    options += ["--keep", "best", "--evaluation.every", 1, "--outer-learning-rate", 1.0]
+    printed = metajax("train", "maml", "point-goal", *options, "--patience", 2)
+    found = list(scores(read_metrics(directory / "metrics.jsonl")).values())
+    since = len(found) - 1 - int(np.argmax(found))
+    assert since == 2 and len(found) < 20
+    done = len(found)
+    stopped = f"The best agent, of iteration {done - 2}; stopped after {done}, 2 evaluations"
+    assert stopped in printed
+    assert f"is finished: {done} iterations" in metajax("resume", directory)
+    printed = metajax("resume", directory, "--iterations", done + 3)
+    assert re.search(rf"The best agent, of iteration (\d+ of )?{done + 3}\.\n", printed)
+
+
 # --- evaluation, pictures -------------------------------------------------------------------------
 
 
@@ -401,6 +426,46 @@ def test_help_shows_every_option_with_its_meaning_and_default(pair, monkeypatch)
                 value = " ".join(map(str, default)) or "none" if several else default
                 assert f"(default: {value})" in entry[0], flag
             assert meaning.get(name), f"no docstring says what {group} option {name} is"
+
+
+def test_values_go_with_the_outer_step_that_is_chosen():
+    """On the command line, in its help and in configurations; what a user asks for comes last."""
+    pair = ("maml", "point-goal")
+    own = {"initial_std": 0.045, "inner_learning_rate": 0.04, "outer": "adam"}
+    of_trpo = {"initial_std": 1.0, "inner_learning_rate": 0.1, "max_kl": 0.01, "outer": "trpo"}
+
+    def values(config):
+        return config["policy"] | config["algorithm"]
+
+    assert own.items() <= values(presets.default_config(*pair)).items()
+    assert own.items() <= values(presets.default_config(*pair, outer="adam")).items()
+    config = presets.default_config(*pair, outer="trpo")
+    assert of_trpo.items() <= values(config).items()
+    assert presets.build(config).training["tasks"] == config["training"]["tasks"] == 20
+    # MAML's relatives inherit them; what an algorithm needs anyway comes after.
+    relative = values(presets.default_config("cavia", "point-goal", outer="trpo"))
+    assert (relative["initial_std"], relative["inner_learning_rate"]) == (1.0, 1.0)
+    printed = " ".join(metajax("train", *pair, "--outer", "trpo", "--help").split())
+    assert re.search(r"--policy.initial-std NUMBER[^-]*\(default: 1.0\)", printed)
+    options = cli.train_options(*pair, outer="trpo")
+    words = ["--outer=trpo", "--inner-learning-rate", "0.3"]
+    chosen = _arguments.parse(options, words, "metajax train")
+    assert (chosen.policy.initial_std, chosen.algorithm.inner_learning_rate) == (1.0, 0.3)
+    assert presets.default_config("rl2", "tabular", outer="trpo")["policy"]["critic"] == "separate"
+    with pytest.raises(MetajaxError, match="unknown outer step of rl2 'adam'"):
+        presets.default_config("rl2", "tabular", outer="adam")
+    assert presets.outer_steps("dqn") == ()
+
+
+def test_the_outer_step_on_the_command_line_brings_its_values(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "_run", lambda config, *_, **__: seen.append(config) or 0)
+    metajax("train", "maml", "point-goal", "--outer", "trpo", "--trace", "0.9")
+    expected = presets.default_config("maml", "point-goal", outer="trpo")
+    expected["algorithm"]["trace"] = 0.9
+    assert seen == [expected]
+    metajax("train", "maml", "point-goal", "--outer=trpo", "--outer", "adam")
+    assert seen[1] == presets.default_config("maml", "point-goal", outer="adam")
 
 
 def test_presets_are_the_defaults():

@@ -46,6 +46,7 @@ def test_nothing_compiles_after_the_first_segment(tmp_path, compilations):
             seeds=2,
             segment=3,
             evaluation=metajax.Evaluation(every=5, tasks=2, episodes=2, rounds=2, final_tasks=5),
+            keep="best",
             run_directory=tmp_path / "run",
             resume=resume,
             report=lambda progress: counts.append(len(compilations)),

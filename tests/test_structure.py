@@ -21,7 +21,7 @@ LAYERS = [
     {"_checks"},
     {"types", "shutdown", "_alarms", "_records", "_arguments", "_options", "_promotion"},
     {"_memory"},
-    {"envs", "policies", "rules", "losses", "run_directory", "checkpoint"},
+    {"envs", "policies", "rules", "losses", "run_directory", "checkpoint", "selection"},
     {"rollout", "replay", "recorder"},
     {"algorithms"},
     {"evaluation", "diagnostics", "reference_agents"},

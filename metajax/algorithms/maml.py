@@ -251,8 +251,15 @@ def maml(
         new_params = MetaParams(policy=theta[0], rule=theta[1], critic=critic)
         return TrainState(new_params, new_optimizer_state), metrics
 
-    steps_per_task = (inner_steps + 1) * loop.steps_per_round
-    return Algorithm(init, update, loop.agent, "maml", steps_per_task, joint=inner_steps == 0)
+    return Algorithm(
+        init,
+        update,
+        loop.agent,
+        "maml",
+        (inner_steps + 1) * loop.steps_per_round,
+        joint=inner_steps == 0,
+        adaptations=inner_steps,
+    )
 
 
 @options_of(maml, without=("first_order", "rematerialize"))

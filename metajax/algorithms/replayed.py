@@ -94,5 +94,12 @@ def replayed(
         auxiliary = {"replay": replay, "target": target}
         return TrainState(new_params, new_optimizer_state, auxiliary), metrics
 
-    steps_per_task = rounds * loop.steps_per_round
-    return Algorithm(init, update, loop.agent, name, steps_per_task, joint=rounds == 1)
+    return Algorithm(
+        init,
+        update,
+        loop.agent,
+        name,
+        rounds * loop.steps_per_round,
+        joint=rounds == 1,
+        adaptations=rounds - 1,
+    )

@@ -76,5 +76,12 @@ def reptile(
         new_params = MetaParams(policy_params, meta_params.rule, critic)
         return TrainState(new_params, {"critic": critic_state}), metrics
 
-    steps_per_task = inner_steps * loop.steps_per_round
-    return Algorithm(init, update, loop.agent, "reptile", steps_per_task, joint=inner_steps == 1)
+    return Algorithm(
+        init,
+        update,
+        loop.agent,
+        "reptile",
+        inner_steps * loop.steps_per_round,
+        joint=inner_steps == 1,
+        adaptations=inner_steps,
+    )

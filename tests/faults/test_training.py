@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from metajax.run_directory import read_metrics
+from metajax.selection import ranked, scores
+
 WORKER = Path(__file__).parent / "worker.py"
 ITERATIONS = 60
 
@@ -51,6 +54,14 @@ def digests(directory, step=ITERATIONS):
     return {leaf["path"]: leaf["sha256"] for leaf in leaves}
 
 
+def best(directory):
+    """Return the digests of the best checkpoint, and the scores it was chosen by."""
+    found = scores(read_metrics(directory / "metrics.jsonl"))
+    return {"scores": found} | {
+        f"best {k}": d for k, d in digests(directory, ranked(found)[0]).items()
+    }
+
+
 def logged_iterations(directory):
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -62,7 +73,8 @@ def straight(tmp_path_factory, environment):
     directory = tmp_path_factory.mktemp("straight") / "run"
     finish(directory, environment)
     assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
-    return digests(directory)
+    assert len(scores(read_metrics(directory / "metrics.jsonl"))) == ITERATIONS / 10
+    return digests(directory) | best(directory)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +117,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, environment, straight, dur
     for attempt in itertools.count():
         directory = tmp_path / f"run-{attempt}"
         kills += kill_until_finished(directory, environment, total - kills, duration, seed=attempt)
-        assert digests(directory) == straight
+        assert digests(directory) | best(directory) == straight
         assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
         if kills == total:
             break
@@ -137,7 +149,7 @@ def test_a_request_to_stop_is_honoured(tmp_path, environment, straight, stage, n
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number, errors
     finish(directory, environment)
-    assert digests(directory) == straight
+    assert digests(directory) | best(directory) == straight
     assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
 
 

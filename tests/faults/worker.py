@@ -26,7 +26,13 @@ def experiment(iterations):
     config["policy"] |= {"hidden": [8]}
     config["family"] |= {"episode_length": 5}
     config["algorithm"] |= {"episodes": 2, "baseline": "value_network"}
-    config["training"] |= {"iterations": iterations, "tasks": 2, "seeds": 2, "segment": 2}
+    config["training"] |= {
+        "iterations": iterations,
+        "tasks": 2,
+        "seeds": 2,
+        "segment": 2,
+        "keep": "best",
+    }
     config["evaluation"] |= {"every": 10, "tasks": 2, "final_tasks": 2, "episodes": 2, "rounds": 2}
     return config, presets.build(config)
 
