@@ -133,6 +133,10 @@ OF_OUTER: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {
         "algorithm": {"inner_learning_rate": 0.1, "inner_learning_rate_decay": 0.5, "trace": 1.0},
         "training": {"tasks": 20},
     },
+    ("maml", "reacher-goal", "trpo"): {
+        "policy": {"initial_std": 1.0},
+        "algorithm": {"inner_learning_rate": 0.1, "inner_learning_rate_decay": 0.5},
+    },
     ("rl2", "trpo"): {"policy": {"critic": "separate"}},  # it learns in epochs of its own
 }
 
