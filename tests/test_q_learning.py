@@ -135,7 +135,7 @@ def steps_of(trajectory):
     return found
 
 
-def loss_by_hand(table, fixed, steps, discount, bound):
+def loss_by_hand(table, fixed, steps, discount, bound=1.0):
     """Return the mean Huber loss and its semi-gradient [state, action]."""
     loss, gradient = 0.0, np.zeros_like(table)
     for state, action, reward, terminated, following in steps:
