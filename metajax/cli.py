@@ -492,10 +492,6 @@ def _evaluate(options: EvaluateOptions) -> int:
     iteration = int(state.iteration)
     output = options.run / f"evaluation-{options.split}.json"
     _check_writable(output)
-    say(
-        f"evaluating {options.run}, {_which(options.step)} iteration {iteration} (physics: "
-        f"{family.backend}) ..."
-    )
 
     @jax.jit
     def evaluate_both(meta_params, keys):
@@ -511,7 +507,10 @@ def _evaluate(options: EvaluateOptions) -> int:
     meta_params = state.train_state.meta_params
     keys = jax.random.split(_key(experiment, "evaluate"), state.discarded.shape[0])
     jax.eval_shape(evaluate_both, meta_params, keys)  # what is wrong with sizes shows here
-    say(f"evaluating {options.run}, iteration {iteration} (physics: {family.backend}) ...")
+    say(
+        f"evaluating {options.run}, {_which(options.step)} iteration {iteration} (physics: "
+        f"{family.backend}) ..."
+    )
     with _at_work("compiling and evaluating"):
         sampled, mode = map(np.asarray, evaluate_both(meta_params, keys))
     say(curve_text(sampled, "sampled", algorithm, family, options.split))

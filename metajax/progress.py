@@ -80,8 +80,8 @@ def _lines() -> Reporter:
         stop_clock()
         if is_time() or progress.iteration == progress.iterations:
             say(f"{progress.iteration}/{progress.iterations}: {status(progress)}")
-        for line in evaluated(progress):
-            say(line)
+        for text in evaluated(progress):
+            say(text)
 
     return Reporter(stage, say, segment, stop_clock)
 
@@ -115,8 +115,8 @@ def _live(console: Console) -> Reporter:
             completed=progress.iteration,
             status=status(progress),
         )
-        for line in evaluated(progress):
-            console.print(line)
+        for text in evaluated(progress):
+            console.print(text)
 
     def close() -> None:
         stop_clock()
