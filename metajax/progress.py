@@ -80,8 +80,10 @@ def _lines() -> Reporter:
         stop_clock()
         if is_time() or progress.iteration == progress.iterations:
             say(f"{progress.iteration}/{progress.iterations}: {status(progress)}")
-        for text in evaluated(progress):
-            say(text)
+        if progress.returns is not None:
+            say(held_out(progress))
+        if progress.validation is not None:
+            say(validated(progress))
 
     return Reporter(stage, say, segment, stop_clock)
 
@@ -115,8 +117,10 @@ def _live(console: Console) -> Reporter:
             completed=progress.iteration,
             status=status(progress),
         )
-        for text in evaluated(progress):
-            console.print(text)
+        if progress.returns is not None:
+            console.print(held_out(progress))
+        if progress.validation is not None:
+            console.print(validated(progress))
 
     def close() -> None:
         stop_clock()
@@ -193,19 +197,19 @@ def status(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def evaluated(progress: Progress) -> list[str]:
-    """Return the lines about a segment's evaluations: held-out tasks, then validation tasks."""
+def held_out(progress: Progress) -> str:
+    """Return the line about a segment's evaluation."""
+    assert progress.returns is not None
+    went = held_out_course(progress.returns, joint="return" in progress.metrics)
+    return f"held-out tasks after {plural(progress.iteration, 'iteration')}: {went}"
+
+
+def validated(progress: Progress) -> str:
+    """Return the line about a segment's validation: its score, and which agent is the best."""
+    best = progress.selection
+    digits = decimals(progress.score, best.score)
     after = plural(progress.iteration, "iteration")
-    lines = []
-    if progress.returns is not None:
-        went = held_out_course(progress.returns, joint="return" in progress.metrics)
-        lines.append(f"held-out tasks after {after}: {went}")
-    if progress.validation is not None:
-        best = progress.selection
-        digits = decimals(progress.score, best.score)
-        line = f"validation tasks after {after}: {progress.score:.{digits}f}"
-        if best.iteration == progress.iteration:
-            lines.append(f"{line}, the best so far")
-        else:
-            lines.append(f"{line}, best {best.score:.{digits}f} after {best.iteration}")
-    return lines
+    said = f"validation tasks after {after}: {progress.score:.{digits}f}"
+    if best.iteration == progress.iteration:
+        return f"{said}, the best so far"
+    return f"{said}, best {best.score:.{digits}f} after {best.iteration}"

@@ -451,8 +451,9 @@ def train(
         with shutdown.at_once(farewell):
             what = f"compiling {algorithm.name} on {family.name}"
             reporting.stage(f"{what}: tracing", quiet=True)  # until nothing can be refused any more
-            first = arguments(0, False, 0)
-            shapes, names = _trace(program, key, first, family, episodes, tasks * seeds, devices)
+            unused = arguments(0, False, 0)
+            sizes = episodes, tasks * seeds, devices
+            shapes, names = _trace(program, key, family, *sizes, unused)
             recorder = stack.enter_context(open_recorder(run_directory, config, resume=resume))
             opened = run_directory is not None
             place = program.out_shardings and program.out_shardings[0]
@@ -460,14 +461,14 @@ def train(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
             )
             state = recorder.restore(template)
-            if started is not None:
-                started()
             selection, kept = recorder.restore_best(template) if choosing else (Selection(), None)
             best = None if kept is None else kept.train_state.meta_params
             del kept  # of the rest of that state no copy is needed
+            if started is not None:
+                started()
             traced = time.perf_counter()
             reporting.stage(f"{what}: XLA")
-            state, run = _compile(program, key, first, state)
+            state, run = _compile(program, key, state, unused)
         compile_seconds = time.perf_counter() - began
         xla_seconds = compile_seconds - (traced - began)
         reporting.note(
@@ -483,9 +484,9 @@ def train(
         training_seconds = 0.0
         none_yet = np.zeros(seeds, int)
         discards = _Discards(none_yet, none_yet)
-        if done < iterations:
-            reporting.stage(f"training, {plural(min(segment, iterations), 'iteration')} at a time")
         exhausted = lambda: patience is not None and selection.since >= patience
+        if done < iterations and not exhausted():
+            reporting.stage(f"training, {plural(min(segment, iterations), 'iteration')} at a time")
         while done < iterations and shutdown.requested is None and not exhausted():
             stop = min(done + segment, iterations)
             if evaluation is not None:  # evaluations are at multiples of `every`, however cut
@@ -586,22 +587,22 @@ def _announce(text: str) -> None:
 def _trace(
     program: Segment,
     key,
-    first: tuple,
     family: TaskFamily,
     episodes: int,
     tasks: int,
     devices: int,
+    arguments: tuple,
 ) -> tuple[RunState, list[str]]:
     """Return the shapes of a run's state and the names of what may not be finite.
 
     Args:
         program: to trace.
         key: of the run.
-        first: the other arguments of its `run`.
         family: where tasks come from.
         episodes: bytes of an iteration's episodes, on each device.
         tasks: of an iteration, of all seeds.
         devices: that share the tasks.
+        arguments: any that the program is called with.
 
     Raises:
         MetajaxError: the environment breaks its promises, or something would not fit into memory.
@@ -616,20 +617,20 @@ def _trace(
     shapes = jax.eval_shape(program.init, key)
     check_memory(devices=devices, the_training_state=bytes_of(shapes), **needs)
     # What is wrong with sizes shows while tracing, and must not leave a directory behind.
-    results = jax.eval_shape(program.run, shapes, key, *first)
+    results = jax.eval_shape(program.run, shapes, key, *arguments)
     check_memory(devices=devices, the_training_state_and_metrics=bytes_of(results), **needs)
     return shapes, [name for name, _ in _floats(results[0].train_state, results[1])]
 
 
 def _compile(
-    program: Segment, key, first: tuple, state: RunState | None
+    program: Segment, key, state: RunState | None, arguments: tuple
 ) -> tuple[RunState, Callable]:
     """Return the state to start from, a new one for None, and the compiled program."""
     shardings = program.out_shardings
     init = jax.jit(program.init, out_shardings=shardings and shardings[0])
     start: RunState = init(key) if state is None else state
     run = jax.jit(program.run, donate_argnums=0, out_shardings=shardings)
-    return start, run.lower(start, key, *first).compile()
+    return start, run.lower(start, key, *arguments).compile()
 
 
 def _evaluate_finally(
