@@ -276,7 +276,7 @@ def test_the_gradient_is_that_of_the_expected_return_of_a_trial(descent, monkeyp
     assert abs(jnp.sum(chance) - 1) < 1e-12 and chance.min() > 0.01
     monkeypatch.setattr(MODULE, "rollout", forced)
     # The mean over 4 trials and 2 pulls becomes the expectation of the sum.
-    monkeypatch.setattr(returns, "normalize", lambda x, valid: x * 8 * chance[:, None])
+    monkeypatch.setattr(returns, "normalize", lambda x, valid, size: x * 8 * chance[:, None])
     state = dataclasses.replace(state, meta_params=meta_params)
     after, _ = jax.jit(algorithm.update)(state, jnp.array(every), KEY)
     found = ravel_pytree(after.meta_params.policy)[0] - ravel_pytree(theta)[0]

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float
 
 from metajax._checks import checked
-from metajax._promotion import on_own_terms
+from metajax._promotion import mixing_types
 from metajax.errors import MetajaxError
 from metajax.types import UpdateRule
 
@@ -30,8 +30,7 @@ def fixed(optimizer: optax.GradientTransformation, *, second_order: bool = True)
         MetajaxError: the update's derivative at a zero gradient is not finite.
     """
 
-    optimizer = on_own_terms(optimizer)
-
+    @mixing_types
     def update_of(gradient):
         update, _ = optimizer.update(gradient, optimizer.init(jnp.ones(2)), jnp.ones(2))
         return jnp.sum(jnp.asarray(update))
