@@ -10,9 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 Scalar = float | Float[Array, ""]
 
-ROUNDING = (
-    64  # units in the last place: twice what a linear baseline was seen to leave of constants
-)
+# Units in the last place: twice what a linear baseline was seen to leave of constants.
+ROUNDING = 64
 
 
 def discounted_returns(
