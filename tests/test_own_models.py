@@ -340,7 +340,7 @@ def test_a_run_on_an_own_model_goes_on_bitwise(tmp_path):
     straight = run("straight", 4)
     run("stopped", 2)
     resumed = run("stopped", 4, resume=True)
-    assert not np.array_equal(straight.metrics["return_before"][0], 0)
+    assert not np.array_equal(straight.metrics["return"][0], 0)
     jax.tree.map(np.testing.assert_array_equal, resumed.state, straight.state)
 
 
