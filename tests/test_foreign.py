@@ -224,7 +224,7 @@ def test_mistakes_about_gymnax():
     with pytest.raises(MetajaxError, match=r"must be \(lowest, highest\). The default is 9.8"):
         metajax.make("gymnax", environment="CartPole-v1", vary={"gravity": (2.0, 1.0)})
     for wrong in (9.8, ("a", "b"), (1.0, 2.0, 3.0)):
-        with pytest.raises(MetajaxError, match="vary is .* each value 2 values, each a finite n"):
+        with pytest.raises(MetajaxError, match="each value 2 values, each a finite number"):
             metajax.make("gymnax", environment="CartPole-v1", vary={"gravity": wrong})
     with pytest.raises(MetajaxError, match="unknown parameter of CartPole-v1 'total_mass'"):
         metajax.make("gymnax", environment="CartPole-v1", vary={"total_mass": (1.0, 2.0)})
