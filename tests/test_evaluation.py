@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scoreboard import LENGTH, scoreboard
 
 from metajax.algorithms import maml
 from metajax.envs import make
-from metajax.envs.splits import even_count, is_held_out, on_split, two_splits, uniform
+from metajax.envs.splits import even_count, is_held_out, on_split
 from metajax.envs.splits import finite as finite_tasks
 from metajax.envs.tabular import tabular
 from metajax.errors import MetajaxError
@@ -27,32 +28,10 @@ from metajax.train import Evaluation, train
 from metajax.types import (
     Agent,
     Algorithm,
-    Continuous,
-    Env,
-    EnvState,
     PolicyOutput,
     TaskFamily,
     TrainState,
 )
-
-LENGTH = 2
-
-
-def scoreboard() -> TaskFamily:
-    """Return a family whose reward is the task plus the action: returns tell what happened."""
-
-    def reset(key, task):
-        no = jnp.zeros((), bool)
-        return EnvState(jnp.zeros(1), jnp.zeros(()), no, no, jnp.zeros((), jnp.int32), task, ())
-
-    def step(state, action):
-        time, no = state.time + 1, jnp.zeros((), bool)
-        reward = state.task["score"] + action[0]
-        return EnvState(state.observation, reward, no, time == LENGTH, time, state.task, ())
-
-    env = Env(reset, step, 1, Continuous(1, -np.inf, np.inf), LENGTH)
-    draw = lambda key, split: {"score": uniform(key, 0.0, 1.0, split=split)}
-    return TaskFamily(env, name="board", **two_splits(draw))
 
 
 def counting_agent(memory=()) -> Agent:

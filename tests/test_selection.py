@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scoreboard import LENGTH, scoreboard
 
 from metajax.checkpoint import restore, saved_steps
-from metajax.envs.splits import MARGIN, finite, two_splits, uniform
+from metajax.envs.splits import MARGIN, finite
 from metajax.errors import MetajaxError
 from metajax.recorder import _Directory
 from metajax.run_directory import read_metrics
@@ -22,34 +23,15 @@ from metajax.train import Evaluation, train
 from metajax.types import (
     Agent,
     Algorithm,
-    Continuous,
-    Env,
-    EnvState,
     PolicyOutput,
     TaskDistribution,
-    TaskFamily,
     TrainState,
 )
 
-LENGTH, STRIPS = 2, 99
+STRIPS = 99
 # At iterations 2, 4, 6, 8, 10, 12: 3, 9, 5, 7, 8, 1. The best of all, 20, is never validated.
 SCRIPT = jnp.array([0, 2, 3, 20, 9, 4, 5, 6, 7, 7, 8, 2, 1], float)
 EVALUATION = Evaluation(every=2, tasks=40, rounds=2, episodes=1, final_tasks=80)
-
-
-def board() -> TaskFamily:
-    def reset(key, task):
-        no = jnp.zeros((), bool)
-        return EnvState(jnp.zeros(1), jnp.zeros(()), no, no, jnp.zeros((), jnp.int32), task, ())
-
-    def step(state, action):
-        time, no = state.time + 1, jnp.zeros((), bool)
-        reward = state.task["pays"] + action[0]
-        return EnvState(state.observation, reward, no, time == LENGTH, time, state.task, ())
-
-    env = Env(reset, step, 1, Continuous(1, -np.inf, np.inf), LENGTH)
-    draw = lambda key, split: {"pays": uniform(key, 0.0, 1.0, split=split)}
-    return TaskFamily(env, name="board", **two_splits(draw))
 
 
 def script() -> Algorithm:
@@ -78,7 +60,7 @@ def script() -> Algorithm:
 
 def run(**options):
     options = {"iterations": 12, "tasks": 1, "segment": 1, "evaluation": EVALUATION} | options
-    return train(script(), options.pop("family", board()), **options)
+    return train(script(), options.pop("family", scoreboard()), **options)
 
 
 def test_the_rule_by_hand():
@@ -235,8 +217,8 @@ def test_restore_takes_the_first_good_one_of_several(straight):
 
 
 def test_without_validation_tasks_other_episodes_of_training_tasks_choose(capsys):
-    pays = finite({"pays": jnp.array([0.25, 0.75])})
-    family = board()._replace(train=pays, test=pays, validation=None)
+    both = finite({"score": jnp.array([0.25, 0.75])})
+    family = scoreboard()._replace(train=both, test=both, validation=None)
     reports = []
     result = run(family=family, keep="best", report=reports.append)
     said = "board has no validation tasks: the best agent is chosen on training tasks"
@@ -261,8 +243,8 @@ def test_without_validation_tasks_other_episodes_of_training_tasks_choose(capsys
         (
             {
                 "keep": "best",
-                "family": board()._replace(
-                    validation=TaskDistribution(lambda key: {"pays": jnp.zeros(2)})
+                "family": scoreboard()._replace(
+                    validation=TaskDistribution(lambda key: {"score": jnp.zeros(2)})
                 ),
             },
             r"validation tasks of board have the leaves .*\[1, 2\]",
