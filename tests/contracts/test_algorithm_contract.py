@@ -79,8 +79,8 @@ def family_of(name):
     return DISCRETE if "dqn" in name else CONTINUOUS
 
 
-def build(name, options):
-    env = family_of(name).env
+def build(name, options, env=None):
+    env = env or family_of(name).env
     if name in MEMORIES:
         policy = MEMORIES[name](env.observation_size, env.action_space)
         return ALGORITHMS[name](env, policy, episodes=EPISODES, **options)

@@ -1,0 +1,151 @@
+"""What every algorithm computes, to the bit: record it, rebuild something, and compare.
+
+    python tests/digests/record.py tests/digests/recorded.json          # before
+    python tests/digests/record.py /tmp/after.json                      # after
+    python tests/digests/record.py --compare tests/digests/recorded.json /tmp/after.json
+
+Every variant of the algorithm contract, on a family with continuous actions, one with discrete ones
+and one on C MuJoCo, wherever the algorithm learns there: the leaves of the state after three
+updates, and the metrics of each. Leaves are compared as a collection, so that a state may be
+arranged anew. Bits are those of one processor, one version of JAX and one optimization level; the
+file names them. `--float64` and `--arrays FILE.npz` keep the numbers themselves, to tell a sum that
+is made in another order from another sum.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
+
+import jax
+import numpy as np
+
+import metajax
+
+UPDATES, TASKS, LENGTH = 3, 3, 4
+
+
+def families():
+    """Return the environments that everything is recorded on, by their kind."""
+    return {
+        "continuous": metajax.make("point-goal", episode_length=LENGTH),
+        "discrete": metajax.make("tabular", states=3, actions=2, episode_length=LENGTH),
+        "mujoco": metajax.make("reacher-goal", backend="mujoco", episode_length=LENGTH),
+    }
+
+
+def kinds(name: str, options: dict) -> tuple[str, ...]:
+    """Return what an algorithm can learn on."""
+    if "dqn" in name:
+        return ("discrete",)
+    if options.get("estimator") == "pathwise":
+        return ("continuous",)
+    if "control_variate" in options or name == "q-prop":
+        return ("continuous", "mujoco")
+    return ("continuous", "discrete", "mujoco")
+
+
+def digest(leaf) -> str:
+    """Return the type, the shape and a digest of the bytes of an array."""
+    array = np.asarray(
+        jax.random.key_data(leaf)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf
+    )
+    return f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+
+
+def machine() -> dict[str, str]:
+    """Return what bits depend on beside the code."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    processor = next((line.partition(": ")[2] for line in lines if "model name" in line), "")
+    return {
+        "processor": processor or platform.processor(),
+        "jax": jax.__version__,
+        "xla_flags": os.environ["XLA_FLAGS"],
+    }
+
+
+def record(only: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Return the digests of all cases whose name holds `only`, and the numbers themselves."""
+    import test_algorithm_contract as contract
+
+    made, digests, arrays = families(), {}, {}
+    for name, variants in contract.VARIANTS.items():
+        for options in variants:
+            for kind in kinds(name, options):
+                case = " ".join([name, *(f"{k}={v}" for k, v in options.items()), f"on {kind}"])
+                if only not in case:
+                    continue
+                family = made[kind]
+                algorithm = contract.build(name, options, family.env)
+                draw = jax.vmap(family.train.sample)
+                tasks = draw(jax.random.split(jax.random.key(0), TASKS))
+                state, update = algorithm.init(jax.random.key(1), tasks), jax.jit(algorithm.update)
+                metrics = []
+                for i in range(UPDATES):
+                    state, found = update(state, tasks, jax.random.key(2 + i))
+                    metrics.append(found)
+                leaves = jax.tree.leaves(state)
+                digests[case] = {
+                    "state": sorted(map(digest, leaves)),
+                    "metrics": {
+                        name: [float(found[name]).hex() for found in metrics] for name in metrics[0]
+                    },
+                }
+                arrays |= {f"{case} {i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+                print(case, flush=True)
+    return digests, arrays
+
+
+def compare(before: dict, after: dict) -> int:
+    """Print every case that differs, and return how many do."""
+    if before["machine"] != after["machine"]:
+        print(f"not the same machine: {before['machine']} and {after['machine']}")
+    different = 0
+    for case, old in before["cases"].items():
+        new = after["cases"].get(case)
+        if new is None:
+            print(f"{case}: is not there")
+        else:
+            lost = Counter(old["state"]) - Counter(new["state"])
+            changed = [n for n, v in old["metrics"].items() if new["metrics"].get(n) != v]
+            if not lost and not changed:
+                continue
+            print(f"{case}: {sum(lost.values())} of {len(old['state'])} leaves; metrics {changed}")
+        different += 1
+    print(f"{different} of {len(before['cases'])} cases differ")
+    return different
+
+
+def main() -> int:
+    """Record into a file, or compare two."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--float64", action="store_true")
+    parser.add_argument("--arrays", type=Path)
+    arguments = parser.parse_args()
+    if arguments.compare:
+        before, after = (json.loads(path.read_text()) for path in arguments.files)
+        return int(compare(before, after) > 0)
+    jax.config.update("jax_enable_x64", arguments.float64)
+    digests, arrays = record(arguments.only)
+    content = {"machine": machine(), "cases": digests}
+    arguments.files[0].write_text(json.dumps(content, indent=1) + "\n")
+    if arguments.arrays:
+        np.savez(arguments.arrays, **arrays)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
