@@ -72,7 +72,7 @@ def configuration(method: str, family: str) -> dict[str, Any]:
     algorithm, choice = VARIANTS.get(method, (method, {}))
     config = presets.default_config(algorithm, family, **choice)
     budget = BUDGETS[family]
-    if config["algorithm"].get("inner_max_kl") is not None:
+    if config["algorithm"].get("inner_max_kl"):
         config["algorithm"]["inner_max_kl"] = FINE_TUNING_KL
     config["evaluation"] |= EVALUATION
     for group in ("family", "training", "evaluation"):
