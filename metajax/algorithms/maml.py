@@ -23,7 +23,7 @@ from metajax.algorithms.inner_loop import (
 )
 from metajax.algorithms.objectives import Experience, behaviour_log_probs, control
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
-from metajax.errors import MetajaxError, check_at_least, check_positive
+from metajax.errors import MetajaxError, check_at_least, check_positive, is_off
 from metajax.losses import policy_gradient, returns
 from metajax.types import Algorithm, Env, Policy, TrainState
 
@@ -78,7 +78,8 @@ def maml(
             without inner steps.
     """
     check_at_least(0, cg_damping=cg_damping, kl_penalty=kl_penalty)
-    check_at_least(1 if kl_penalty or credit_exploration else 0, inner_steps=inner_steps)
+    penalized = not is_off(kl_penalty)
+    check_at_least(1 if penalized or credit_exploration else 0, inner_steps=inner_steps)
     check_at_least(1, outer_epochs=outer_epochs, cg_iterations=cg_iterations)
     check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
     if target_kl is not None:
@@ -139,14 +140,14 @@ def maml(
                 episodes = query.trajectory.valid.shape[0]
                 gain += episodes * gain_of(before[1], support.trajectory, advantage, clip)
             kl = jnp.zeros(inner_steps)
-            if kl_penalty:
+            if penalized:
                 played = support.trajectory.output.distribution
                 kl = jax.vmap(returns.masked_mean)(played.kl(before[0]), support.trajectory.valid)
             return gain / steps.astype(gain.dtype), distribution, kl
 
         gains, distribution, kls = jax.vmap(of_task)(data, outcomes(data))
         gain, kl = jnp.mean(gains), jnp.mean(kls, axis=0)
-        if kl_penalty:
+        if penalized:
             gain -= jnp.mean(penalty * kl)
         return gain, (distribution, kl)
 
@@ -219,7 +220,7 @@ def maml(
         optimizer_state = {
             "outer": () if outer == "trpo" else optimizer.init(theta),
             "critic": critic_state,
-            "kl_penalty": jnp.full(inner_steps, kl_penalty, float) if kl_penalty else (),
+            "kl_penalty": jnp.full(inner_steps, kl_penalty, float) if penalized else (),
         }
         return TrainState(meta_params, optimizer_state)
 
@@ -230,7 +231,7 @@ def maml(
         theta: Any = (meta_params.policy, meta_params.rule)
         theta, outer_state, metrics = improve(theta, optimizer_state, data)
         penalty = optimizer_state["kl_penalty"]
-        if kl_penalty:
+        if penalized:
             moved = surrogate(theta, data, penalty)[1][1]
             metrics["inner_kl"] = jnp.mean(moved)
             if target_kl is not None:

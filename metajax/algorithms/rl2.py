@@ -180,7 +180,8 @@ def trial_learner(
     rate: float | optax.Schedule = outer_learning_rate
     if outer_half_life is not None:
         per_iteration = 0.5 ** (1 / outer_half_life)
-        rate = optax.exponential_decay(rate, outer_epochs * minibatches, per_iteration)
+        steps = outer_epochs * minibatches
+        rate = lambda count: outer_learning_rate * jnp.power(per_iteration, count / steps)
     optimizer = on_own_terms(
         optax.chain(optax.clip_by_global_norm(max_gradient_norm), optax.adam(rate))
     )
