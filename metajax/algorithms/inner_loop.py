@@ -24,9 +24,9 @@ from metajax.algorithms.objectives import (
     evaluate_actions,
     policy_gradient_objective,
 )
-from metajax.algorithms.trust_region import fisher_vector_product, natural_step
 from metajax.errors import MetajaxError, check_at_least, is_off
 from metajax.losses import returns
+from metajax.outer.trust_region import fisher_vector_product, natural_step
 from metajax.rollout import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.rules import RULES, RuleName, decayed
 from metajax.types import (
