@@ -81,10 +81,15 @@ def configuration(method: str, family: str) -> dict[str, Any]:
         rounds = config["evaluation"]["rounds"] = config["algorithm"]["lifetime"]
         config["evaluation"]["final_tasks"] //= rounds // ROUNDS
     experiment = presets.build(config)
-    per_iteration = experiment.algorithm.steps_per_task * config["training"]["tasks"]
+    per_iteration = _steps(experiment) * config["training"]["tasks"]
     iterations = max(1, round(budget["steps"] / per_iteration))
     config["training"]["iterations"] = config["evaluation"]["every"] = iterations
     return config
+
+
+def _steps(experiment: presets.Experiment) -> int:
+    """Return the environment steps of a task in a meta-iteration."""
+    return experiment.algorithm.trial.steps(experiment.family.env)
 
 
 def run(family: str, method: str, seeds: int, again: bool) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def run(family: str, method: str, seeds: int, again: bool) -> dict[str, Any]:
     )
     assert result.returns is not None
     per_seed = result.returns.mean(axis=(1, 3))
-    steps = experiment.algorithm.steps_per_task * training["tasks"] * training["iterations"]
+    steps = _steps(experiment) * training["tasks"] * training["iterations"]
     return {
         "algorithm": method,
         "family": family,

@@ -60,10 +60,10 @@ def with_optimizer(optimizer):
     rule = fixed(optimizer, second_order=False)
     loop = policy_gradient_loop(family.env, policy, rule=rule, first_order=True, **INNER)
 
-    def begin(meta_params, key):
-        return loop.agent.begin(dataclasses.replace(NOTHING, policy=policy.init(key)), key)
+    def init(meta_params, key):
+        return loop.agent.init(dataclasses.replace(NOTHING, policy=policy.init(key)), key)
 
-    return loop.agent._replace(begin=begin)
+    return loop.agent._replace(init=init)
 
 
 def tuned(name, make, tasks) -> tuple[Any, Any, dict[str, Any]]:

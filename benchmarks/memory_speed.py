@@ -55,7 +55,7 @@ def learning_beside_simulating(episodes: int, tasks: int, family: str, **options
     if family == "bernoulli-bandit":
         programs.append(bare_products(mesh, experiment.algorithm, config, tasks))
     seconds = common.timed(*programs, repeats=REPEATS)
-    steps = tasks * experiment.algorithm.steps_per_task
+    steps = tasks * experiment.algorithm.trial.steps(experiment.family.env)
     row = {
         "family": family,
         "options": options,
@@ -91,7 +91,7 @@ def bare_products(mesh, algorithm, config, tasks: int):
         config["policy"]["width"],
         BANDIT.observation_size + BANDIT.action_space.size + 2,
     )
-    outputs, steps = BANDIT.action_space.size + 1, algorithm.steps_per_task
+    outputs, steps = BANDIT.action_space.size + 1, algorithm.trial.steps(BANDIT)
     epochs, minibatches = (config["algorithm"][k] for k in ("outer_epochs", "minibatches"))
     shapes = ((inputs, 3 * width), (width, 3 * width), (width, outputs))
     weights = [jax.random.normal(jax.random.key(i), s) / s[0] for i, s in enumerate(shapes)]

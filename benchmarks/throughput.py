@@ -48,7 +48,7 @@ def simulation(mesh, backend, tasks, episodes, horizon, rounds=2):
 
     def simulate(state, batch, key):
         def trial(meta_params, task, key):
-            adapted = agent.begin(meta_params, key)
+            adapted = agent.init(meta_params, key)
 
             def act(memory, step_input, key):
                 return agent.act(adapted, memory, step_input, key)

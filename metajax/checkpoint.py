@@ -211,8 +211,17 @@ def saved_steps(directory: str | os.PathLike) -> list[int]:
     return _steps(Path(directory))[0]
 
 
-def _load(directory: Path, step: int, template: PyTree) -> PyTree:
-    """Return the state in the directory of one step.
+def _check_arrangement(directory: Path, paths: Collection[str]) -> None:
+    if any(path.startswith("state.train_state.optimizer_state") for path in paths):
+        raise MetajaxError(
+            f"checkpoint {shown(directory)} was saved by an earlier metajax, whose training states "
+            "were arranged otherwise: its agent can be loaded, evaluated and drawn, but not be "
+            "trained further."
+        )
+
+
+def _load(directory: Path, step: int, template: PyTree, part: bool) -> PyTree:
+    """Return the state in the directory of one step, or the part of it that is asked for.
 
     Raises:
         DamagedError: it is not what was saved; names file and leaf.
@@ -230,7 +239,10 @@ def _load(directory: Path, step: int, template: PyTree) -> PyTree:
         raise DamagedError(f"{shown(manifest_file)} is not the manifest of step {step}.")
     leaves = _leaves(template)
     expected = {leaf.path: leaf.kind for leaf in leaves}
-    check_same(expected, kinds, what=f"checkpoint {shown(directory)} is of another state")
+    if not part:
+        _check_arrangement(directory, kinds)
+    wanted = {path: kind for path, kind in kinds.items() if not part or path in expected}
+    check_same(expected, wanted, what=f"checkpoint {shown(directory)} is of another state")
 
     values, problems = [], []
     indices = {path: str(index) for index, path in enumerate(kinds)}
@@ -251,7 +263,11 @@ def _load(directory: Path, step: int, template: PyTree) -> PyTree:
 
 
 def restore(
-    directory: str | os.PathLike, template: PyTree, *, step: int | Sequence[int] | None = None
+    directory: str | os.PathLike,
+    template: PyTree,
+    *,
+    step: int | Sequence[int] | None = None,
+    part: bool = False,
 ) -> tuple[int, PyTree]:
     """Return the newest state that is exactly what was saved; safe while a run is saving.
 
@@ -262,6 +278,7 @@ def restore(
         template: a state of the same structure, shapes and dtypes, whose leaves are arrays or
             `jax.ShapeDtypeStruct`; what is returned has its types and shardings.
         step: this one and no other; of several, the first good one.
+        part: what was saved may hold more than the template, none of which is read.
 
     Returns:
         The step and its state.
@@ -281,7 +298,7 @@ def restore(
             break
         newest = left[-1]
         try:
-            state = _load(directory / str(newest), newest, template)
+            state = _load(directory / str(newest), newest, template, part)
         except DamagedError as error:
             if os.path.lexists(directory / str(newest)):
                 damaged[newest] = f"step {newest} is damaged: {error}"

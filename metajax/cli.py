@@ -596,7 +596,7 @@ def _render(options: RenderOptions) -> int:
     meta_params = jax.tree.map(lambda x: x[options.seed], state.train_state.meta_params)
     algorithm, env = experiment.algorithm, experiment.family.env
     rounds, episodes = experiment.evaluation.sizes(algorithm, env).values()
-    adaptations = config["algorithm"].get("inner_steps", 1)
+    adaptations = algorithm.trial.adaptations or 1
     if has_memory(algorithm.agent):  # its last episode
         adaptations, episodes = rounds * episodes - 1, 1
     outputs = [options.run / f"render{suffix}" for suffix in wanted]

@@ -17,7 +17,7 @@ from metajax.evaluation import has_memory
 from metajax.rollout import first_previous
 from metajax.run_directory import RunDirectory, open_run, read_metrics
 from metajax.selection import ranked, scores
-from metajax.train import RunState, make_segment
+from metajax.train import RunState, agent_part, make_segment
 from metajax.types import Agent, Continuous, Env, StepInput, Trajectory
 
 KEPT_EPISODES = 100  # complete ones, for `adapt`: however long an agent acts, its memory is bounded
@@ -49,7 +49,7 @@ class HostAgent:
 
     def reset(self) -> None:
         """Forget the task: start a new trial."""
-        self.adapted = self._agent.begin(self._meta_params, self._next_key())
+        self.adapted = self._agent.init(self._meta_params, self._next_key())
         self._memory = self._agent.initial_memory()
         self._previous: tuple[Any, ...] = first_previous(self._env)
         self._complete: deque[list[Any]] = deque(maxlen=KEPT_EPISODES)
@@ -199,7 +199,9 @@ def load(path: str | Path, *, seed: int = 0, step: Step = None) -> HostAgent:
 def load_run(
     path: str | Path, *, step: Step = None, backend: str | None = None
 ) -> tuple[presets.Experiment, RunState]:
-    """Return the experiment of a run directory and its saved state.
+    """Return the experiment of a run directory and what its agents are made of.
+
+    Of the saved state that is the iteration and the meta-parameters; nothing else is read.
 
     Args:
         path: of the run directory.
@@ -223,9 +225,9 @@ def load_run(
             tasks=experiment.training["tasks"],
             seeds=experiment.training["seeds"],
         )
-        template = jax.eval_shape(program.init, jax.random.key(0))
+        template = agent_part(jax.eval_shape(program.init, jax.random.key(0)))
         wanted = _best_first(run) if step == "best" else step
-        return experiment, checkpoint.restore(run.checkpoints, template, step=wanted)[1]
+        return experiment, checkpoint.restore(run.checkpoints, template, step=wanted, part=True)[1]
 
 
 def _best_first(run: RunDirectory) -> list[int]:

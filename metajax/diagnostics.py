@@ -48,7 +48,7 @@ def meta_gradient(
 
 def _adam(algorithm: Algorithm, state: TrainState):
     try:
-        adam = state.optimizer_state["outer"][0]
+        adam = state.learner["outer"][0]
     except (TypeError, KeyError, IndexError, AttributeError):
         adam = None
     if not isinstance(adam, optax.ScaleByAdamState):

@@ -103,7 +103,7 @@ def has_memory(agent: Agent) -> bool:
 
 
 def _trial(agent: Agent, env: Env, meta_params, task: Task, key, rounds, episodes, mode):
-    begin_key, rounds_key = jax.random.split(key)
+    init_key, rounds_key = jax.random.split(key)
     start = (agent.initial_memory(), first_previous(env))
     parallel = not has_memory(agent)  # nothing connects the episodes of a round
 
@@ -126,7 +126,7 @@ def _trial(agent: Agent, env: Env, meta_params, task: Task, key, rounds, episode
         new_adapted = agent.adapt(meta_params, adapted, trajectory, adapt_key)
         return (new_adapted, carried, of_modes), undiscounted_returns(scored)
 
-    carry = (agent.begin(meta_params, begin_key), start, start if mode else ())
+    carry = (agent.init(meta_params, init_key), start, start if mode else ())
     return jax.lax.scan(round_, carry, jax.random.split(rounds_key, rounds))[1]
 
 

@@ -82,7 +82,6 @@ def load_curves(path: str | Path) -> Curves:
     training = [record for record in records if "environment_steps" in record]
     if not training:
         raise MetajaxError(f"the run {path} has no metrics yet.")
-    steps_per_iteration = training[0]["environment_steps"] / training[0]["iteration"]
     evaluations = [
         (record.get("of_iteration", record["iteration"]), record[name], name == "final_held_out")
         for record in records
@@ -91,22 +90,29 @@ def load_curves(path: str | Path) -> Curves:
     ]
 
     returns = [training_returns(record) for record in training]  # null becomes NaN
+    if not all(returns):
+        raise MetajaxError(
+            f'the run {path} has no curve to draw: its algorithm measures no "return", nor '
+            '"return_before" and "return_after".'
+        )
     before, after = (np.array([found[when] for found in returns], np.float64) for when in (0, -1))
     # Runs from before joint training had a metric of its own wrote the same number twice.
     joint = all(len(found) == 1 or found[0] == found[1] for found in returns)
     name, family = (config.get(f"{what}_name") for what in ("algorithm", "family"))
     inner_steps = 0 if joint else config.get("algorithm", {}).get("inner_steps", 1)
-    steps_per_iteration /= after.shape[1]
+    iterations = [record["iteration"] for record in training]
+    steps = np.array([record["environment_steps"] for record in training]) / after.shape[1]
+    steps_at = lambda at: np.interp(at, [0, *iterations], [0.0, *steps])
     return Curves(
         name=str(path),
         family=family,
         title=f"{name} on {family}" if name else str(path),  # trained from Python, it has no names
         joint=joint,
         trained_steps=None if name in MEMORY_AGENTS else inner_steps,
-        environment_steps=steps_per_iteration * np.array([r["iteration"] for r in training]),
+        environment_steps=steps,
         before=before,
         after=after,
-        held_out_steps=steps_per_iteration * np.array([e[0] for e in evaluations]),
+        held_out_steps=steps_at([e[0] for e in evaluations]),
         held_out=[np.array(e[1], np.float64) for e in evaluations],
         final=bool(evaluations) and evaluations[-1][2],
         best=bool(evaluations) and evaluations[-1][0] < training[-1]["iteration"],

@@ -187,8 +187,7 @@ def status(progress: Progress) -> str:
         f"{count(progress.steps_per_second)}/s",
     ]
     # An algorithm from elsewhere may measure other things.
-    if "return" in progress.metrics or progress.metrics.keys() >= {"return_before", "return_after"}:
-        returns = [values.mean() for values in training_returns(progress.metrics)]
+    if returns := [values.mean() for values in training_returns(progress.metrics)]:
         parts.append(f"return {course(*returns)}")
     parts.append(f"{duration(progress.seconds_left)} left")
     if discarded := int(progress.discarded.sum()):
@@ -200,7 +199,7 @@ def status(progress: Progress) -> str:
 def held_out(progress: Progress) -> str:
     """Return the line about a segment's evaluation."""
     assert progress.returns is not None
-    went = held_out_course(progress.returns, joint="return" in progress.metrics)
+    went = held_out_course(progress.returns, joint=len(training_returns(progress.metrics)) == 1)
     return f"held-out tasks after {plural(progress.iteration, 'iteration')}: {went}"
 
 

@@ -24,7 +24,8 @@ class Progress(NamedTuple):
     Attributes:
         iteration: meta-iterations done, of `iterations`.
         iterations: in all.
-        environment_steps: taken by all seeds so far, training only.
+        environment_steps: taken by all seeds so far, training only, padding included.
+        steps_after: the same after each of this segment's iterations, `[iteration]`.
         steps_per_second: environment steps of this segment over its wall time, evaluation out.
         metrics: of this segment's iterations, `[iteration, seed]` each.
         discarded: updates discarded so far, per seed.
@@ -41,6 +42,7 @@ class Progress(NamedTuple):
     iteration: int
     iterations: int
     environment_steps: int
+    steps_after: np.ndarray
     steps_per_second: float
     metrics: dict[str, np.ndarray]
     discarded: np.ndarray
@@ -52,13 +54,19 @@ class Progress(NamedTuple):
     selection: Selection = Selection()
 
 
+_RETURNS = (("return",), ("return_before", "return_after"))
+
+
 def training_returns(metrics: Mapping[str, Any]) -> list[Any]:
-    """Return what a training metric says of returns: before and after adaptation, if it adapts.
+    """Return what training metrics say of returns: before and after adaptation, if it adapts.
 
     Args:
         metrics: of an update, or a record of them.
+
+    Returns:
+        One value or two; none of an algorithm that measures no returns.
     """
-    names = ("return",) if "return" in metrics else ("return_before", "return_after")
+    names = next((names for names in _RETURNS if metrics.keys() >= {*names}), ())
     return [metrics[name] for name in names]
 
 
@@ -69,10 +77,11 @@ class Recorder(Protocol):
         """Return the newest good checkpoint, as the template has it, or None if there is none."""
         ...
 
-    def restore_best(self, state: State) -> tuple[Selection, State | None]:
+    def restore_best(self, template: State) -> tuple[Selection, State | None]:
         """Return what the scores up to there have come to, and the best agent's checkpoint.
 
         Call it after `restore`. If that checkpoint is lost, it is the best of those that are not.
+        Nothing is read of it but what the template asks for.
         """
         ...
 
@@ -95,8 +104,8 @@ class _Nowhere:
     def restore(self, template):
         return None
 
-    def restore_best(self, state):
-        del state
+    def restore_best(self, template):
+        del template
         return Selection(), None
 
     def record(self, progress):
@@ -138,22 +147,20 @@ class _Directory:
         self._opened.callback(self._events.close)
         return state
 
-    def restore_best(self, state):
+    def restore_best(self, template):
         found = scores(read_metrics(self._run.metrics))
         with contextlib.suppress(MetajaxError):  # none is left: the best is yet to come
-            best, state = restore(self._run.checkpoints, state, step=ranked(found))
+            order = ranked(found)
+            best, state = restore(self._run.checkpoints, template, step=order, part=True)
             since = sum(iteration > best for iteration in found)
             return Selection(best, found[best], since), state
         return Selection(), None
 
     def record(self, progress):
-        steps_per_iteration = progress.environment_steps // progress.iteration
-        first = progress.iteration - len(next(iter(progress.metrics.values()))) + 1
-        for iteration in range(first, progress.iteration + 1):
+        first = progress.iteration - len(progress.steps_after) + 1
+        for iteration, steps in enumerate(progress.steps_after.tolist(), first):
             values = {name: m[iteration - first] for name, m in progress.metrics.items()}
-            self._log.write(
-                iteration, {"environment_steps": iteration * steps_per_iteration} | values
-            )
+            self._log.write(iteration, {"environment_steps": steps} | values)
             for name, value in values.items():
                 self._events.add_scalar(f"train/{name}", np.mean(value), iteration)
         self._events.add_scalar(

@@ -1,7 +1,11 @@
 """Experience kept for later: steps out of their episodes, and a ring of items in the program."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from metajax._memory import bytes_of, check_memory
@@ -90,11 +94,14 @@ def empty_replay(batch: PyTree, capacity: int) -> Replay:
 def extend_replay(replay: Replay, batch: PyTree, valid: Bool[Array, "item"]) -> Replay:
     """Return the replay with the `valid` ones of `batch[item, ...]` in place of the oldest.
 
+    Items that are not finite are left out: they would stay, and spoil every update to come.
+
     Raises:
         MetajaxError: there are more items than the replay keeps.
     """
     capacity = jax.tree.leaves(replay.items)[0].shape[0]
     _check_room(len(valid), capacity)
+    valid = valid & _finite(batch)
     rank = jnp.cumsum(valid, dtype=jnp.int32) - 1
     slot = jnp.where(valid, (replay.next + rank) % capacity, capacity)
     items = jax.tree.map(lambda kept, new: kept.at[slot].set(new, mode="drop"), replay.items, batch)
@@ -106,13 +113,30 @@ def extend_replay(replay: Replay, batch: PyTree, valid: Bool[Array, "item"]) -> 
 def sample_replay(replay: Replay, key: Key[Array, ""], count: int) -> PyTree:
     """Return `count` items `[item, ...]` drawn uniformly, with replacement; `key` is consumed.
 
+    Of an empty replay every number drawn is NaN and every flag is true: where no one can be told,
+    inside a program, what is learned from it is not finite either, and is discarded.
+
     Raises:
-        MetajaxError: they do not fit into memory.
+        MetajaxError: the replay is empty and not traced, or the items do not fit into memory.
     """
     capacity = jax.tree.leaves(replay.items)[0].shape[0]
     check_memory(the_items_drawn_from_the_replay=count * bytes_of(replay.items) // capacity)
+    if not isinstance(replay.size, Tracer) and not np.all(replay.size):
+        raise MetajaxError("the replay is empty; extend it before it is sampled.")
     slot = jax.random.randint(key, (count,), 0, replay.size)
-    return jax.tree.map(lambda x: x[slot], replay.items)
+
+    def drawn(x):
+        nothing = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else x.dtype == bool
+        return jnp.where(replay.size > 0, x[slot], jnp.asarray(nothing, x.dtype))
+
+    return jax.tree.map(drawn, replay.items)
+
+
+def _finite(batch: PyTree) -> Bool[Array, "item"]:
+    """Return which items hold nothing that is not finite."""
+    floats = [x for x in jax.tree.leaves(batch) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    each = [jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in floats]
+    return functools.reduce(jnp.logical_and, each, jnp.asarray(True))
 
 
 def _check_room(count: int, capacity: int) -> None:

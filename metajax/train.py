@@ -34,6 +34,7 @@ from metajax.recorder import Progress, open_recorder
 from metajax.rollout import check_env
 from metajax.selection import Keep, Selection, validation_score
 from metajax.shutdown import Shutdown, graceful_shutdown
+from metajax.steps import counted
 from metajax.types import (
     Algorithm,
     Env,
@@ -46,7 +47,8 @@ from metajax.types import (
 
 OnNan = Literal["skip", "halt"]
 
-NOT_FINITE = "not_finite"  # the trainer's own metric: which of `_floats`, or -1
+# The trainer's own metrics: which of `_floats` was not finite, or -1; and the count of steps.
+NOT_FINITE, ENVIRONMENT_STEPS = "not_finite", "environment_steps"
 
 
 @checked_fields("evaluation.")
@@ -90,7 +92,7 @@ class Evaluation:
         """Return the number of "rounds" and of "episodes" in each, for an algorithm's agent."""
         rounds, episodes = self.rounds or 4, self.episodes or 20
         if has_memory(algorithm.agent):
-            trial = algorithm.steps_per_task // env.episode_length
+            trial = algorithm.trial.episodes
             # The middle half of single pulls, which pay 0 or 1, is far from their mean.
             fewest = math.ceil(5 / env.episode_length)
             rounds = self.rounds or max(
@@ -113,6 +115,14 @@ class RunState:
     iteration: Int[Array, ""]
     discarded: Int[Array, "seed"]
     train_state: TrainState
+
+
+def agent_part(state: RunState) -> RunState:
+    """Return a state, or the shapes of one, without what its agents do not need."""
+    meta_params = state.train_state.meta_params
+    # Its checkpoint may be one of an earlier time, which knew no more of the state.
+    agents: Any = TrainState(meta_params, environment_steps=())  # type: ignore[arg-type]
+    return dataclasses.replace(state, train_state=agents)
 
 
 class Result(NamedTuple):
@@ -235,8 +245,12 @@ def make_segment(
             finite = jnp.all(each)
             first = jnp.where(finite, -1, jnp.argmin(each)).astype(jnp.int32)
             keep = finite if on_nan == "skip" else finite & (discarded == 0)
-            kept = jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, train_state)
-            return kept, discarded + (~finite).astype(jnp.int32), metrics | {NOT_FINITE: first}
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(keep, new, old), _guarded(new), _guarded(train_state)
+            )
+            own = {NOT_FINITE: first, ENVIRONMENT_STEPS: new.environment_steps}
+            new = dataclasses.replace(new, **kept)
+            return new, discarded + (~finite).astype(jnp.int32), metrics | own
 
         train_state, discarded, metrics = jax.vmap(one_seed)(
             state.train_state, state.discarded, seed_keys(key)
@@ -309,6 +323,16 @@ def make_segment(
     return Segment(init, run, out_shardings)
 
 
+def _guarded(state: TrainState) -> dict[str, PyTree[Array]]:
+    """Return what stays as it was where an update is discarded, by field.
+
+    Not the replay: choosing between two would copy it. What was played was played, whatever was
+    made of it, so it stays, and its steps count.
+    """
+    names = ("meta_params", "learner", "statistics", "hyperparameters")
+    return {name: getattr(state, name) for name in names}
+
+
 def _floats(state: TrainState, metrics: Metrics) -> list[tuple[str, Any]]:
     """Return what has to be finite, and its name: metrics, those of rewards first, then the state.
 
@@ -316,8 +340,9 @@ def _floats(state: TrainState, metrics: Metrics) -> list[tuple[str, Any]]:
     """
     names = sorted(metrics, key=lambda name: (not name.startswith("return"), name))
     named = [(f"metrics/{name}", metrics[name]) for name in names]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        named.append((jax.tree_util.keystr(path, simple=True, separator="/"), leaf))
+    for field, part in _guarded(state).items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path({field: part}):
+            named.append((jax.tree_util.keystr(path, simple=True, separator="/"), leaf))
     return [(name, x) for name, x in named if jnp.issubdtype(x.dtype, jnp.inexact)]
 
 
@@ -416,7 +441,7 @@ def train(
     if devices is None:
         devices = default_devices(family, tasks)
     _check_devices(tasks, devices)
-    steps = algorithm.steps_per_task * tasks * seeds
+    steps = algorithm.trial.steps(family.env) * tasks * seeds
     episodes = experience_bytes(family.env, steps) // devices
     check_memory(devices=devices, the_episodes_of_an_iteration=episodes)
     with contextlib.ExitStack() as stack:
@@ -453,7 +478,7 @@ def train(
             reporting.stage(f"{what}: tracing", quiet=True)  # until nothing can be refused any more
             unused = arguments(0, False, 0)
             sizes = episodes, tasks * seeds, devices
-            shapes, names = _trace(program, key, family, *sizes, unused)
+            shapes, names = _trace(program, key, algorithm, family, *sizes, unused)
             recorder = stack.enter_context(open_recorder(run_directory, config, resume=resume))
             opened = run_directory is not None
             place = program.out_shardings and program.out_shardings[0]
@@ -461,9 +486,9 @@ def train(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
             )
             state = recorder.restore(template)
-            selection, kept = recorder.restore_best(template) if choosing else (Selection(), None)
+            agents = agent_part(template)
+            selection, kept = recorder.restore_best(agents) if choosing else (Selection(), None)
             best = None if kept is None else kept.train_state.meta_params
-            del kept  # of the rest of that state no copy is needed
             if started is not None:
                 started()
             traced = time.perf_counter()
@@ -480,7 +505,7 @@ def train(
         history: list[dict[str, np.ndarray]] = []
         returns = None
         done = start = int(state.iteration)
-        steps_per_iteration = algorithm.steps_per_task * tasks * seeds
+        steps = int(counted(state.train_state.environment_steps).sum())
         training_seconds = 0.0
         none_yet = np.zeros(seeds, int)
         discards = _Discards(none_yet, none_yet)
@@ -503,11 +528,13 @@ def train(
             if evaluation is not None and choosing and stop % evaluation.every == 0:
                 state, _, validation = run(state, key, *arguments(stop, True, 0, validate=True))
                 validation = np.asarray(validation)
-                score = validation_score(validation.mean(axis=-1), algorithm.adaptations)
+                score = validation_score(validation.mean(axis=-1), algorithm.trial.adaptations)
                 selection = selection.after(stop, score)
                 if selection.iteration == stop:
                     best = _copied(state.train_state.meta_params)
             metrics = {name: np.asarray(m)[: stop - done] for name, m in metrics.items()}
+            steps_after = counted(metrics.pop(ENVIRONMENT_STEPS)).sum(axis=1)
+            new_steps, steps = int(steps_after[-1]) - steps, int(steps_after[-1])
             known = discards.first
             discards = discards.after(done, metrics.pop(NOT_FINITE), names)
             discarded = np.asarray(state.discarded)
@@ -515,8 +542,9 @@ def train(
             progress = Progress(
                 iteration=stop,
                 iterations=iterations,
-                environment_steps=stop * steps_per_iteration,
-                steps_per_second=(stop - done) * steps_per_iteration / elapsed,
+                environment_steps=steps,
+                steps_after=steps_after,
+                steps_per_second=new_steps / elapsed,
                 metrics=metrics,
                 discarded=discarded,
                 returns=returns,
@@ -587,6 +615,7 @@ def _announce(text: str) -> None:
 def _trace(
     program: Segment,
     key,
+    algorithm: Algorithm,
     family: TaskFamily,
     episodes: int,
     tasks: int,
@@ -598,6 +627,7 @@ def _trace(
     Args:
         program: to trace.
         key: of the run.
+        algorithm: the meta-learner.
         family: where tasks come from.
         episodes: bytes of an iteration's episodes, on each device.
         tasks: of an iteration, of all seeds.
@@ -605,7 +635,8 @@ def _trace(
         arguments: any that the program is called with.
 
     Raises:
-        MetajaxError: the environment breaks its promises, or something would not fit into memory.
+        MetajaxError: the environment or the algorithm breaks its promises, or something would not
+            fit into memory.
     """
     task = jax.eval_shape(family.train.sample, jax.random.key(0))
     needs = {
@@ -619,7 +650,17 @@ def _trace(
     # What is wrong with sizes shows while tracing, and must not leave a directory behind.
     results = jax.eval_shape(program.run, shapes, key, *arguments)
     check_memory(devices=devices, the_training_state_and_metrics=bytes_of(results), **needs)
+    _check_metrics(algorithm, results[1])
     return shapes, [name for name, _ in _floats(results[0].train_state, results[1])]
+
+
+def _check_metrics(algorithm: Algorithm, found: Metrics) -> None:
+    own = {NOT_FINITE, ENVIRONMENT_STEPS}
+    if {*algorithm.metrics} != found.keys() - own or own & {*algorithm.metrics}:
+        raise MetajaxError(
+            f"{algorithm.name} states that it measures {', '.join(sorted(algorithm.metrics))}; its "
+            f"update returns {', '.join(sorted(found.keys() - own))}."
+        )
 
 
 def _compile(

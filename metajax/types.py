@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt32
 
 from metajax.errors import MetajaxError
 
@@ -25,7 +25,7 @@ Memory = PyTree[Array]
 Metrics = dict[str, Array]
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def pytree_dataclass(cls: type) -> Any:
     """Make `cls` a frozen dataclass that JAX treats as a pytree of its fields."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
@@ -120,17 +120,31 @@ class Trajectory:
 
 @pytree_dataclass
 class TrainState:
-    """Everything an algorithm trains or must resume.
+    """Everything an algorithm trains or must resume, by the role it plays.
+
+    An update whose result is not finite is discarded: then meta-parameters, learner and statistics
+    stay as they were. A replay is too large to be copied for that. It keeps what was played, and
+    `metajax.replay` lets nothing into it that is not finite.
 
     Attributes:
-        meta_params: what `Agent.begin` starts from.
-        optimizer_state: of the outer optimizer.
-        auxiliary: the rest: critics, normalizers, replay; () where there is none.
+        meta_params: what `Agent.init` starts from, and all that an agent is loaded from.
+        learner: what else training changes: optimizer states, target networks, critics that no
+            agent asks, penalties, counts; () where there is none.
+        statistics: running normalizers that agents act without; () where there are none.
+        replay: large rings of experience; () where there is none.
+        hyperparameters: numbers that the program is given as arrays, by name.
+        environment_steps: taken so far, those of discarded updates and padding included; see
+            `metajax.steps`.
     """
 
     meta_params: PyTree[Array]
-    optimizer_state: PyTree[Array]
-    auxiliary: PyTree[Array] = ()
+    learner: PyTree[Array] = ()
+    statistics: PyTree[Array] = ()
+    replay: PyTree[Array] = ()
+    hyperparameters: dict[str, Array] = dataclasses.field(default_factory=dict)
+    environment_steps: UInt32[Array, "*batch 2"] = dataclasses.field(
+        default_factory=lambda: jnp.zeros(2, jnp.uint32)
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -265,7 +279,7 @@ class UpdateRule(NamedTuple):
 class Agent(NamedTuple):
     """Behaviour within one task: all that evaluation and deployment ever see.
 
-    - `begin(meta_params, key) -> adapted`: before anything is known of the task.
+    - `init(meta_params, key) -> adapted`: before anything is known of the task.
     - `initial_memory() -> memory`: at the start of a trial.
     - `act(adapted, memory, step_input, key) -> (memory, action, policy_output)`; with key None
       the distribution's mode is taken instead of a sample.
@@ -273,28 +287,53 @@ class Agent(NamedTuple):
       time]`; the identity for agents that adapt in their memory.
     """
 
-    begin: Callable[[PyTree[Array], Key[Array, ""]], PyTree[Array]]
+    init: Callable[[PyTree[Array], Key[Array, ""]], PyTree[Array]]
     initial_memory: Callable[[], Memory]
     act: Callable[..., tuple[Memory, Array, PolicyOutput]]
     adapt: Callable[..., PyTree[Array]]
+
+
+class Trial(NamedTuple):
+    """What an update plays on each of its tasks, and what it is after.
+
+    Attributes:
+        rounds: batches of episodes; an adaptation step follows each, or each but the last. 1 where
+            nothing adapts between episodes but a memory.
+        episodes: of each round.
+        adaptations: adaptation steps after which training raises the return; 0 where it trains all
+            tasks jointly, so that what its agents do in `adapt` is fine-tuning; None where it
+            raises that of the whole trial.
+    """
+
+    rounds: int
+    episodes: int
+    adaptations: int | None
+
+    def steps(self, env: Env) -> int:
+        """Return the environment steps of a trial, padding included."""
+        return self.rounds * self.episodes * env.episode_length
 
 
 class Algorithm(NamedTuple):
     """A meta-learner: how one meta-iteration improves the meta-parameters.
 
     - `init(key, tasks) -> TrainState`;
-    - `update(state, tasks, key) -> (state, metrics)`: one meta-iteration on `tasks[task]`.
+    - `update(state, tasks, key) -> (state, metrics)`: one meta-iteration on `tasks[task]`; it also
+      counts their environment steps.
     - `agent`: what the meta-parameters are good for.
-    - `steps_per_task`: environment steps that one meta-iteration takes per task, padding included.
-    - `joint`: nothing adapts in training; what its agents do in `adapt` is fine-tuning.
-    - `adaptations`: adaptation steps after which training raises the return; None where it raises
-      that of a whole trial.
+    - `trial`: what an update plays on each task.
+    - `metrics`: the names of what an update measures. Progress and pictures show "return", or
+      "return_before" and "return_after" adaptation, of those that have them.
     """
 
     init: Callable[[Key[Array, ""], Task], TrainState]
     update: Callable[[TrainState, Task, Key[Array, ""]], tuple[TrainState, Metrics]]
     agent: Agent
     name: str
-    steps_per_task: int
-    joint: bool = False
-    adaptations: int | None = None
+    trial: Trial
+    metrics: tuple[str, ...]
+
+    @property
+    def joint(self) -> bool:
+        """Whether nothing adapts in training."""
+        return self.trial.adaptations == 0

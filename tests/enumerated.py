@@ -211,7 +211,7 @@ def meta_gradient_of(algorithm, state: TrainState, tasks, *, rule=False) -> jax.
     With `rule` that of the rule's parameters, else that of the policy's.
     """
     new, metrics = jax.jit(algorithm.update)(state, tasks, jax.random.key(0))
-    first_moments = new.optimizer_state["outer"][0].mu  # (1 - 0.9) of the loss's gradient
+    first_moments = new.learner["outer"][0].mu  # (1 - 0.9) of the loss's gradient
     both = [-10 * ravel_pytree(x)[0] for x in first_moments]
     norm = jnp.linalg.norm(jnp.concatenate(both))
     np.testing.assert_allclose(norm, metrics["meta_gradient_norm"], rtol=1e-9)
@@ -225,7 +225,7 @@ def start(algorithm, params) -> TrainState:
         algorithm.init(jax.random.key(0), None),
     )
     found = state.meta_params
-    return TrainState(MetaParams(params, found.rule, found.critic), state.optimizer_state)
+    return TrainState(MetaParams(params, found.rule, found.critic), state.learner)
 
 
 PLAIN = {"baseline": "none", "discount": 1.0, "normalize_advantages": False, "outer": "adam"}

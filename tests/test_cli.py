@@ -32,7 +32,7 @@ from metajax.errors import MetajaxError
 from metajax.recorder import Progress
 from metajax.run_directory import MetricsLog, create_run, open_run, read_metrics
 from metajax.selection import scores
-from metajax.types import Agent, Algorithm, TaskDistribution, TaskFamily
+from metajax.types import Agent, Algorithm, TaskDistribution, TaskFamily, Trial
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -739,6 +739,7 @@ def progress(iteration, *, iterations=100, discarded=0, returns=None) -> Progres
         iteration=iteration,
         iterations=iterations,
         environment_steps=40_000 * iteration,
+        steps_after=40_000 * np.array([iteration - 1, iteration]),
         steps_per_second=27_123.0,
         metrics={"return_before": np.full((2, 1), -10.0), "return_after": np.full((2, 1), 84.25)},
         discarded=np.array([discarded]),
@@ -822,10 +823,11 @@ def test_a_diverged_task_is_hurt():
     assert "after 1 on 100% of the tasks" in shown(returns)
 
 
-def shown(returns, *, memory=(), tasks=None, split="test", **options) -> str:
+def shown(returns, *, memory=(), tasks=None, split="test", joint=False) -> str:
     """Return what is printed of `returns` of a family with these tasks, None for uncounted ones."""
     agent = Agent(*(None,) * 4)._replace(initial_memory=lambda: memory)
-    algorithm = Algorithm(None, None, agent, "fake", 1, **options)  # type: ignore[arg-type]
+    trial = Trial(1, 1, 0 if joint else 1)
+    algorithm = Algorithm(None, None, agent, "fake", trial, ())  # type: ignore[arg-type]
     distribution = TaskDistribution(lambda key: {}, tasks)
     family = TaskFamily(None, distribution, distribution, "fake-v1")  # type: ignore[arg-type]
     return _tables.curve_text(returns, "sampled", algorithm, family, split) + "\n"

@@ -46,7 +46,7 @@ def play_on_host(host, env, task, keys, **options):
 def test_host_and_program_take_the_same_trial(setup, monkeypatch):
     env, agent, meta_params, task = setup
     key = jax.random.key(2)
-    adapted = agent.begin(meta_params, key)
+    adapted = agent.init(meta_params, key)
 
     def act(memory, step_input, key):
         return agent.act(adapted, memory, step_input, key)

@@ -31,6 +31,7 @@ from metajax.types import (
     PolicyOutput,
     TaskFamily,
     TrainState,
+    Trial,
 )
 
 
@@ -156,7 +157,8 @@ def test_the_final_evaluation_plays_each_of_few_tasks_equally_often():
         lambda state, tasks, key: (state, {"return": jnp.zeros(())}),
         counting_agent(),
         "idle",
-        1,
+        Trial(1, 1, 0),
+        ("return",),
     )
     for tasks, batch, played in ((4, 6, 12), (1, 3, 9)):
         evaluation = Evaluation(tasks=tasks, final_tasks=7, rounds=1, episodes=1)

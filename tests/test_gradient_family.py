@@ -164,7 +164,7 @@ def test_meta_sgd(plain, play_everything):
     state = start(algorithm, plain.params)
     rates = 3 * jax.random.normal(jax.random.key(0), plain.flat.shape)
     meta_params = MetaParams(plain.params, plain.unravel(rates), ())
-    state = TrainState(meta_params, state.optimizer_state)
+    state = TrainState(meta_params, state.learner)
 
     def after(flat, rates):
         def of_task(task):
@@ -207,7 +207,7 @@ def test_meta_lstm(plain, play_everything, first_order):
     weights, unravel = ravel_pytree(state.meta_params.rule)
     weights += 0.3 * jax.random.normal(jax.random.key(0), weights.shape)  # no longer a descent
     meta_params = MetaParams(plain.params, unravel(weights), ())
-    state = TrainState(meta_params, state.optimizer_state)
+    state = TrainState(meta_params, state.learner)
     maybe_constant = jax.lax.stop_gradient if first_order else lambda x: x
 
     def after(flat, weights):
@@ -244,7 +244,7 @@ def test_rules_hear_minus_the_mean_reward(estimator):
     algorithm = maml(family.env, policy, rule=rule, estimator=estimator, episodes=3, outer="adam")
     meta_params = algorithm.init(jax.random.key(0), None).meta_params
     agent, task = algorithm.agent, family.train.sample(jax.random.key(1))
-    adapted = agent.begin(meta_params, jax.random.key(2))
+    adapted = agent.init(meta_params, jax.random.key(2))
     act = lambda memory, x, key: agent.act(adapted, memory, x, key)
     played = metajax.rollout(
         jax.random.key(3), family.env, task, act, (), episodes=3, parallel=True
@@ -361,7 +361,7 @@ def test_promp_adapts_its_penalty(plain, play_everything, learning_rate, target,
     )
     state = start(algorithm, plain.params)
     new, _ = jax.jit(algorithm.update)(state, plain.tasks, jax.random.key(0))
-    np.testing.assert_allclose(new.optimizer_state["kl_penalty"], [factor * 5e-4])
+    np.testing.assert_allclose(new.learner["kl_penalty"], [factor * 5e-4])
 
 
 def test_the_penalty_cannot_vanish_and_need_not_change(plain, play_everything):
@@ -370,7 +370,7 @@ def test_the_penalty_cannot_vanish_and_need_not_change(plain, play_everything):
         state, update = start(algorithm, plain.params), jax.jit(algorithm.update)
         for _ in range(12):
             state, metrics = update(state, plain.tasks, jax.random.key(0))
-        np.testing.assert_allclose(state.optimizer_state["kl_penalty"], [expected])
+        np.testing.assert_allclose(state.learner["kl_penalty"], [expected])
         assert metrics.get("kl_penalty", expected) == pytest.approx(expected)
 
 
@@ -453,7 +453,7 @@ def test_e_maml_is_unbiased(monkeypatch):
         def gradient(indices):
             tasks = problem.tasks | {"before": indices[:, 0], "after": indices[:, 1]}
             new, _ = algorithm.update(state, tasks, jax.random.key(0))
-            return -10 * ravel_pytree(new.optimizer_state["outer"][0].mu[0])[0]
+            return -10 * ravel_pytree(new.learner["outer"][0].mu[0])[0]
 
         return weight @ gradient(indices)
 

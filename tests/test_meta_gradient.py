@@ -352,7 +352,7 @@ def test_maml_on_sampled_trajectories(problem):
     @jax.vmap
     def meta_gradient(key):
         new, _ = algorithm.update(state, problem.tasks, key)
-        return -10 * ravel_pytree(new.optimizer_state["outer"][0].mu[0])[0]
+        return -10 * ravel_pytree(new.learner["outer"][0].mu[0])[0]
 
     directions = jax.random.normal(jax.random.key(9), (len(problem.flat), 5))
     samples = meta_gradient(jax.random.split(jax.random.key(7), 40)) @ directions

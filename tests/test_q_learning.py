@@ -265,12 +265,12 @@ def test_the_meta_gradient_of_maml_dqn(linear, inner_steps, first_order):
     state = dataclasses.replace(
         state,
         meta_params=dataclasses.replace(state.meta_params, policy=linear.unravel(linear.flat)),
-        auxiliary=state.auxiliary | {"target": (linear.unravel(linear.other), ())},
+        learner=state.learner | {"target": (linear.unravel(linear.other), ())},
     )
     found = meta_gradient_of(algorithm, state, tasks)
 
     new, _ = algorithm.update(state, tasks, jax.random.key(0))
-    trial = jax.tree.map(lambda x: x[0], new.auxiliary["replay"].items).trajectory
+    trial = jax.tree.map(lambda x: x[0], new.replay.items).trajectory
     rounds = [steps_of(jax.tree.map(lambda x, k=k: x[k], trial)) for k in range(inner_steps + 1)]
 
     def adapted(flat, constant=None):
@@ -353,3 +353,21 @@ def test_replay_is_drawn_from_uniformly():
     values, counts = np.unique(drawn[:, 0], return_counts=True)
     np.testing.assert_array_equal(values, np.arange(1.0, 6.0))  # never an empty slot
     assert np.all(np.abs(counts - 2000) < 5 * np.sqrt(2000 * 0.8))
+
+
+def test_what_is_not_finite_is_not_kept():
+    replay = empty_replay({"x": jax.ShapeDtypeStruct((4, 2), jnp.float32)}, 8)
+    items = {"x": jnp.array([[1.0, 2.0], [jnp.nan, 0.0], [3.0, -jnp.inf], [4.0, 5.0]])}
+    replay = extend_replay(replay, items, jnp.array([True, True, True, False]))
+    assert int(replay.size) == int(replay.next) == 1
+    np.testing.assert_array_equal(replay.items["x"][0], [1.0, 2.0])
+    assert np.all(np.isfinite(replay.items["x"]))
+
+
+def test_an_empty_replay_gives_nothing_that_looks_like_something():
+    shapes = {"x": jax.ShapeDtypeStruct((2, 3), float), "valid": jax.ShapeDtypeStruct((2,), bool)}
+    replay = empty_replay(shapes, 5)
+    with pytest.raises(MetajaxError, match="the replay is empty"):
+        sample_replay(replay, jax.random.key(0), 4)
+    drawn = jax.jit(lambda replay: sample_replay(replay, jax.random.key(0), 4))(replay)
+    assert np.all(np.isnan(drawn["x"])) and np.all(drawn["valid"])  # no mask hides it

@@ -134,7 +134,7 @@ def test_optimism_moves_half_the_width_to_the_best_state():
 def test_a_process_is_counted_as_it_was_played(process):
     family, task = process
     agent = known.process_agent(2, 2, 3, lambda counts, key: jnp.zeros((3, 2), jnp.int32))
-    adapted = agent.begin((), KEY)
+    adapted = agent.init((), KEY)
     act = lambda memory, x, key: agent.act(adapted, memory, x, key)
     played = rollout(KEY, family.env, task, act, agent.initial_memory(), episodes=4)
     counts = agent.adapt((), adapted, played, KEY)["counts"]

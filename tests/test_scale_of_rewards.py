@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from metajax.algorithms import e_maml, maml, rl2, trpo
+from metajax.algorithms.rl2 import Statistics
 from metajax.algorithms.trust_region import trust_region_step
 from metajax.algorithms.unrolled import begin_particles, persistent_evolution_strategies
 from metajax.envs import make
@@ -189,13 +190,12 @@ def test_rl2_takes_the_same_step_in_any_unit_of_reward():
     update, state = jax.jit(algorithm.update), algorithm.init(jax.random.key(0), tasks)
     found = []
     for unit in (1.0, 1e-6, 1e6):
-        seen = dataclasses.replace(
-            state.meta_params,
-            mean_square_reward=jnp.asarray(2.0 * unit**2),
-            mean_square_return=jnp.asarray(5.0 * unit**2),
-            iterations=jnp.asarray(1, jnp.int32),
+        of_rewards = jnp.asarray(2.0 * unit**2)
+        before = dataclasses.replace(
+            state,
+            meta_params=dataclasses.replace(state.meta_params, mean_square_reward=of_rewards),
+            statistics=Statistics(jnp.asarray(5.0 * unit**2), jnp.asarray(1, jnp.int32)),
         )
-        before = dataclasses.replace(state, meta_params=seen)
         scaled = tasks | {"reward": unit * tasks["reward"]}
         found.append(update(before, scaled, jax.random.key(1))[0].meta_params.policy)
     size = largest_difference(found[0], state.meta_params.policy)

@@ -26,6 +26,7 @@ from metajax.types import (
     PolicyOutput,
     TaskDistribution,
     TrainState,
+    Trial,
 )
 
 STRIPS = 99
@@ -47,15 +48,17 @@ def script() -> Algorithm:
         lambda meta_params, adapted, trajectory, key: adapted + 100,
     )
 
+    names = ("return_before", "return_after")
+
     def init(key, tasks):
         return TrainState({"acts": SCRIPT[0]}, {"done": jnp.zeros((), int)})
 
     def update(state, tasks, key):
-        done = state.optimizer_state["done"] + 1
-        metrics = {"return_before": jnp.zeros(()), "return_after": jnp.zeros(())}
+        done = state.learner["done"] + 1
+        metrics = {name: jnp.zeros(()) for name in names}
         return TrainState({"acts": SCRIPT[done]}, {"done": done}), metrics
 
-    return Algorithm(init, update, agent, "script", LENGTH, adaptations=0)
+    return Algorithm(init, update, agent, "script", Trial(1, 1, 0), names)
 
 
 def run(**options):

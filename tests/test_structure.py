@@ -20,7 +20,7 @@ LAYERS = [
     {"_version", "errors"},
     {"_checks"},
     {"types", "shutdown", "_alarms", "_records", "_arguments", "_options", "_promotion"},
-    {"_memory"},
+    {"_memory", "steps"},
     {"envs", "policies", "rules", "losses", "run_directory", "checkpoint", "selection"},
     {"rollout", "replay", "recorder"},
     {"algorithms"},

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from trials import ENV, EPISODES, LENGTH, TASKS
 
 from metajax.algorithms import rl2, varibad
+from metajax.algorithms.rl2 import Statistics
 from metajax.errors import MetajaxError
 from metajax.policies import gru, mlp, variational
 from metajax.policies.variational import belief
@@ -47,11 +48,12 @@ def start(float64):
         state.meta_params,
         policy=jax.tree.map(moved, state.meta_params.policy),
         mean_square_reward=jnp.array(4.0),
-        mean_square_return=jnp.array(9.0),
-        iterations=jnp.array(1, jnp.int32),
     )
-    auxiliary = state.auxiliary | {"decoders": jax.tree.map(moved, state.auxiliary["decoders"])}
-    return policy, dataclasses.replace(state, meta_params=meta_params, auxiliary=auxiliary)
+    learner = state.learner | {"decoders": jax.tree.map(moved, state.learner["decoders"])}
+    statistics = Statistics(jnp.array(9.0), jnp.array(1, jnp.int32))
+    return policy, dataclasses.replace(
+        state, meta_params=meta_params, learner=learner, statistics=statistics
+    )
 
 
 @pytest.fixture
@@ -148,8 +150,8 @@ def test_a_step_ascends_the_evidence_lower_bound(start, descent):
         learned = (params, decoders)
         return jax.tree.map(lambda x, g: x - RATE * g, learned, jax.grad(loss)(learned))
 
-    begin = state.meta_params.policy, state.auxiliary["decoders"]
-    found = ravel_pytree((after.meta_params.policy, after.auxiliary["decoders"]))[0]
+    begin = state.meta_params.policy, state.learner["decoders"]
+    found = ravel_pytree((after.meta_params.policy, after.learner["decoders"]))[0]
     assert np.abs(found - ravel_pytree(begin)[0]).max() > 1e-3
     np.testing.assert_allclose(found, ravel_pytree(step(*begin))[0], rtol=0, atol=1e-12)
 
@@ -180,7 +182,7 @@ def test_its_policy_is_trained_as_in_rl2(start):
     after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
     plain = rl2(ENV, policy, **PLAIN)
     expected, _ = jax.jit(plain.update)(
-        dataclasses.replace(state, optimizer_state=state.optimizer_state["policy"], auxiliary=()),
+        dataclasses.replace(state, learner=state.learner["policy"], replay=()),
         TASKS,
         jax.random.split(KEY)[0],
     )

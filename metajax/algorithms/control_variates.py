@@ -12,6 +12,7 @@ from metajax._promotion import on_own_terms
 from metajax.errors import MetajaxError
 from metajax.policies.mlp import value_network
 from metajax.replay import (
+    Replay,
     Transitions,
     all_transitions,
     empty_replay,
@@ -27,16 +28,17 @@ TARGET_RATE = 0.005  # how far the target network follows in each
 class ActionValues(NamedTuple):
     """An action-value function Q(s, a) and its training.
 
-    - `init(key) -> (params, state)`;
+    - `init(key) -> (params, state, replay)`;
     - `gradient(params, trajectory[*batch, time]) -> [*batch, time, action]`: ∇_a Q at the mean
       actions of the policy that acted;
-    - `fit(params, state, trajectories, policy_params, key) -> (params, state, loss)`: keep the
-      steps of `trajectories`, then learn from kept ones what the policy's mean actions are worth.
+    - `fit(params, state, replay, trajectories, policy_params, key) -> (params, state, replay,
+      loss)`: keep the steps of `trajectories`, then learn from kept ones what the policy's mean
+      actions are worth.
     """
 
-    init: Callable[[Key[Array, ""]], tuple[Params, Any]]
+    init: Callable[[Key[Array, ""]], tuple[Params, Any, Replay]]
     gradient: Callable[[Params, Trajectory], Float[Array, "*batch time action"]]
-    fit: Callable[..., tuple[Params, Any, Float[Array, ""]]]
+    fit: Callable[..., tuple[Params, Any, Replay, Float[Array, ""]]]
 
 
 def action_values(
@@ -89,11 +91,11 @@ def action_values(
         step_input = StepInput(jnp.zeros((1, env.observation_size)), action, number, flag)
         step = Transitions(step_input, action, number, flag, step_input, flag)
         replay = empty_replay(step, replay_capacity)
-        return params, {"adam": optimizer.init(params), "target": params, "replay": replay}
+        return params, {"adam": optimizer.init(params), "target": params}, replay
 
-    def fit(params, state, trajectories: Trajectory, policy_params, key):
+    def fit(params, state, replay: Replay, trajectories: Trajectory, policy_params, key):
         steps = all_transitions(trajectories)
-        replay = extend_replay(state["replay"], steps, steps.valid)
+        replay = extend_replay(replay, steps, steps.valid)
 
         def gradient_step(carry, key):
             params, target, adam = carry
@@ -107,6 +109,6 @@ def action_values(
         carry = (params, state["target"], state["adam"])
         keys = jax.random.split(key, updates)
         (params, target, adam), errors = jax.lax.scan(gradient_step, carry, keys)
-        return params, {"adam": adam, "target": target, "replay": replay}, jnp.mean(errors)
+        return params, {"adam": adam, "target": target}, replay, jnp.mean(errors)
 
     return ActionValues(init, gradient, fit)

@@ -41,15 +41,18 @@ class Credit:
 class CreditAssignment(NamedTuple):
     """How actions are given credit, and how the critic behind it is trained, if there is one.
 
-    - `init(key) -> (critic, critic_state)`: parameters and optimizer state, by the critic's name;
+    - `init(key) -> (critic, critic_state, replay)`: parameters and optimizer state, by the critic's
+      name, and what a control variate learns from, () without one;
     - `assign(critic, trajectory[episode, time]) -> Credit`: of one task and adaptation step;
-    - `fit(critic, critic_state, trajectories, credit, policy_params, key) -> (critic, critic_state,
-      metrics)`: on the episodes of all tasks and rounds.
+    - `fit(critic, critic_state, replay, trajectories, credit, policy_params, key) -> (critic,
+      critic_state, replay, metrics)`: on the episodes of all tasks and rounds;
+    - `metrics`: the names of those.
     """
 
-    init: Callable[[Key[Array, ""]], tuple[Params, Any]]
+    init: Callable[[Key[Array, ""]], tuple[Params, Any, Any]]
     assign: Callable[[Params, Trajectory], Credit]
-    fit: Callable[..., tuple[Params, Any, Metrics]]
+    fit: Callable[..., tuple[Params, Any, Any, Metrics]]
+    metrics: tuple[str, ...]
 
 
 @checked
@@ -167,13 +170,13 @@ def credit_assignment(
         return weight[..., None] * gradient, weight * estimate
 
     def init(key):
-        critic, state = {}, {}
+        critic, state, replay = {}, {}, ()
         if baseline == "value_network":
             critic["value"] = network.init(key)
             state["value"] = optimizer.init(critic["value"])
         if q is not None:
-            critic["q"], state["q"] = q.init(jax.random.fold_in(key, 1))
-        return critic, state
+            critic["q"], state["q"], replay = q.init(jax.random.fold_in(key, 1))
+        return critic, state, replay
 
     def fit_value(value_params, state, trajectories: Trajectory, credit: Credit):
         def loss(params):
@@ -189,16 +192,17 @@ def credit_assignment(
         carry, losses = jax.lax.scan(epoch, (value_params, state), length=critic_epochs)
         return *carry, losses[0]
 
-    def fit(critic, critic_state, trajectories, credit: Credit, policy_params, key):
+    def fit(critic, critic_state, replay, trajectories, credit: Credit, policy_params, key):
         critic, critic_state, metrics = dict(critic), dict(critic_state), {}
         if baseline == "value_network":
             critic["value"], critic_state["value"], metrics["critic_loss"] = fit_value(
                 critic["value"], critic_state["value"], trajectories, credit
             )
         if q is not None:
-            critic["q"], critic_state["q"], metrics["q_loss"] = q.fit(
-                critic["q"], critic_state["q"], trajectories, policy_params, key
+            critic["q"], critic_state["q"], replay, metrics["q_loss"] = q.fit(
+                critic["q"], critic_state["q"], replay, trajectories, policy_params, key
             )
-        return critic, critic_state, metrics
+        return critic, critic_state, replay, metrics
 
-    return CreditAssignment(init, assign, fit)
+    metrics = ("critic_loss",) * (baseline == "value_network") + ("q_loss",) * (q is not None)
+    return CreditAssignment(init, assign, fit, metrics)

@@ -133,6 +133,7 @@ def dqn(
         return double_q_loss(behaviour, theta[0], target[0], steps, **of_errors)
 
     return replayed(
+        env,
         loop,
         collect,
         loss,
@@ -202,6 +203,7 @@ def maml_dqn(
         return jnp.mean(over_tasks(loss_of_trial, (theta, target), trials))
 
     return replayed(
+        env,
         loop,
         collect,
         loss,

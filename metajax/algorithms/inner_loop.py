@@ -35,6 +35,7 @@ from metajax.types import (
     Params,
     Policy,
     Task,
+    TrainState,
     Trajectory,
     UpdateRule,
     pytree_dataclass,
@@ -42,6 +43,11 @@ from metajax.types import (
 
 Adapts = Literal["all", "head", "context"]
 DAMPING = 1e-2  # of the Fisher matrix of natural adaptation steps; these are differentiated
+_JOINT_METRICS = ("return", "entropy")
+_METRICS = (
+    *("return_before", "return_after", "tasks_hurt"),
+    *("adaptation_kl", "adaptation_kl_max", "entropy"),
+)
 _PARTS = {"head": ("head", "log_std"), "context": ("context",)}
 
 
@@ -65,7 +71,7 @@ class Adapted:
 class InnerLoop(NamedTuple):
     """Adaptation to one task.
 
-    - `init(key) -> (meta_params, critic_state)`;
+    - `init(key) -> (meta_params, critic_state, replay)`: the latter two are the critic's;
     - `agent`: what evaluation sees; its `adapt` is one adaptation step;
     - `collect(meta_params, adapted, task, key, rounds) -> (experience[round], adapted)`: adapt
       `rounds` times, each time on fresh episodes; nothing in the result has a gradient;
@@ -76,17 +82,17 @@ class InnerLoop(NamedTuple):
     - `metrics(meta_params, trajectories[task, round]) -> metrics`: what adaptation did; of a single
       round, "return" in the place of "return_before" and "return_after";
     - `objective`: what the steps descend;
-    - `steps_per_round`: environment steps of an adaptation step, padding included.
+    - `episodes`: of a round.
     """
 
-    init: Callable[[Key[Array, ""]], tuple[MetaParams, Any]]
+    init: Callable[[Key[Array, ""]], tuple[MetaParams, Any, Any]]
     agent: Agent
     collect: Callable[[MetaParams, Adapted, Task, Key[Array, ""], int], tuple[Experience, Adapted]]
     readapt: Callable[[Params, Any, Experience], tuple[Adapted, Any]]
     evaluate: Callable[[Params, Trajectory], tuple[Any, Array]]
     metrics: Callable[[MetaParams, Trajectory], Metrics]
     objective: Objective
-    steps_per_round: int
+    episodes: int
 
 
 @checked
@@ -187,7 +193,7 @@ def inner_loop(
         part, _ = split(policy_params)
         return Adapted(policy_params, on_own_terms(rule.optimizer(rule_params)).init(part))
 
-    def begin(meta_params: MetaParams, key) -> Adapted:
+    def init_agent(meta_params: MetaParams, key) -> Adapted:
         del key
         return start(meta_params.policy, meta_params.rule)
 
@@ -230,8 +236,8 @@ def inner_loop(
         policy_key, rule_key, critic_key = jax.random.split(key, 3)
         policy_params = policy.init(policy_key)
         rule_params = rule.init(rule_key, split(policy_params)[0])
-        critic, critic_state = objective.init(critic_key)
-        return MetaParams(policy_params, rule_params, critic), critic_state
+        critic, critic_state, replay = objective.init(critic_key)
+        return MetaParams(policy_params, rule_params, critic), critic_state, replay
 
     def metrics(meta_params: MetaParams, trajectories: Trajectory) -> Metrics:
         per_task = jnp.mean(undiscounted_returns(trajectories), axis=-1)
@@ -243,7 +249,7 @@ def inner_loop(
             }
         last = jax.tree.map(lambda x: x[:, -1], trajectories)
         adapted = last.output.distribution
-        unadapted = jax.vmap(lambda t: evaluate(begin(meta_params, None).policy, t)[0])(last)
+        unadapted = jax.vmap(lambda t: evaluate(init_agent(meta_params, None).policy, t)[0])(last)
         kl = jax.vmap(returns.masked_mean)(adapted.kl(unadapted), last.valid)
         return {
             "return_before": jnp.mean(per_task[:, 0]),
@@ -255,9 +261,8 @@ def inner_loop(
             "entropy": returns.masked_mean(adapted.entropy(), last.valid),
         }
 
-    agent = Agent(begin, policy.initial_memory, act, adapt)
-    steps = episodes * env.episode_length
-    return InnerLoop(init, agent, collect, readapt, evaluate, metrics, objective, steps)
+    agent = Agent(init_agent, policy.initial_memory, act, adapt)
+    return InnerLoop(init, agent, collect, readapt, evaluate, metrics, objective, episodes)
 
 
 @options_of(policy_gradient_objective)
@@ -284,31 +289,34 @@ def collect_batch(
     """
 
     def of_task(meta_params, task, key):
-        return loop.collect(meta_params, loop.agent.begin(meta_params, key), task, key, rounds)
+        return loop.collect(meta_params, loop.agent.init(meta_params, key), task, key, rounds)
 
     keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
     return over_tasks(of_task, meta_params, tasks, keys)
 
 
 def fit_critic(
-    loop: InnerLoop,
-    meta_params: MetaParams,
-    critic_state: Any,
-    data: Experience,
-    key: Key[Array, ""],
-) -> tuple[Params, Any, Metrics]:
-    """Return the critic trained on a batch, its state, and its metrics.
+    loop: InnerLoop, state: TrainState, data: Experience, key: Key[Array, ""]
+) -> tuple[Params, Any, Any, Metrics]:
+    """Return the critic trained on a batch, its state, its replay, and its metrics.
 
     Args:
         loop: the inner loop.
-        meta_params: that the batch was collected with.
-        critic_state: of the critic's training.
+        state: that the batch was collected with; its learner holds the critic's state as "critic".
         data: `[task, round]`, from `collect_batch`.
         key: the one that `collect_batch` had.
     """
     # Not one of the tasks' keys: those count from 0.
     fit_key = jax.random.fold_in(key, 2**32 - 1)
-    return loop.objective.fit(meta_params.critic, critic_state, data, meta_params.policy, fit_key)
+    meta_params, critic_state = state.meta_params, state.learner["critic"]
+    return loop.objective.fit(
+        meta_params.critic, critic_state, state.replay, data, meta_params.policy, fit_key
+    )
+
+
+def metric_names(loop: InnerLoop, rounds: int) -> tuple[str, ...]:
+    """Return the names of what `loop.metrics`, of so many rounds, and `fit_critic` measure."""
+    return (*(_JOINT_METRICS if rounds == 1 else _METRICS), *loop.objective.metrics)
 
 
 def learns_rule(loop: InnerLoop) -> bool:

@@ -5,6 +5,7 @@ trained by persistent evolution strategies (Vicol et al. 2021) on what they earn
 differentiated through a life, so it may be as long as one likes.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -29,7 +30,17 @@ from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses import returns
 from metajax.rollout import undiscounted_returns
 from metajax.rules import RuleName
-from metajax.types import Algorithm, Env, Policy, Task, TrainState, UpdateRule, pytree_dataclass
+from metajax.steps import count_update
+from metajax.types import (
+    Algorithm,
+    Env,
+    Policy,
+    Task,
+    TrainState,
+    Trial,
+    UpdateRule,
+    pytree_dataclass,
+)
 
 _SETTLED = ("adapts", "first_order", "inner_learning_rate_decay", "rematerialize")
 
@@ -103,9 +114,9 @@ def learned_optimizer(
     )
 
     def newborn(rule_params, key) -> Adapted:
-        return loop.agent.begin(MetaParams(policy.init(key), rule_params, ()), key)
+        return loop.agent.init(MetaParams(policy.init(key), rule_params, ()), key)
 
-    def begin(meta_params: MetaParams, key) -> Adapted:
+    def init_agent(meta_params: MetaParams, key) -> Adapted:
         return newborn(meta_params.rule, key)
 
     def lives(rule_params, tasks, key):
@@ -131,10 +142,11 @@ def learned_optimizer(
         newborns = lives(rule_params, tasks, life_key)
         staggered = unroll * (jnp.arange(count, dtype=jnp.int32) % ages)
         particles = begin_particles(rule_params, Life(newborns.adapted, newborns.task, staggered))
-        return TrainState(MetaParams((), rule_params, ()), optimizer.init(rule_params), particles)
+        learner = {"outer": optimizer.init(rule_params), "particles": particles}
+        return TrainState(MetaParams((), rule_params, ()), learner)
 
     def update(state: TrainState, tasks, key):
-        rule_params, particles = state.meta_params.rule, state.auxiliary
+        rule_params, particles = state.meta_params.rule, state.learner["particles"]
         life_key, step_key = jax.random.split(key)
         over = particles.plus.rounds >= lifetime
         particles = restart(particles, over, lives(rule_params, tasks, life_key))
@@ -142,15 +154,21 @@ def learned_optimizer(
         gradient, particles, losses = persistent_evolution_strategies(
             advance, rule_params, particles, step_key, std=perturbation_std
         )
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state)
+        updates, outer_state = optimizer.update(gradient, state.learner["outer"])
         metrics = {
             "return_before": returns.masked_mean(-losses, age == 0),
             "return_after": returns.masked_mean(-losses, age == lifetime - unroll),
             "meta_gradient_norm": optax.tree.norm(gradient),
         }
-        meta_params = MetaParams((), optax.apply_updates(rule_params, updates), ())
-        return TrainState(meta_params, optimizer_state, particles), metrics
+        new_state = dataclasses.replace(
+            state,
+            meta_params=MetaParams((), optax.apply_updates(rule_params, updates), ()),
+            learner={"outer": outer_state, "particles": particles},
+            environment_steps=count_update(state.environment_steps, tasks, trial, env),
+        )
+        return new_state, metrics
 
-    agent = loop.agent._replace(begin=begin)
-    steps_per_task = 2 * unroll * loop.steps_per_round
-    return Algorithm(init, update, agent, "learned-optimizer", steps_per_task)
+    agent = loop.agent._replace(init=init_agent)
+    trial = Trial(2 * unroll, loop.episodes, None)  # of a pair
+    metrics = ("return_before", "return_after", "meta_gradient_norm")
+    return Algorithm(init, update, agent, "learned-optimizer", trial, metrics)

@@ -5,6 +5,7 @@ roll out the adapted parameters θ', and so on for K steps; then improve θ by t
 θ' achieved, *through* the steps that led from θ to θ'.
 """
 
+import dataclasses
 from typing import Any, Literal
 
 import jax
@@ -19,13 +20,15 @@ from metajax.algorithms.inner_loop import (
     collect_batch,
     fit_critic,
     learns_rule,
+    metric_names,
     policy_gradient_loop,
 )
 from metajax.algorithms.objectives import Experience, behaviour_log_probs, control
 from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses import policy_gradient, returns
-from metajax.types import Algorithm, Env, Policy, TrainState
+from metajax.steps import count_update
+from metajax.types import Algorithm, Env, Policy, TrainState, Trial
 
 Outer = Literal["trpo", "ppo", "adam"]
 
@@ -214,22 +217,22 @@ def maml(
 
     def init(key, tasks) -> TrainState:
         del tasks
-        meta_params, critic_state = loop.init(key)
+        meta_params, critic_state, replay = loop.init(key)
         theta = (meta_params.policy, meta_params.rule)
-        optimizer_state = {
+        learner = {
             "outer": () if outer == "trpo" else optimizer.init(theta),
             "critic": critic_state,
             "kl_penalty": jnp.full(inner_steps, kl_penalty, float) if kl_penalty else (),
         }
-        return TrainState(meta_params, optimizer_state)
+        return TrainState(meta_params, learner, replay=replay)
 
     def update(state: TrainState, tasks, key):
-        meta_params, optimizer_state = state.meta_params, state.optimizer_state
+        meta_params, learner = state.meta_params, state.learner
         data, _ = collect_batch(loop, meta_params, tasks, key, inner_steps + 1)
         improve = trust_region if outer == "trpo" else gradient_steps
         theta: Any = (meta_params.policy, meta_params.rule)
-        theta, outer_state, metrics = improve(theta, optimizer_state, data)
-        penalty = optimizer_state["kl_penalty"]
+        theta, outer_state, metrics = improve(theta, learner, data)
+        penalty = learner["kl_penalty"]
         if kl_penalty:
             moved = surrogate(theta, data, penalty)[1][1]
             metrics["inner_kl"] = jnp.mean(moved)
@@ -239,27 +242,24 @@ def maml(
                 # At 0, or at infinity, it would stay.
                 penalty = jnp.clip(penalty, kl_penalty / 1024, kl_penalty * 1024)
                 metrics["kl_penalty"] = jnp.mean(penalty)
-        critic, critic_state, critic_metrics = fit_critic(
-            loop, meta_params, optimizer_state["critic"], data, key
-        )
+        critic, critic_state, replay, critic_metrics = fit_critic(loop, state, data, key)
         metrics |= critic_metrics | loop.metrics(meta_params, data.trajectory)
-        new_optimizer_state = {
-            "outer": outer_state,
-            "critic": critic_state,
-            "kl_penalty": penalty,
-        }
-        new_params = MetaParams(policy=theta[0], rule=theta[1], critic=critic)
-        return TrainState(new_params, new_optimizer_state), metrics
+        new_state = dataclasses.replace(
+            state,
+            meta_params=MetaParams(policy=theta[0], rule=theta[1], critic=critic),
+            learner={"outer": outer_state, "critic": critic_state, "kl_penalty": penalty},
+            replay=replay,
+            environment_steps=count_update(state.environment_steps, tasks, trial, env),
+        )
+        return new_state, metrics
 
-    return Algorithm(
-        init,
-        update,
-        loop.agent,
-        "maml",
-        (inner_steps + 1) * loop.steps_per_round,
-        joint=inner_steps == 0,
-        adaptations=inner_steps,
-    )
+    trial = Trial(inner_steps + 1, loop.episodes, inner_steps)
+    metrics = (*metric_names(loop, trial.rounds), "meta_gradient_norm")
+    if outer == "trpo":
+        metrics += ("step_accepted", "kl")
+    if kl_penalty:
+        metrics += ("inner_kl",) if target_kl is None else ("inner_kl", "kl_penalty")
+    return Algorithm(init, update, loop.agent, "maml", trial, metrics)
 
 
 @options_of(maml, without=("first_order", "rematerialize"))

@@ -35,18 +35,22 @@ class Experience:
 class Objective(NamedTuple):
     """What an adaptation step descends, and the critic behind it, if there is one.
 
-    - `init(key) -> (critic, critic_state)`: parameters and optimizer state, empty without a critic;
+    - `init(key) -> (critic, critic_state, replay)`: parameters, optimizer state and what it learns
+      from, empty without a critic;
     - `assign(critic, trajectory) -> credit`: constants of the loss of one task and round;
     - `loss(params, fixed, experience) -> loss`: a step descends its derivative by `params`; `fixed`
       are the same parameters again, where a semi-gradient holds them fixed;
-    - `fit(critic, critic_state, experience, policy_params, key) -> (critic, critic_state,
-      metrics)`: on the episodes of all tasks and rounds; parameters are those before adaptation.
+    - `fit(critic, critic_state, replay, experience, policy_params, key) -> (critic, critic_state,
+      replay, metrics)`: on the episodes of all tasks and rounds; parameters are those before
+      adaptation;
+    - `metrics`: the names of those.
     """
 
-    init: Callable[[Key[Array, ""]], tuple[Params, Any]]
+    init: Callable[[Key[Array, ""]], tuple[Params, Any, Any]]
     assign: Callable[[Params, Trajectory], Any]
     loss: Callable[[Params, Params, Experience], Float[Array, ""]]
-    fit: Callable[..., tuple[Params, Any, Metrics]]
+    fit: Callable[..., tuple[Params, Any, Any, Metrics]]
+    metrics: tuple[str, ...]
 
 
 def evaluate_actions(policy: Policy, params: Params, trajectory: Trajectory) -> tuple[Any, Array]:
@@ -122,11 +126,11 @@ def policy_gradient_objective(
     else:
         loss = _score_function_loss(policy, policy_gradient.ESTIMATORS[estimator])
 
-    def fit(critic, critic_state, experience: Experience, policy_params, key):
+    def fit(critic, critic_state, replay, experience: Experience, policy_params, key):
         data = experience.trajectory, experience.credit
-        return credit.fit(critic, critic_state, *data, policy_params, key)
+        return credit.fit(critic, critic_state, replay, *data, policy_params, key)
 
-    return Objective(credit.init, credit.assign, loss, fit)
+    return Objective(credit.init, credit.assign, loss, fit, credit.metrics)
 
 
 def _pathwise_loss(env: Env, policy: Policy, truncation: int):
@@ -224,14 +228,14 @@ def temporal_difference_objective(
 
     def init(key: Key[Array, ""]):
         del key
-        return (), ()
+        return (), (), ()
 
     def loss(params, fixed, experience: Experience):
         steps = transitions(experience.trajectory)
         return double_q_loss(policy, params, fixed, steps, discount, error_clip)
 
-    def fit(critic, critic_state, experience: Experience, policy_params, key):
+    def fit(critic, critic_state, replay, experience: Experience, policy_params, key):
         del experience, policy_params, key
-        return critic, critic_state, {}
+        return critic, critic_state, replay, {}
 
-    return Objective(init, lambda critic, trajectory: (), loss, fit)
+    return Objective(init, lambda critic, trajectory: (), loss, fit, ())

@@ -1,5 +1,6 @@
 """Training on what was kept: play, remember, and take many gradient steps on remembered items."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from metajax._promotion import on_own_terms
-from metajax.algorithms.inner_loop import Experience, InnerLoop, MetaParams
+from metajax.algorithms.inner_loop import Experience, InnerLoop, MetaParams, metric_names
 from metajax.errors import check_at_least, check_positive
 from metajax.replay import empty_replay, extend_replay, sample_replay
-from metajax.types import Algorithm, Task, TrainState
+from metajax.steps import count_update
+from metajax.types import Algorithm, Env, Task, TrainState, Trial
 
 # `(meta_params, tasks, key) -> (data[task, round], items[item], valid[item])`
 Collect = Callable[
@@ -23,6 +25,7 @@ Loss = Callable[[Any, Any, PyTree[Array]], Float[Array, ""]]
 
 
 def replayed(
+    env: Env,
     loop: InnerLoop,
     collect: Collect,
     loss: Loss,
@@ -38,6 +41,7 @@ def replayed(
     """Return the algorithm whose outer steps, of Adam, descend `loss` on items of a replay.
 
     Args:
+        env: the environment that all tasks share.
         loop: the inner loop.
         collect: play a batch of tasks; which items to keep.
         loss: of a batch of items; the slow copy is a constant.
@@ -58,18 +62,22 @@ def replayed(
     optimizer = on_own_terms(optax.adam(outer_learning_rate))
 
     def init(key, tasks) -> TrainState:
-        meta_params, _ = loop.init(key)
+        meta_params, *_ = loop.init(key)
         theta = (meta_params.policy, meta_params.rule)
         items = jax.eval_shape(collect, meta_params, tasks, key)[1]
         replay = empty_replay(items, replay_capacity)
-        optimizer_state = {"outer": optimizer.init(theta), "updates": jnp.zeros((), jnp.int32)}
-        return TrainState(meta_params, optimizer_state, {"replay": replay, "target": theta})
+        learner = {
+            "outer": optimizer.init(theta),
+            "updates": jnp.zeros((), jnp.int32),
+            "target": theta,
+        }
+        return TrainState(meta_params, learner, replay=replay)
 
     def update(state: TrainState, tasks, key):
         collect_key, batch_key = jax.random.split(key)
-        meta_params, optimizer_state = state.meta_params, state.optimizer_state
+        meta_params, learner = state.meta_params, state.learner
         data, items, valid = collect(meta_params, tasks, collect_key)
-        replay = extend_replay(state.auxiliary["replay"], items, valid)
+        replay = extend_replay(state.replay, items, valid)
 
         def gradient_step(carry, key):
             theta, target, adam, count = carry
@@ -81,25 +89,22 @@ def replayed(
             return (theta, target, adam, count), (value, optax.tree.norm(gradient))
 
         theta: Any = (meta_params.policy, meta_params.rule)
-        adam, count = optimizer_state["outer"], optimizer_state["updates"]
-        begin = (theta, state.auxiliary["target"], adam, count)
+        start = (theta, learner["target"], learner["outer"], learner["updates"])
         end, (losses, norms) = jax.lax.scan(
-            gradient_step, begin, jax.random.split(batch_key, updates)
+            gradient_step, start, jax.random.split(batch_key, updates)
         )
         theta, target, adam, count = end
         metrics = loop.metrics(meta_params, data.trajectory)
         metrics |= {"q_loss": jnp.mean(losses), "meta_gradient_norm": jnp.mean(norms)}
-        new_params = MetaParams(theta[0], theta[1], meta_params.critic)
-        new_optimizer_state = {"outer": adam, "updates": count}
-        auxiliary = {"replay": replay, "target": target}
-        return TrainState(new_params, new_optimizer_state, auxiliary), metrics
+        new_state = dataclasses.replace(
+            state,
+            meta_params=MetaParams(theta[0], theta[1], meta_params.critic),
+            learner={"outer": adam, "updates": count, "target": target},
+            replay=replay,
+            environment_steps=count_update(state.environment_steps, tasks, trial, env),
+        )
+        return new_state, metrics
 
-    return Algorithm(
-        init,
-        update,
-        loop.agent,
-        name,
-        rounds * loop.steps_per_round,
-        joint=rounds == 1,
-        adaptations=rounds - 1,
-    )
+    trial = Trial(rounds, loop.episodes, rounds - 1)
+    metrics = (*metric_names(loop, rounds), "q_loss", "meta_gradient_norm")
+    return Algorithm(init, update, loop.agent, name, trial, metrics)

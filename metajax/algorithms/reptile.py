@@ -4,6 +4,7 @@ The paper has no experiments with reinforcement learning, and reports elsewhere 
 work: plain joint training is a strong baseline for this method.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,10 +17,12 @@ from metajax.algorithms.inner_loop import (
     collect_batch,
     fit_critic,
     learns_rule,
+    metric_names,
     policy_gradient_loop,
 )
 from metajax.errors import MetajaxError, check_at_least, check_fraction, check_positive
-from metajax.types import Algorithm, Env, Policy, TrainState
+from metajax.steps import count_update
+from metajax.types import Algorithm, Env, Policy, TrainState, Trial
 
 
 # What does not adapt in a task, Reptile does not learn.
@@ -56,8 +59,8 @@ def reptile(
 
     def init(key, tasks) -> TrainState:
         del tasks
-        meta_params, critic_state = loop.init(key)
-        return TrainState(meta_params, {"critic": critic_state})
+        meta_params, critic_state, replay = loop.init(key)
+        return TrainState(meta_params, {"critic": critic_state}, replay=replay)
 
     def update(state: TrainState, tasks, key):
         meta_params = state.meta_params
@@ -68,20 +71,18 @@ def reptile(
         policy_params = jax.tree.map(
             lambda old, step: old + outer_learning_rate * step, meta_params.policy, change
         )
-        critic, critic_state, metrics = fit_critic(
-            loop, meta_params, state.optimizer_state["critic"], data, key
-        )
+        critic, critic_state, replay, metrics = fit_critic(loop, state, data, key)
         metrics |= loop.metrics(meta_params, data.trajectory)
         metrics["meta_gradient_norm"] = optax.tree.norm(change)
-        new_params = MetaParams(policy_params, meta_params.rule, critic)
-        return TrainState(new_params, {"critic": critic_state}), metrics
+        new_state = dataclasses.replace(
+            state,
+            meta_params=MetaParams(policy_params, meta_params.rule, critic),
+            learner={"critic": critic_state},
+            replay=replay,
+            environment_steps=count_update(state.environment_steps, tasks, trial, env),
+        )
+        return new_state, metrics
 
-    return Algorithm(
-        init,
-        update,
-        loop.agent,
-        "reptile",
-        inner_steps * loop.steps_per_round,
-        joint=inner_steps == 1,
-        adaptations=inner_steps,
-    )
+    trial = Trial(inner_steps, loop.episodes, 0 if inner_steps == 1 else inner_steps)
+    metrics = (*metric_names(loop, trial.rounds), "meta_gradient_norm")
+    return Algorithm(init, update, loop.agent, "reptile", trial, metrics)

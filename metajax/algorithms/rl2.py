@@ -26,6 +26,7 @@ from metajax.errors import (
 )
 from metajax.losses import policy_gradient, returns
 from metajax.rollout import check_policy, over_tasks, rollout, undiscounted_returns
+from metajax.steps import count_update
 from metajax.types import (
     Agent,
     Algorithm,
@@ -38,6 +39,7 @@ from metajax.types import (
     StepInput,
     TrainState,
     Trajectory,
+    Trial,
     pytree_dataclass,
 )
 
@@ -48,13 +50,22 @@ Outer = Literal["ppo", "trpo"]
 class MetaParams:
     """What the agent is made of.
 
-    `policy` is trained. Rewards are heard, and learned from, over the root of their running mean
-    square, and so are the discounted returns that the critic predicts; `iterations` are those that
-    these are means of.
+    `policy` is trained. Rewards are its input, and learned from, over the root of their running
+    mean square: without it the agent cannot act, so it is part of the agent.
     """
 
     policy: Params
     mean_square_reward: Float[Array, ""]
+
+
+@pytree_dataclass
+class Statistics:
+    """What training alone needs of the returns so far.
+
+    The critic predicts discounted returns over the root of their running mean square;
+    `iterations` are those that this, and the agent's own, are means of.
+    """
+
     mean_square_return: Float[Array, ""]
     iterations: Int[Array, ""]
 
@@ -91,21 +102,22 @@ class Chunk:
 class TrialLearner(NamedTuple):
     """How a policy with a memory is trained on whole trials.
 
-    - `init(key) -> (meta_params, optimizer_state)`;
+    - `init(key) -> TrainState`, whose learner is the state of an optimizer;
     - `collect(meta_params, tasks, key) -> trajectory[task, episode, time]`: play a batch of tasks;
-    - `improve(meta_params, optimizer_state, trajectory) -> (meta_params, optimizer_state,
-      metrics)`: learn from it;
+    - `improve(state, trajectory) -> (state, metrics)`: learn from it, and count its steps;
     - `hear(meta_params, step_input) -> step_input`: what the policy is given, rewards in its units;
     - `agent`: acts as it was trained;
-    - `length`: environment steps of a trial.
+    - `trial`: what is played on each task;
+    - `metrics`: the names of what `improve` measures.
     """
 
-    init: Callable[[Key[Array, ""]], tuple[MetaParams, Any]]
+    init: Callable[[Key[Array, ""]], TrainState]
     collect: Callable[[MetaParams, PyTree, Key[Array, ""]], Trajectory]
-    improve: Callable[[MetaParams, Any, Trajectory], tuple[MetaParams, Any, Metrics]]
+    improve: Callable[[TrainState, Trajectory], tuple[TrainState, Metrics]]
     hear: Callable[[MetaParams, StepInput], StepInput]
     agent: Agent
-    length: int
+    trial: Trial
+    metrics: tuple[str, ...]
 
 
 @checked
@@ -213,8 +225,9 @@ def trial_learner(
         keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
         return over_tasks(trial, meta_params, tasks, keys)
 
-    def with_credit(meta_params: MetaParams, trajectory: Trajectory) -> tuple[Played, Array]:
+    def with_credit(known, trajectory: Trajectory) -> tuple[Played, Array]:
         """Return a trial as one sequence without gaps, and the discounted returns `[step]`."""
+        meta_params, mean_square_return = known
         step_input, action, output, reward, valid = without_gaps(
             (
                 hear(meta_params, trajectory.step_input),
@@ -225,7 +238,7 @@ def trial_learner(
             ),
             trajectory.valid,
         )
-        scale = root(meta_params.mean_square_return)
+        scale = root(mean_square_return)
         value, nothing_ends = scale * output.value, jnp.zeros(length, bool)
         advantage = returns.generalized_advantages(
             reward,
@@ -345,22 +358,24 @@ def trial_learner(
             "meta_gradient_norm": optax.tree.norm(gradient),
         }
 
-    def init(key) -> tuple[MetaParams, Any]:
+    def init(key) -> TrainState:
         params = policy.init(key)
-        unknown_yet = jnp.zeros(()), jnp.zeros(())  # two, that may be donated
-        meta_params = MetaParams(params, *unknown_yet, jnp.zeros((), jnp.int32))
-        return meta_params, optimizer.init(params)
+        meta_params = MetaParams(params, jnp.zeros(()))
+        statistics = Statistics(jnp.zeros(()), jnp.zeros((), jnp.int32))
+        return TrainState(meta_params, optimizer.init(params), statistics)
 
-    def improve(meta_params: MetaParams, optimizer_state, trajectory: Trajectory):
+    def improve(state: TrainState, trajectory: Trajectory):
+        meta_params, statistics = state.meta_params, state.statistics
         count = len(trajectory.valid)
         if count % minibatches:
             raise MetajaxError(
                 f"{count} tasks cannot be dealt to {minibatches} minibatches; their number must "
                 "divide that of the tasks."
             )
-        played, to_come = over_tasks(with_credit, meta_params, trajectory)
+        known = (meta_params, statistics.mean_square_return)
+        played, to_come = over_tasks(with_credit, known, trajectory)
         advantage = jnp.where(returns.alike(to_come), 0.0, played.advantage)
-        total = root(meta_params.mean_square_return) * played.target
+        total = root(statistics.mean_square_return) * played.target
         normal = returns.normalize(advantage, played.valid, total)
         played = dataclasses.replace(played, advantage=normal)
         chunks = jax.vmap(lambda played: cut(meta_params.policy, played))(played)
@@ -369,20 +384,26 @@ def trial_learner(
         if outer == "trpo":
             params, metrics = trust_region(params, chunks)
         loss = ppo_loss if outer == "ppo" else value_loss
-        params, optimizer_state, found = descend(loss, params, optimizer_state, chunks)
+        params, optimizer_state, found = descend(loss, params, state.learner, chunks)
         metrics = found | metrics  # of the policy's step, where the critic has its own
 
-        iterations = meta_params.iterations + 1
+        iterations = statistics.iterations + 1
 
         def tracked(mean_square, x, valid):
             difference = returns.masked_mean(x**2, valid) - mean_square
             return mean_square + difference / iterations.astype(difference.dtype)
 
-        new_params = MetaParams(
-            params,
-            tracked(meta_params.mean_square_reward, trajectory.reward, trajectory.valid),
-            tracked(meta_params.mean_square_return, to_come, played.valid),
-            iterations,
+        new_state = dataclasses.replace(
+            state,
+            meta_params=MetaParams(
+                params,
+                tracked(meta_params.mean_square_reward, trajectory.reward, trajectory.valid),
+            ),
+            learner=optimizer_state,
+            statistics=Statistics(
+                tracked(statistics.mean_square_return, to_come, played.valid), iterations
+            ),
+            environment_steps=count_update(state.environment_steps, trajectory.valid, trial, env),
         )
         entropy = returns.masked_mean(trajectory.output.distribution.entropy(), trajectory.valid)
         per_episode = jnp.mean(undiscounted_returns(trajectory), axis=0)
@@ -391,10 +412,13 @@ def trial_learner(
             "return_after": per_episode[-1],
             "entropy": entropy,
         }
-        return new_params, optimizer_state, metrics
+        return new_state, metrics
 
     agent = Agent(lambda meta_params, key: meta_params, policy.initial_memory, act, adapt)
-    return TrialLearner(init, collect, improve, hear, agent, length)
+    trial = Trial(1, episodes, None)
+    metrics = ("return_before", "return_after", "entropy", "critic_loss", "kl")
+    metrics += ("meta_gradient_norm",) + ("step_accepted",) * (outer == "trpo")
+    return TrialLearner(init, collect, improve, hear, agent, trial, metrics)
 
 
 def without_gaps(tree: PyTree, valid: Bool[Array, "episode time"]) -> PyTree:
@@ -415,14 +439,12 @@ def rl2(env: Env, policy: Policy, **options: Any) -> Algorithm:
 
     def init(key, tasks) -> TrainState:
         del tasks
-        return TrainState(*learner.init(key))
+        return learner.init(key)
 
     def update(state: TrainState, tasks, key):
-        trajectory = learner.collect(state.meta_params, tasks, key)
-        *improved, metrics = learner.improve(state.meta_params, state.optimizer_state, trajectory)
-        return TrainState(*improved), metrics
+        return learner.improve(state, learner.collect(state.meta_params, tasks, key))
 
-    return Algorithm(init, update, learner.agent, "rl2", learner.length)
+    return Algorithm(init, update, learner.agent, "rl2", learner.trial, learner.metrics)
 
 
 @options_of(rl2)

@@ -152,7 +152,8 @@ def varibad(
 
     def init(key, tasks) -> TrainState:
         policy_key, reward_key, state_key = jax.random.split(key, 3)
-        meta_params, optimizer_state = learner.init(policy_key)
+        state = learner.init(policy_key)
+        meta_params = state.meta_params
         action = env.action_space.size
         decoders = {"reward": init_decoder(reward_key, 2 * env.observation_size + action, 1)}
         if state_weight:
@@ -164,18 +165,19 @@ def varibad(
 
         replay = empty_replay(jax.eval_shape(played, meta_params), replay_capacity)
         vae = optimizer.init((meta_params.policy, decoders))
-        optimizer_state = {"policy": optimizer_state, "vae": vae}
-        return TrainState(meta_params, optimizer_state, {"decoders": decoders, "replay": replay})
+        of_all = {"policy": state.learner, "vae": vae, "decoders": decoders}
+        return dataclasses.replace(state, learner=of_all, replay=replay)
 
     def update(state: TrainState, tasks, key):
         learner_key, vae_key = jax.random.split(key)
         trajectory = learner.collect(state.meta_params, tasks, learner_key)
-        meta_params, policy_state, metrics = learner.improve(
-            state.meta_params, state.optimizer_state["policy"], trajectory
+        improved, metrics = learner.improve(
+            dataclasses.replace(state, learner=state.learner["policy"]), trajectory
         )
+        meta_params = improved.meta_params
         trials = jax.vmap(kept)(trajectory)
         every = jnp.ones(len(trials.reward), bool)
-        replay = extend_replay(state.auxiliary["replay"], trials, every)
+        replay = extend_replay(state.replay, trials, every)
 
         def loss(learned, trials, keys):
             bounds, found = over_tasks(bound, learned, trials, keys)
@@ -190,17 +192,19 @@ def varibad(
             change, vae_state = optimizer.update(gradient, vae_state)
             return (optax.apply_updates(learned, change), vae_state), found
 
-        begin = (meta_params.policy, state.auxiliary["decoders"]), state.optimizer_state["vae"]
-        end, found = jax.lax.scan(step, begin, jax.random.split(vae_key, vae_updates))
+        start = (meta_params.policy, state.learner["decoders"]), state.learner["vae"]
+        end, found = jax.lax.scan(step, start, jax.random.split(vae_key, vae_updates))
         (params, decoders), vae_state = end
-        new_state = TrainState(
-            dataclasses.replace(meta_params, policy=params),
-            {"policy": policy_state, "vae": vae_state},
-            {"decoders": decoders, "replay": replay},
+        new_state = dataclasses.replace(
+            improved,
+            meta_params=dataclasses.replace(meta_params, policy=params),
+            learner={"policy": improved.learner, "vae": vae_state, "decoders": decoders},
+            replay=replay,
         )
         return new_state, metrics | {name: jnp.mean(x) for name, x in found.items()}
 
-    return Algorithm(init, update, learner.agent, "varibad", learner.length)
+    metrics = (*learner.metrics, "log_likelihood", "belief_kl")
+    return Algorithm(init, update, learner.agent, "varibad", learner.trial, metrics)
 
 
 def _latent_size(policy: Policy) -> int:

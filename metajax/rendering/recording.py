@@ -95,7 +95,7 @@ def record(
         return Recording(positions, trajectory.action, reward, trajectory.valid)
 
     nothing_heard = (agent.initial_memory(), first_previous(env))
-    before = (agent.begin(meta_params, begin_key), nothing_heard)
+    before = (agent.init(meta_params, begin_key), nothing_heard)
     after, _ = jax.lax.scan(adapt, before, jax.random.split(adapt_key, adaptations))
     reset_keys = jax.random.split(reset_key, shown)
 

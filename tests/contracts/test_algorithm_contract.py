@@ -12,7 +12,9 @@ from metajax.algorithms.credit import Baseline
 from metajax.algorithms.maml import Outer
 from metajax.envs import make
 from metajax.policies import gru, mlp, snail, variational
+from metajax.replay import Replay
 from metajax.rollout import first_previous, play_on
+from metajax.steps import counted
 
 LENGTH, TASKS, EPISODES = 4, 3, 3
 
@@ -151,7 +153,8 @@ def test_everything_is_finite_and_named(case):
     assert algorithm.joint == (algorithm.name in joint)
     returns = {"return"} if algorithm.joint else {"return_before", "return_after"}
     for found in metrics:
-        assert {*returns, "meta_gradient_norm"} <= found.keys()
+        assert found.keys() == {*algorithm.metrics} >= {*returns, "meta_gradient_norm"}
+        assert len(found) == len(algorithm.metrics)
         assert {name for name in found if name.startswith("return")} == returns
         # Where policies are meta-learned, and not the rule alone.
         assert "entropy" in found or algorithm.name == "learned-optimizer"
@@ -187,7 +190,20 @@ def test_steps_are_counted(case, request):
     )
     if name == "learned-optimizer":  # pairs
         rounds = 2 * options["unroll"]
-    assert case[0].steps_per_task == rounds * EPISODES * LENGTH
+    algorithm, _, _, states, _ = case
+    assert algorithm.trial[:2] == (rounds, EPISODES)
+    steps = [int(counted(state.environment_steps)) for state in states]
+    assert steps == [i * TASKS * rounds * EPISODES * LENGTH for i in range(3)]
+
+
+def test_the_roles_of_the_state_hold_what_their_names_say(case):
+    """Experience is kept in the replay, and nowhere else; nothing is tuned yet."""
+    algorithm, _, _, states, _ = case
+    is_ring = lambda x: isinstance(x, Replay)
+    rings = lambda tree: [x for x in jax.tree.leaves(tree, is_leaf=is_ring) if is_ring(x)]
+    learns_again = algorithm.name == "varibad" or "q_loss" in algorithm.metrics
+    assert len(rings(states[-1])) == len(rings(states[-1].replay)) == learns_again
+    assert states[-1].hyperparameters == {}
 
 
 def test_its_agent_adapts(case):
@@ -198,8 +214,8 @@ def test_its_agent_adapts(case):
 
     @jax.jit
     def trial(key):
-        begin_key, play_key, adapt_key = jax.random.split(key, 3)
-        adapted = agent.begin(meta_params, begin_key)
+        init_key, play_key, adapt_key = jax.random.split(key, 3)
+        adapted = agent.init(meta_params, init_key)
 
         def act(memory, step_input, key):
             return agent.act(adapted, memory, step_input, key)
