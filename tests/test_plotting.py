@@ -280,3 +280,13 @@ def test_mistakes(tmp_path):
     create_run(tmp_path / "new", {}).close()
     with pytest.raises(MetajaxError, match="has no metrics yet"):
         plotting.plot_run(tmp_path / "new", tmp_path / "picture.png")
+
+
+def test_a_run_that_measures_no_returns_has_no_curve(tmp_path):
+    with (
+        create_run(tmp_path / "run", {}) as run,
+        MetricsLog(run.metrics, iteration=-1) as log,
+    ):
+        log.write(1, {"environment_steps": 5, "loss": [0.5]})
+    with pytest.raises(MetajaxError, match="no curve to draw: its algorithm measures no"):
+        plotting.plot_run(tmp_path / "run", tmp_path / "unused.png")
