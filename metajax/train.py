@@ -92,7 +92,7 @@ class Evaluation:
         """Return the number of "rounds" and of "episodes" in each, for an algorithm's agent."""
         rounds, episodes = self.rounds or 4, self.episodes or 20
         if has_memory(algorithm.agent):
-            trial = algorithm.trial.episodes
+            trial = algorithm.trial.rounds * algorithm.trial.episodes
             # The middle half of single pulls, which pay 0 or 1, is far from their mean.
             fewest = math.ceil(5 / env.episode_length)
             rounds = self.rounds or max(
