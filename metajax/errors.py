@@ -46,6 +46,11 @@ def brief(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def is_off(value: float | None) -> bool:
+    """Return whether an option is None, or a number that is 0; not one that JAX traces."""
+    return value is None or (not isinstance(value, Tracer) and value == 0)
+
+
 def check_at_least(minimum: float, **values: float) -> None:
     """Check that the named values are finite and not below `minimum`; not those that JAX traces.
 

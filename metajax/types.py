@@ -23,6 +23,7 @@ Task = PyTree[Array]
 Params = PyTree[Array]
 Memory = PyTree[Array]
 Metrics = dict[str, Array]
+Scalar = float | Float[Array, ""]  # a hyperparameter that may be traced
 
 
 @dataclass_transform(frozen_default=True)

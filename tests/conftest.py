@@ -20,7 +20,7 @@ jax.devices()  # so that no test, run alone, asks for another number
 # dataclasses are left out: JAX builds such objects from shapes, keys and placeholders too.
 install_import_hook(
     [
-        "metajax.algorithms.trust_region",
+        "metajax.outer.trust_region",
         "metajax.envs.ant",
         "metajax.envs.bandit",
         "metajax.envs.classic",

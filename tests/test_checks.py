@@ -12,8 +12,8 @@ import metajax
 from metajax import _memory
 from metajax._checks import checked
 from metajax.algorithms import rl2, varibad
-from metajax.algorithms.trust_region import conjugate_gradient
 from metajax.errors import MetajaxError, brief, check_at_least, check_fraction, check_positive
+from metajax.outer.trust_region import conjugate_gradient
 from metajax.policies import gru, transformer
 from metajax.replay import empty_replay, sample_replay
 from metajax.rules import learned_lstm, learned_mlp, sgd

@@ -623,7 +623,10 @@ def complaint(arguments, capsys) -> str:
             "train maml point-goal --run-directory R --seed -1",
             "seed is -1; it must be a whole number from 0 to 4294967295",
         ),
-        ("train rl2 bernoulli-bandit --tasks 6 --run-directory R", "6 tasks cannot be dealt to 4"),
+        (
+            "train rl2 bernoulli-bandit --tasks 6 --run-directory R",
+            "6 tasks cannot be split into 4",
+        ),
         (
             "train maml point-goal --run-directory R --policy.hidden 1000000000 9",
             "GB for the train",

@@ -372,7 +372,7 @@ def test_the_critic_has_to_be_there():
 def test_tasks_are_dealt_evenly(start):
     policy, state, _ = start
     algorithm = algorithm_of(policy, minibatches=2)
-    with pytest.raises(MetajaxError, match="3 tasks cannot be dealt to 2 minibatches"):
+    with pytest.raises(MetajaxError, match="3 tasks cannot be split into 2 minibatches"):
         jax.eval_shape(algorithm.update, state, TASKS, KEY)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from metajax.algorithms import e_maml, maml, rl2, trpo
-from metajax.algorithms.trust_region import trust_region_step
 from metajax.algorithms.unrolled import begin_particles, persistent_evolution_strategies
 from metajax.envs import make
 from metajax.losses import returns
+from metajax.outer.trust_region import trust_region_step
 from metajax.policies import gru, mlp
 
 EPS = np.finfo(np.float32).eps

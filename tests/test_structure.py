@@ -23,6 +23,7 @@ LAYERS = [
     {"_memory"},
     {"envs", "policies", "rules", "losses", "run_directory", "checkpoint", "selection"},
     {"rollout", "replay", "recorder"},
+    {"outer"},
     {"algorithms"},
     {"evaluation", "diagnostics", "reference_agents"},
     {"_tables"},

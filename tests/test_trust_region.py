@@ -17,12 +17,12 @@ from jax.flatten_util import ravel_pytree
 
 from metajax.algorithms import maml
 from metajax.algorithms.inner_loop import MetaParams
-from metajax.algorithms.trust_region import (
+from metajax.envs.tabular import tabular
+from metajax.outer.trust_region import (
     conjugate_gradient,
     fisher_vector_product,
     trust_region_step,
 )
-from metajax.envs.tabular import tabular
 from metajax.policies import Categorical, DiagonalNormal, mlp
 from metajax.types import Continuous, Discrete, StepInput, TrainState
 

@@ -16,7 +16,7 @@ from metajax._options import options_of
 from metajax.algorithms.inner_loop import InnerLoop, collect_batch, inner_loop
 from metajax.algorithms.objectives import double_q_loss, temporal_difference_objective
 from metajax.algorithms.replayed import replayed
-from metajax.errors import MetajaxError, check_at_least
+from metajax.errors import MetajaxError, check_at_least, check_at_most, check_positive
 from metajax.policies import EpsilonGreedy
 from metajax.replay import all_transitions, transitions
 from metajax.rollout import over_tasks
@@ -34,8 +34,8 @@ def epsilon_greedy(policy: Policy, epsilon: float) -> Policy:
     Raises:
         MetajaxError: epsilon is out of range.
     """
-    if not 0 < epsilon <= 1:
-        raise MetajaxError(f"epsilon is {epsilon}; it must lie in (0, 1].")
+    check_positive(epsilon=epsilon)
+    check_at_most(1, epsilon=epsilon)
 
     def acting(function):
         def of_values(params, memory, step_input):

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
@@ -23,9 +24,9 @@ from metajax.algorithms.objectives import (
     evaluate_actions,
     policy_gradient_objective,
 )
-from metajax.algorithms.trust_region import fisher_vector_product, natural_step
-from metajax.errors import MetajaxError, check_at_least
+from metajax.errors import MetajaxError, check_at_least, is_off
 from metajax.losses import returns
+from metajax.outer.trust_region import fisher_vector_product, natural_step
 from metajax.rollout import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.rules import RULES, RuleName, decayed
 from metajax.types import (
@@ -136,7 +137,7 @@ def inner_loop(
     check_at_least(0, inner_max_kl=inner_max_kl)
     if isinstance(rule, str):
         rule = RULES[rule](inner_learning_rate)
-    if inner_learning_rate_decay != 1:
+    if isinstance(inner_learning_rate_decay, Tracer) or inner_learning_rate_decay != 1:
         rule = decayed(rule, inner_learning_rate_decay)
     _check_parts(env, policy, adapts)
 
@@ -169,7 +170,7 @@ def inner_loop(
             part, whole = split(adapted.policy)
             loss = lambda part: objective.loss(whole(part), adapted.policy, experience)
             value, gradient = jax.value_and_grad(loss)(part)
-            if inner_max_kl:
+            if not is_off(inner_max_kl):
                 gradient = natural(gradient, part, whole, experience.trajectory)
             if first_order:
                 value, gradient = jax.lax.stop_gradient((value, gradient))

@@ -9,11 +9,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Float
 
 from metajax._options import options_of
-from metajax._promotion import on_own_terms
 from metajax.algorithms.inner_loop import (
     MetaParams,
     collect_batch,
@@ -22,9 +20,9 @@ from metajax.algorithms.inner_loop import (
     policy_gradient_loop,
 )
 from metajax.algorithms.objectives import Experience, behaviour_log_probs, control
-from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
-from metajax.errors import MetajaxError, check_at_least, check_positive
+from metajax.errors import MetajaxError, check_at_least, check_positive, is_off
 from metajax.losses import policy_gradient, returns
+from metajax.outer import Problem, adam, ppo, trpo
 from metajax.types import Algorithm, Env, Policy, TrainState
 
 Outer = Literal["trpo", "ppo", "adam"]
@@ -78,7 +76,8 @@ def maml(
             without inner steps.
     """
     check_at_least(0, cg_damping=cg_damping, kl_penalty=kl_penalty)
-    check_at_least(1 if kl_penalty or credit_exploration else 0, inner_steps=inner_steps)
+    penalized = not is_off(kl_penalty)
+    check_at_least(1 if penalized or credit_exploration else 0, inner_steps=inner_steps)
     check_at_least(1, outer_epochs=outer_epochs, cg_iterations=cg_iterations)
     check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
     if target_kl is not None:
@@ -101,7 +100,12 @@ def maml(
             "inner_steps is 0, and joint training has no gradient to learn a rule with; it must be "
             "at least 1."
         )
-    optimizer = on_own_terms(optax.adam(outer_learning_rate))
+    steps = {
+        "adam": lambda: adam(outer_learning_rate),
+        "ppo": lambda: ppo(outer_learning_rate, epochs=outer_epochs, clip=clip),
+        "trpo": lambda: trpo(max_kl, cg_iterations=cg_iterations, cg_damping=cg_damping),
+    }
+    step = steps[outer]()
 
     def support_and_query(data: Experience) -> tuple[Experience, Experience]:
         """Return rounds 0 ... K-1 and round K of a task."""
@@ -139,14 +143,14 @@ def maml(
                 episodes = query.trajectory.valid.shape[0]
                 gain += episodes * gain_of(before[1], support.trajectory, advantage, clip)
             kl = jnp.zeros(inner_steps)
-            if kl_penalty:
+            if penalized:
                 played = support.trajectory.output.distribution
                 kl = jax.vmap(returns.masked_mean)(played.kl(before[0]), support.trajectory.valid)
             return gain / steps.astype(gain.dtype), distribution, kl
 
         gains, distribution, kls = jax.vmap(of_task)(data, outcomes(data))
         gain, kl = jnp.mean(gains), jnp.mean(kls, axis=0)
-        if kl_penalty:
+        if penalized:
             gain -= jnp.mean(penalty * kl)
         return gain, (distribution, kl)
 
@@ -167,70 +171,46 @@ def maml(
             differences = jnp.where(own_unit == 0, 0.0, differences)
         return differences / jnp.where(unit == 0, 1.0, unit)
 
-    def mean_kl(old, new, valid):
+    def mean_kl(old, new, data: Experience):
         """Return KL(old ‖ new), averaged over the steps of each task, then over tasks."""
+        valid = data.trajectory.valid[:, -1]
         return jnp.mean(jax.vmap(returns.masked_mean)(old.kl(new), valid))
 
-    def gradient_steps(theta, state, data: Experience):
-        epochs = outer_epochs if outer == "ppo" else 1
+    def problem(penalty) -> Problem:
+        """Return what an outer step improves θ on, given the penalty of each adaptation step."""
 
-        def epoch(carry, _):
-            theta, adam = carry
-            loss = lambda theta: (
-                -surrogate(theta, data, state["kl_penalty"], clip if outer == "ppo" else None)[0]
-            )
-            gradient = jax.grad(loss)(theta)
-            updates, adam = optimizer.update(gradient, adam, theta)
-            norm = optax.tree.norm(gradient)
-            return (optax.apply_updates(theta, updates), adam), norm
+        def gain_and_kl(theta, data: Experience):
+            gain, (new, _) = surrogate(theta, data, penalty)
+            old = jax.tree.map(lambda x: x[:, -1], data.trajectory.output.distribution)
+            return gain, mean_kl(old, new, data)
 
-        (theta, adam), norms = jax.lax.scan(epoch, (theta, state["outer"]), length=epochs)
-        return theta, adam, {"meta_gradient_norm": norms[0]}
-
-    def trust_region(theta, state, data: Experience):
-        query = jax.tree.map(lambda x: x[:, -1], data.trajectory)
-        old, valid = query.output.distribution, query.valid
-
-        def objective(theta):
-            gain, (new, _) = surrogate(theta, data, state["kl_penalty"])
-            return gain, mean_kl(old, new, valid)
-
-        gradient = jax.grad(lambda theta: surrogate(theta, data, state["kl_penalty"])[0])(theta)
-        product = fisher_vector_product(
-            lambda theta: jax.vmap(lambda data: readapt(theta, data)[0][0])(data),
-            lambda old, new: mean_kl(old, new, valid),
-            theta,
-            damping=cg_damping,
+        return Problem(
+            loss=lambda theta, data, clip: (-surrogate(theta, data, penalty, clip)[0], {}),
+            surrogate=gain_and_kl,
+            distributions=jax.vmap(lambda theta, data: readapt(theta, data)[0][0], (None, 0)),
+            mean_kl=mean_kl,
         )
-        step = trust_region_step(
-            objective, gradient, product, theta, max_kl=max_kl, iterations=cg_iterations
-        )
-        metrics = {
-            "meta_gradient_norm": optax.tree.norm(gradient),
-            "step_accepted": step.accepted.astype(jnp.float32),
-            "kl": step.kl,
-        }
-        return step.params, state["outer"], metrics
 
     def init(key, tasks) -> TrainState:
         del tasks
         meta_params, critic_state = loop.init(key)
         theta = (meta_params.policy, meta_params.rule)
         optimizer_state = {
-            "outer": () if outer == "trpo" else optimizer.init(theta),
+            "outer": step.init(theta),
             "critic": critic_state,
-            "kl_penalty": jnp.full(inner_steps, kl_penalty, float) if kl_penalty else (),
+            "kl_penalty": jnp.full(inner_steps, kl_penalty, float) if penalized else (),
         }
         return TrainState(meta_params, optimizer_state)
 
     def update(state: TrainState, tasks, key):
         meta_params, optimizer_state = state.meta_params, state.optimizer_state
         data, _ = collect_batch(loop, meta_params, tasks, key, inner_steps + 1)
-        improve = trust_region if outer == "trpo" else gradient_steps
-        theta: Any = (meta_params.policy, meta_params.rule)
-        theta, outer_state, metrics = improve(theta, optimizer_state, data)
-        penalty = optimizer_state["kl_penalty"]
-        if kl_penalty:
+        theta, penalty = (meta_params.policy, meta_params.rule), optimizer_state["kl_penalty"]
+        theta, outer_state, metrics = step.improve(
+            problem(penalty), theta, optimizer_state["outer"], data
+        )
+        metrics = jax.tree.map(lambda x: x[0], metrics)  # at θ itself
+        if penalized:
             moved = surrogate(theta, data, penalty)[1][1]
             metrics["inner_kl"] = jnp.mean(moved)
             if target_kl is not None:

@@ -11,13 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from metajax._checks import checked
 from metajax._options import options_of
-from metajax._promotion import on_own_terms
-from metajax.algorithms.trust_region import fisher_vector_product, trust_region_step
 from metajax.errors import (
     MetajaxError,
     check_at_least,
@@ -25,6 +22,7 @@ from metajax.errors import (
     check_positive,
 )
 from metajax.losses import policy_gradient, returns
+from metajax.outer import Problem, adam, trpo
 from metajax.rollout import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.types import (
     Agent,
@@ -35,6 +33,7 @@ from metajax.types import (
     Params,
     Policy,
     PolicyOutput,
+    Scalar,
     StepInput,
     TrainState,
     Trajectory,
@@ -177,12 +176,14 @@ def trial_learner(
     if burn_in > chunk:
         raise MetajaxError(f"burn_in is {burn_in}; it must be at most the chunk, {chunk}.")
     _check_critic(env, policy, outer)
-    rate: float | optax.Schedule = outer_learning_rate
-    if outer_half_life is not None:
-        per_iteration = 0.5 ** (1 / outer_half_life)
-        rate = optax.exponential_decay(rate, outer_epochs * minibatches, per_iteration)
-    optimizer = on_own_terms(
-        optax.chain(optax.clip_by_global_norm(max_gradient_norm), optax.adam(rate))
+    natural = trpo(max_kl, cg_iterations=cg_iterations, cg_damping=cg_damping)
+    steps = adam(
+        outer_learning_rate,
+        epochs=outer_epochs,
+        minibatches=minibatches,
+        clip=clip if outer == "ppo" else None,
+        max_gradient_norm=max_gradient_norm,
+        half_life=outer_half_life,
     )
 
     def root(mean_square: Float[Array, ""]) -> Float[Array, ""]:
@@ -273,7 +274,7 @@ def trial_learner(
 
         return jax.vmap(jax.vmap(of_chunk))(chunks)
 
-    def surrogate(output: PolicyOutput, played: Played, clip: float | None = None):
+    def surrogate(output: PolicyOutput, played: Played, clip: Scalar | None = None):
         """Return the mean surrogate and KL(behaviour ‖ policy) of the steps played."""
         old, new = played.behaviour, output.distribution
         gain = policy_gradient.importance_weighted(
@@ -290,7 +291,10 @@ def trial_learner(
         assert output.value is not None
         return returns.masked_mean((output.value - played.target) ** 2, played.valid) / 2
 
-    def ppo_loss(params: Params, chunks: Chunk):
+    def mean_kl(old, new, chunks: Chunk):
+        return returns.masked_mean(old.kl(new), chunks.played.valid)
+
+    def loss(params: Params, chunks: Chunk, clip):
         output, played = outputs(params, chunks), chunks.played
         gain, kl = surrogate(output, played, clip)
         entropy = returns.masked_mean(output.distribution.entropy(), played.valid)
@@ -298,66 +302,25 @@ def trial_learner(
         loss = value_weight * critic - gain - entropy_weight * entropy
         return loss, {"kl": kl, "critic_loss": critic}
 
-    def value_loss(params: Params, chunks: Chunk):
+    def value_loss(params: Params, chunks: Chunk, clip):
+        del clip
         loss = critic_loss(outputs(params, chunks), chunks.played)
         return value_weight * loss, {"critic_loss": loss}
 
-    def descend(loss: Callable, params: Params, optimizer_state, chunks: Chunk):
-        """Return what epochs of minibatches lead to, and metrics of the last of them.
-
-        Trials are dealt to the minibatches in turn, so each device has its share of every one.
-        """
-        batches = jax.tree.map(
-            lambda x: x.reshape(len(x) // minibatches, minibatches, *x.shape[1:]).swapaxes(0, 1),
-            chunks,
-        )
-
-        def step(carry, batch: Chunk):
-            params, state = carry
-            gradient, metrics = jax.grad(loss, has_aux=True)(params, batch)
-            updates, state = optimizer.update(gradient, state, params)
-            metrics["meta_gradient_norm"] = optax.tree.norm(gradient)
-            return (optax.apply_updates(params, updates), state), metrics
-
-        def epoch(carry, _):
-            return jax.lax.scan(step, carry, batches)
-
-        carry, metrics = jax.lax.scan(epoch, (params, optimizer_state), length=outer_epochs)
-        return *carry, jax.tree.map(lambda x: x[-1, -1], metrics)
-
-    def trust_region(params: Params, chunks: Chunk):
-        def objective(params):
-            return surrogate(outputs(params, chunks), chunks.played)
-
-        gradient = jax.grad(lambda params: objective(params)[0])(params)
-        product = fisher_vector_product(
-            lambda params: outputs(params, chunks).distribution,
-            lambda old, new: returns.masked_mean(old.kl(new), chunks.played.valid),
-            params,
-            damping=cg_damping,
-        )
-        step = trust_region_step(
-            objective, gradient, product, params, max_kl=max_kl, iterations=cg_iterations
-        )
-        return step.params, {
-            "kl": step.kl,
-            "step_accepted": step.accepted.astype(jnp.float32),
-            "meta_gradient_norm": optax.tree.norm(gradient),
-        }
+    problem = Problem(
+        loss=loss,
+        surrogate=lambda params, chunks: surrogate(outputs(params, chunks), chunks.played),
+        distributions=lambda params, chunks: outputs(params, chunks).distribution,
+        mean_kl=mean_kl,
+    )
 
     def init(key) -> tuple[MetaParams, Any]:
         params = policy.init(key)
         unknown_yet = jnp.zeros(()), jnp.zeros(())  # two, that may be donated
         meta_params = MetaParams(params, *unknown_yet, jnp.zeros((), jnp.int32))
-        return meta_params, optimizer.init(params)
+        return meta_params, steps.init(params)
 
     def improve(meta_params: MetaParams, optimizer_state, trajectory: Trajectory):
-        count = len(trajectory.valid)
-        if count % minibatches:
-            raise MetajaxError(
-                f"{count} tasks cannot be dealt to {minibatches} minibatches; their number must "
-                "divide that of the tasks."
-            )
         played, to_come = over_tasks(with_credit, meta_params, trajectory)
         advantage = jnp.where(returns.alike(to_come), 0.0, played.advantage)
         total = root(meta_params.mean_square_return) * played.target
@@ -367,10 +330,11 @@ def trial_learner(
 
         params, metrics = meta_params.policy, {}
         if outer == "trpo":
-            params, metrics = trust_region(params, chunks)
-        loss = ppo_loss if outer == "ppo" else value_loss
-        params, optimizer_state, found = descend(loss, params, optimizer_state, chunks)
-        metrics = found | metrics  # of the policy's step, where the critic has its own
+            params, _, metrics = natural.improve(problem, params, (), chunks)
+        rest = problem._replace(loss=value_loss) if outer == "trpo" else problem
+        params, optimizer_state, found = steps.improve(rest, params, optimizer_state, chunks)
+        # Those of the policy's step, where the critic has steps of its own.
+        metrics = jax.tree.map(lambda x: x[-1], found | metrics)
 
         iterations = meta_params.iterations + 1
 

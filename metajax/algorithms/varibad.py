@@ -19,7 +19,7 @@ from metajax._memory import check_memory
 from metajax._options import options_of
 from metajax._promotion import on_own_terms
 from metajax.algorithms.rl2 import MetaParams, trial_learner, without_gaps
-from metajax.errors import MetajaxError, check_at_least, check_positive
+from metajax.errors import MetajaxError, check_at_least, check_positive, is_off
 from metajax.policies.distributions import DiagonalNormal
 from metajax.policies.layers import affine, check_hidden, init_affine, init_perceptron, perceptron
 from metajax.policies.variational import belief, standard_normal
@@ -71,6 +71,7 @@ def varibad(
     check_at_least(0, kl_weight=kl_weight, state_weight=state_weight)
     check_hidden(decoder_hidden)
     check_memory(the_predictions_of_a_batch=4 * vae_batch * beliefs * predictions)
+    weighs_state = not is_off(state_weight)
     latent = _latent_size(policy)
     learner = trial_learner(env, policy, **options)
     optimizer = on_own_terms(optax.adam(vae_learning_rate))
@@ -95,7 +96,7 @@ def varibad(
             action = jax.nn.one_hot(action, env.action_space.size)
         reward = decode(decoders["reward"], latent, here, action, there)[0]
         likelihood = -((reward - step.reward) ** 2) / 2
-        if state_weight:
+        if weighs_state:
             state = decode(decoders["state"], latent, here, action)
             likelihood -= state_weight * jnp.sum((state - there) ** 2) / 2
         return likelihood
@@ -155,7 +156,7 @@ def varibad(
         meta_params, optimizer_state = learner.init(policy_key)
         action = env.action_space.size
         decoders = {"reward": init_decoder(reward_key, 2 * env.observation_size + action, 1)}
-        if state_weight:
+        if weighs_state:
             inputs = env.observation_size + action
             decoders["state"] = init_decoder(state_key, inputs, env.observation_size)
 

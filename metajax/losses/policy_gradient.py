@@ -36,6 +36,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from metajax.types import Scalar
+
 CLIP = 0.2  # ε of `clipped`
 
 
@@ -139,7 +141,7 @@ def importance_weighted(
     advantage: Float[Array, "*shape"],
     valid: Bool[Array, "*shape"],
     *,
-    clip: float | None = None,
+    clip: Scalar | None = None,
 ) -> Float[Array, "*shape"]:
     """Return the surrogate ρ_t A_t, ρ_t = π(a_t)/π_old(a_t), of each step; 0 on padding.
 

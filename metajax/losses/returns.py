@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-Scalar = float | Float[Array, ""]
+from metajax.types import Scalar
 
 # Units in the last place: twice what a linear baseline was seen to leave of constants.
 ROUNDING = 64

@@ -5,12 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jax.core import Tracer
 
 from metajax._checks import checked
 from metajax._promotion import mixing_types
 from metajax.errors import MetajaxError
-from metajax.types import UpdateRule
+from metajax.types import Scalar, UpdateRule
 
 
 @checked
@@ -35,7 +35,11 @@ def fixed(optimizer: optax.GradientTransformation, *, second_order: bool = True)
         update, _ = optimizer.update(gradient, optimizer.init(jnp.ones(2)), jnp.ones(2))
         return jnp.sum(jnp.asarray(update))
 
-    if second_order and not jnp.all(jnp.isfinite(jax.grad(update_of)(jnp.zeros(2)))):
+    def is_smooth() -> bool:
+        finite = jnp.all(jnp.isfinite(jax.grad(update_of)(jnp.zeros(2))))
+        return isinstance(finite, Tracer) or bool(finite)  # of a rate that is traced, unknown
+
+    if second_order and not is_smooth():
         raise MetajaxError(
             "the inner optimizer's update has no finite derivative at a zero gradient, so "
             "second-order meta-gradients would be NaN; give it a smooth root (for optax.adam: "
@@ -45,13 +49,13 @@ def fixed(optimizer: optax.GradientTransformation, *, second_order: bool = True)
 
 
 @checked
-def sgd(learning_rate: float | Float[Array, ""] | optax.Schedule) -> UpdateRule:
+def sgd(learning_rate: Scalar | optax.Schedule) -> UpdateRule:
     """Return plain gradient descent with step size `learning_rate`, MAML's own inner step."""
     return fixed(optax.sgd(learning_rate), second_order=False)  # linear: nothing to check
 
 
 @checked
-def decayed(rule: UpdateRule, decay: float) -> UpdateRule:
+def decayed(rule: UpdateRule, decay: Scalar) -> UpdateRule:
     """Return `rule` with updates after the first `decay` times as long."""
     shorter = optax.scale_by_schedule(lambda count: jnp.where(count == 0, 1.0, decay))
 

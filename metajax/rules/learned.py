@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from metajax._checks import MOST_LAYERS, checked
 from metajax.errors import check_at_least, check_at_most, check_positive
 from metajax.rules.coordinatewise import log_and_sign, lstm_step, map_weights, zeros
-from metajax.types import UpdateRule, pytree_dataclass
+from metajax.types import Scalar, UpdateRule, pytree_dataclass
 
 LSTM_SCALE = 0.1  # of the LSTM's output
 DECAYS = (0.5, 0.9, 0.99)  # of the averages of the gradient
@@ -32,7 +32,7 @@ class LSTMOptimizerState:
 
 
 @checked
-def learned_lstm(learning_rate: float = 0.0, *, hidden: int = 20, layers: int = 2) -> UpdateRule:
+def learned_lstm(learning_rate: Scalar = 0.0, *, hidden: int = 20, layers: int = 2) -> UpdateRule:
     """Return the coordinatewise LSTM optimizer of Andrychowicz et al. (2016).
 
     Each weight's gradient, as logarithm and sign, goes through an LSTM of its own memory and
@@ -98,7 +98,9 @@ class MLPOptimizerState:
 
 
 @checked
-def learned_mlp(learning_rate: float = 0.0, *, hidden: int = 32, scale: float = 1e-2) -> UpdateRule:
+def learned_mlp(
+    learning_rate: Scalar = 0.0, *, hidden: int = 32, scale: float = 1e-2
+) -> UpdateRule:
     """Return a perceptron optimizer on momentum and RMS features (after Metz et al. 2020, 2022).
 
     It sees of each weight: its value, its gradient, averages of it over several spans, the same

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from metajax._checks import checked
 from metajax.errors import MetajaxError, check_at_least
 from metajax.rules.coordinatewise import log_and_sign, lstm_step, map_weights, zeros
-from metajax.types import UpdateRule, pytree_dataclass
+from metajax.types import Scalar, UpdateRule, pytree_dataclass
 
 
 @pytree_dataclass
@@ -33,7 +34,7 @@ class MetaLSTMState:
 
 
 @checked
-def meta_lstm(learning_rate: float, *, hidden: int = 20) -> UpdateRule:
+def meta_lstm(learning_rate: Scalar, *, hidden: int = 20) -> UpdateRule:
     """Return the LSTM meta-learner, which begins as gradient descent.
 
     The update needs the loss: `optimizer.update(gradient, state, params, value=loss)`. The
@@ -48,7 +49,7 @@ def meta_lstm(learning_rate: float, *, hidden: int = 20) -> UpdateRule:
     Raises:
         MetajaxError: the learning rate is no value of a sigmoid, or `hidden` is less than 1.
     """
-    if not 0 < learning_rate < 1:
+    if not isinstance(learning_rate, Tracer) and not 0 < learning_rate < 1:
         raise MetajaxError(
             f"the learning rate of meta-lstm is {learning_rate}; it is the value of a gate: it "
             "must lie in (0, 1)."

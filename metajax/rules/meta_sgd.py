@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import optax
 
 from metajax._checks import checked
-from metajax.types import UpdateRule
+from metajax.types import Scalar, UpdateRule
 
 
 @checked
-def meta_sgd(learning_rate: float) -> UpdateRule:
+def meta_sgd(learning_rate: Scalar) -> UpdateRule:
     """Return θ' = θ - α∘∇L(θ), with α meta-learned like θ (Li et al. 2017, equation 2).
 
     The rates α have the shape of θ. They may grow, vanish or turn negative: they hold the

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from metajax._memory import bytes_of, check_memory
+from metajax.types import Scalar
 
 
 class TrustRegionStep(NamedTuple):
@@ -24,7 +25,7 @@ def fisher_vector_product(
     mean_kl: Callable[[Any, Any], Float[Array, ""]],
     params: PyTree[Array],
     *,
-    damping: float = 0.0,
+    damping: Scalar = 0.0,
 ) -> Callable[[Float[Array, "parameter"]], Float[Array, "parameter"]]:
     """Return v ↦ (JᵀFJ + damping) v, the Hessian of the mean divergence at `params`.
 
@@ -107,7 +108,7 @@ def natural_step(
     product: Callable[[Float[Array, "parameter"]], Float[Array, "parameter"]],
     gradient: Float[Array, "parameter"],
     *,
-    max_kl: float,
+    max_kl: Scalar,
     iterations: int = 10,
 ) -> Float[Array, "parameter"]:
     """Return the step uphill along F⁻¹g whose divergence is `max_kl` to second order.
@@ -137,7 +138,7 @@ def trust_region_step(
     product: Callable[[Float[Array, "parameter"]], Float[Array, "parameter"]],
     params: PyTree[Array],
     *,
-    max_kl: float,
+    max_kl: Scalar,
     iterations: int = 10,
     backtrack: float = 0.8,
     backtracks: int = 15,
