@@ -43,8 +43,7 @@ class OuterStep(NamedTuple):
     - `init(params) -> state`;
     - `improve(problem, params, state, batch) -> (params, state, metrics)`; metrics are those of
       each gradient step, `[step]`;
-    - `metrics`: their names, beside those of `problem.loss`;
-    - `by_loss`: whether it descends `problem.loss`, critic and all, not the surrogate alone.
+    - `metrics`: their names, besides those that `problem.loss` returns.
     """
 
     init: Callable[[Params], PyTree[Array]]
@@ -52,7 +51,6 @@ class OuterStep(NamedTuple):
         [Problem, Params, PyTree[Array], Batch], tuple[Params, PyTree[Array], Metrics]
     ]
     metrics: tuple[str, ...]
-    by_loss: bool
 
 
 @checked
@@ -108,7 +106,7 @@ def adam(
         (params, state), metrics = jax.lax.scan(epoch, (params, state), length=epochs)
         return params, state, jax.tree.map(jnp.ravel, metrics)
 
-    return OuterStep(optimizer.init, improve, ("meta_gradient_norm",), by_loss=True)
+    return OuterStep(optimizer.init, improve, ("meta_gradient_norm",))
 
 
 @checked
@@ -174,7 +172,7 @@ def trpo(max_kl: float = 0.01, *, cg_iterations: int = 10, cg_damping: float = 1
         return step.params, state, jax.tree.map(lambda x: x[None], metrics)
 
     names = ("meta_gradient_norm", "step_accepted", "kl")
-    return OuterStep(lambda params: (), improve, names, by_loss=False)
+    return OuterStep(lambda params: (), improve, names)
 
 
 def _in_turn(batch: Batch, minibatches: int) -> Batch:
