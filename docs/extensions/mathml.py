@@ -1,15 +1,23 @@
 """Mathematics as MathML, which browsers draw themselves: no script, no network."""
 
 from docutils import nodes
-from math_core import LatexToMathML
+from math_core import LatexError, LatexToMathML
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
 
 
 def setup(app):
     """Register the renderer `mathml`."""
-    converter = LatexToMathML()
+    converter = LatexToMathML(fancy_error=False)
 
     def convert(node, display: bool) -> str:
-        return converter.convert_with_local_state(node.astext().strip(), displaystyle=display)
+        latex = node.astext().strip()
+        try:
+            return converter.convert_with_local_state(latex, displaystyle=display)
+        except LatexError as error:
+            logger.warning("mathematics: %s in %s", error, latex, location=node)
+            return latex
 
     def visit_math(self, node):
         self.body.append(convert(node, display=False))
