@@ -37,6 +37,23 @@ def evaluate(
     Of finitely many tasks each is played equally often, and they come in their own order: tasks
     are rounded up to a multiple of their number (see `even_count`).
 
+    Example:
+        >>> import jax
+        >>> import metajax
+        >>> from metajax.reference_agents import bandit_agent, thompson
+        >>> family = metajax.make("bernoulli-bandit", arms=2)
+        >>> returns = metajax.evaluate(
+        ...     bandit_agent(2, thompson),
+        ...     family,
+        ...     (),
+        ...     jax.random.key(0),
+        ...     tasks=3,
+        ...     rounds=1,
+        ...     episodes=10,
+        ... )
+        >>> returns.shape
+        (3, 1, 10)
+
     Args:
         agent: of the algorithm that trained `meta_params`.
         family: tasks are drawn from `family.test`.

@@ -41,6 +41,22 @@ def rollout(
     step before, live through the whole trial. After an early end the state and the memory are
     frozen and the remaining steps are marked not `valid`.
 
+    Example:
+        >>> import jax
+        >>> import metajax
+        >>> family = metajax.make("point-goal", episode_length=5)
+        >>> policy = metajax.mlp(family.env.observation_size, family.env.action_space)
+        >>> params = policy.init(jax.random.key(0))
+        >>> def act(memory, step_input, key):
+        ...     memory, output = policy.step(params, memory, step_input)
+        ...     return memory, output.distribution.sample(key), output
+        >>> task = family.train.sample(jax.random.key(1))
+        >>> trajectory = metajax.rollout(
+        ...     jax.random.key(2), family.env, task, act, policy.initial_memory(), episodes=3
+        ... )
+        >>> trajectory.reward.shape, trajectory.step_input.observation.shape
+        ((3, 5), (3, 5, 2))
+
     Args:
         key: consumed.
         env: the environment.

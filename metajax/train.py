@@ -394,6 +394,17 @@ def train(
 ) -> Result:
     """Meta-train, evaluate on held-out tasks, and keep everything needed to go on.
 
+    Example:
+        >>> import metajax
+        >>> family = metajax.make("bernoulli-bandit", arms=2)
+        >>> policy = metajax.mlp(family.env.observation_size, family.env.action_space)
+        >>> algorithm = metajax.reinforce(family.env, policy, episodes=3)
+        >>> result = metajax.train(
+        ...     algorithm, family, iterations=2, tasks=4, seeds=3, evaluation=None, report=None
+        ... )
+        >>> result.metrics["entropy"].shape
+        (2, 3)
+
     Args:
         algorithm: from `metajax.maml(...)`, say.
         family: from `metajax.make(...)`.

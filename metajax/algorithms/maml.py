@@ -54,6 +54,17 @@ def maml(
     Defaults are those of the paper's locomotion experiments, but for the inner estimator: the
     paper's own (`naive`) is biased (see `metajax.losses.policy_gradient`).
 
+    Example:
+        >>> import jax
+        >>> import metajax
+        >>> family = metajax.make("point-goal")
+        >>> policy = metajax.mlp(family.env.observation_size, family.env.action_space)
+        >>> algorithm = metajax.maml(family.env, policy, inner_learning_rate=0.1, outer="ppo")
+        >>> tasks = {"goal": jax.numpy.zeros((20, 2))}
+        >>> state = algorithm.init(jax.random.key(0), tasks)
+        >>> sorted(state.meta_params.policy)
+        ['body', 'head', 'log_std']
+
     Args:
         env: the environment that all tasks share.
         policy: what is adapted, without a memory.

@@ -395,6 +395,15 @@ def without_gaps(tree: PyTree, valid: Bool[Array, "episode time"]) -> PyTree:
 def rl2(env: Env, policy: Policy, **options: Any) -> Algorithm:
     """Return RL²: a policy with a memory, trained on whole trials.
 
+    Example:
+        >>> import jax
+        >>> import metajax
+        >>> family = metajax.make("bernoulli-bandit", arms=5)
+        >>> policy = metajax.gru(family.env.observation_size, family.env.action_space)
+        >>> algorithm = metajax.rl2(family.env, policy, episodes=10)
+        >>> jax.tree.map(lambda x: x.shape, algorithm.agent.initial_memory())
+        [(64,)]
+
     Args:
         env: the environment that all tasks share.
         policy: with a memory and a critic, such as `metajax.policies.gru`.

@@ -125,6 +125,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 def make(name: str, **options: Any) -> TaskFamily:
     """Return the task family called `name`.
 
+    Example:
+        >>> import metajax
+        >>> family = metajax.make("ant-goal", backend="mujoco", variant="pearl")
+        >>> family.name, family.env.observation_size
+        ('ant-goal-v1', 113)
+
     Args:
         name: one of `FAMILIES`.
         **options: of its factory: `backend` and `variant`, for example.

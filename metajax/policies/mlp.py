@@ -54,6 +54,14 @@ def mlp(
     Its parameters are those of the hidden layers ("body"), of the last layer ("head") and, where
     there are any, "log_std" and "context".
 
+    Example:
+        >>> import jax
+        >>> import metajax
+        >>> policy = metajax.mlp(3, metajax.Continuous(2), hidden=(8,))
+        >>> params = policy.init(jax.random.key(0))
+        >>> jax.tree.map(lambda x: x.shape, params["head"])
+        {'bias': (2,), 'kernel': (8, 2)}
+
     Args:
         observation_size: numbers in an observation.
         action_space: the environment's.

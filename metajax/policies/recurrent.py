@@ -28,6 +28,13 @@ def gru(
 
     The reset gate is applied after the recurrent product.
 
+    Example:
+        >>> import jax
+        >>> import metajax
+        >>> policy = metajax.gru(3, metajax.Discrete(4), width=16)
+        >>> jax.tree.map(lambda x: x.shape, policy.initial_memory())
+        [(16,)]
+
     Args:
         observation_size: numbers in an observation.
         action_space: the environment's.

@@ -50,7 +50,21 @@ def fixed(optimizer: optax.GradientTransformation, *, second_order: bool = True)
 
 @checked
 def sgd(learning_rate: Scalar | optax.Schedule) -> UpdateRule:
-    """Return plain gradient descent with step size `learning_rate`, MAML's own inner step."""
+    """Return plain gradient descent with step size `learning_rate`, MAML's own inner step.
+
+    Example:
+        >>> import jax
+        >>> import metajax
+        >>> rule = metajax.sgd(0.5)
+        >>> params = {"weight": 1.0}
+        >>> rule_params = rule.init(jax.random.key(0), params)
+        >>> optimizer = rule.optimizer(rule_params)
+        >>> optimizer.update({"weight": 2.0}, optimizer.init(params))[0]
+        {'weight': -1.0}
+
+    Args:
+        learning_rate: step size; a schedule of the inner step, too.
+    """
     return fixed(optax.sgd(learning_rate), second_order=False)  # linear: nothing to check
 
 

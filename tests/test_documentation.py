@@ -1,0 +1,104 @@
+"""What is written is true: examples run, README keeps its size, and types are shipped."""
+
+import doctest
+import inspect
+import re
+import tomllib
+import types
+from pathlib import Path
+
+import jax
+import pytest
+
+import metajax
+from metajax import presets
+from metajax.algorithms import ALGORITHMS
+from metajax.envs import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def described():
+    """Return every public function, class and module by its shortest name."""
+    found, waiting = {}, [metajax]
+    while waiting:
+        module = waiting.pop(0)
+        found[module.__name__] = module
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if isinstance(value, types.ModuleType):
+                waiting += [value] if value.__name__ not in found else []
+            elif (inspect.isfunction(value) or inspect.isclass(value)) and all(
+                value is not other for other in found.values()
+            ):
+                found[f"{module.__name__}.{name}"] = value
+    return found
+
+
+EXAMPLES = {
+    name: text
+    for name, value in described().items()
+    if ">>>" in (text := inspect.getdoc(value) or "")
+}
+
+
+def test_the_main_names_have_an_example():
+    main = "evaluate gru make maml mlp rl2 rollout sgd train"
+    assert {"metajax", *(f"metajax.{name}" for name in main.split())} <= EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_shows_what_it_says(name):
+    test = doctest.DocTestParser().get_doctest(EXAMPLES[name], {}, name, None, None)
+    failures = []
+    with jax.numpy_rank_promotion("allow"):  # as users have it
+        doctest.DocTestRunner(verbose=False).run(test, out=failures.append)
+    assert not failures, "".join(failures)
+
+
+def python_blocks(path):
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.M | re.S)
+
+
+def page(path):
+    return str(path.relative_to(ROOT))
+
+
+# By what it says: the same code on two pages runs once.
+CODE = {"\n".join(python_blocks(path)): path for path in [*DOCS, ROOT / "README.md"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [c for c in CODE if c], ids=lambda code: page(CODE[code]))
+def test_the_code_of_a_page_runs_from_top_to_bottom(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = code.replace("iterations=50", "iterations=1, tasks=4")  # the rest says no more
+    with jax.numpy_rank_promotion("allow"):  # as users have it
+        exec(compile(script, "page", "exec"), {"__name__": "__main__"})
+
+
+def test_pages_name_options_that_exist():
+    known = {"--help", "--run-directory", "--policy-name", "--step"}  # of no factory
+    for algorithm in ALGORITHMS:
+        for policy in presets.policies(algorithm):
+            for family in FAMILIES if algorithm == "maml" else ["point-goal"]:
+                for group, options in presets.options(algorithm, family, policy).items():
+                    prefix = f"{group}." if group in ("policy", "evaluation") else ""
+                    known |= {f"--{prefix}{name.replace('_', '-')}" for name in options}
+    named = set()
+    for path in [ROOT / "README.md", *DOCS]:
+        for span in re.findall(r"```bash\n.*?^```$|`[^`]+`", path.read_text(), re.M | re.S):
+            named |= {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--[a-z][a-z.-]*", span)}
+    assert {"--keep", "--backend"} <= named  # what is looked for is found
+    assert named <= known | {flag for flag in named if flag.startswith("--xla")}
+
+
+def test_readme_fits_on_a_few_screens():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_types_are_shipped():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "py.typed" in settings["package-data"]["metajax"]
+    assert (Path(metajax.__file__).parent / "py.typed").exists()
