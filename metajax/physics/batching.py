@@ -52,7 +52,7 @@ def in_chunks_on_cpu(step, most: int = CHUNK):
         step: of one environment.
         most: environments in a chunk.
     """
-    step_each = jax.vmap(jax.jit(step, inline=True))
+    step_each = jax.vmap(jax.jit(step))
 
     def step_chunks(*arguments):
         count = len(jax.tree.leaves(arguments)[0])
