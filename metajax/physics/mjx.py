@@ -79,8 +79,8 @@ def make(model: mujoco.MjModel, *, frame_skip: int, contact_forces: bool = False
         with engine_code():
             return jax.lax.scan(one, state, jnp.arange(frame_skip) == frame_skip - 1)[0]
 
-    solves = model.opt.iterations > 1
-    step = by_jacobians(step, in_chunks_on_cpu if solves else lambda step: step)
+    batch = in_chunks_on_cpu if model.opt.iterations > 1 else lambda step: step
+    step = by_jacobians(step, batch)
     return mujoco_bundle(
         model, step, frame_skip=frame_skip, backend="mjx", contact_forces=contact_forces
     )

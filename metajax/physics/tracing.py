@@ -37,8 +37,8 @@ def engine_code() -> Iterator[None]:
     """
     global _tracers
     with _lock:
-        _tracers += 1
         _replace()
+        _tracers += 1
     token = _tracing.set(True)
     try:
         with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
