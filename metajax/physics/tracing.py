@@ -52,12 +52,12 @@ def engine_code() -> Iterator[None]:
 
 
 def _replace() -> None:
-    """Replace what is not replaced yet, in the modules that are there by now."""
+    """Replace what is not replaced yet, in what is imported by now."""
     for module, name, stand_in in _STAND_INS:
-        if module in sys.modules and (module, name) not in _originals:
-            original = getattr(sys.modules[module], name)
-            _originals[module, name] = original
-            setattr(sys.modules[module], name, stand_in(original))
+        names = vars(sys.modules[module]) if module in sys.modules else {}
+        if name in names and (module, name) not in _originals:
+            _originals[module, name] = names[name]
+            names[name] = stand_in(names[name])
 
 
 def _restore() -> None:
