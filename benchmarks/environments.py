@@ -32,8 +32,8 @@ import numpy as np
 
 import metajax
 from metajax.envs import ENGINES, EXTRAS, FAMILIES
-from metajax.envs.physics import BACKENDS, load_model, make_physics
 from metajax.envs.splits import sample_batch
+from metajax.physics import BACKENDS, load_model, make_physics
 from metajax.rollout import over_tasks
 from metajax.train import default_devices, task_mesh
 

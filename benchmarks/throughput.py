@@ -26,8 +26,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import metajax
-from metajax.envs.physics import load_model
 from metajax.envs.splits import sample_batch
+from metajax.physics import load_model
 from metajax.rollout import over_tasks
 from metajax.train import default_devices, make_segment, task_mesh
 

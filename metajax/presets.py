@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, get_args
 from metajax._checks import check_options
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import ENGINES, FAMILIES, VARIANTS, make
-from metajax.envs.physics import BACKENDS
 from metajax.errors import MetajaxError, brief, unknown
+from metajax.physics import BACKENDS
 from metajax.policies import gru, lstm, mlp, snail, transformer, variational, window
 from metajax.rules import RuleName
 from metajax.train import Evaluation, check_counts, train

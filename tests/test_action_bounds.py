@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax import export
-from metajax.envs import foreign, physics
+from metajax import export, physics
+from metajax.envs import foreign
 from metajax.envs.locomotion import scaled_actions
 from metajax.errors import MetajaxError
 from metajax.types import Continuous, Env

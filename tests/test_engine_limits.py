@@ -6,8 +6,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from metajax.envs import engine_limits, physics
+from metajax import physics
 from metajax.errors import MetajaxError
+from metajax.physics.limits import LIMITS
 
 STEPS = 25
 IMPLICIT = 'integrator="implicitfast"'
@@ -154,7 +155,7 @@ def compare(maker, path):
     model.opt.tolerance = 0
     right, qvel, control = loop_of_mj_step(model)
     with jax.enable_x64(True):
-        bundle = maker(model, frame_skip=1)
+        bundle = maker.make(model, frame_skip=1)
 
         def step(state, now):
             state = bundle.step(state, now)
@@ -217,4 +218,4 @@ def test_what_brax_would_leave_out_is_refused(xml, message, tmp_path):
 
 def test_every_limit_names_something_that_a_plain_model_does_not_ask_for():
     model = mujoco.MjModel.from_xml_string(arm())
-    assert not any(limit.asked(model) for limit in engine_limits.LIMITS)
+    assert not any(limit.asked(model) for limit in LIMITS)

@@ -13,7 +13,7 @@ import pytest
 from episodes import play
 
 from metajax.envs import make
-from metajax.envs.physics import load_model
+from metajax.physics import load_model
 
 STEPS = 40
 

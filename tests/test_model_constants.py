@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from metajax.envs import physics
+from metajax import physics
 from metajax.errors import MetajaxError
 
 NOTHING = 'contype="0" conaffinity="0"'

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import metajax
+from metajax import physics
 from metajax.algorithms import reinforce
-from metajax.envs import physics
 from metajax.envs.locomotion import robot_env, uniform_noise
 from metajax.envs.splits import finite_splits
 from metajax.errors import MetajaxError
+from metajax.physics.mujoco_state import STATE_PARTS, state_parts
 
 FRAME_SKIP = 2
 WELD = '<weld body1="hand" body2="held"/>'
@@ -143,7 +144,7 @@ def player(bundle):
 def test_the_parts_of_the_state_are_those_of_mujoco():
     """What MuJoCo adds to its state one day shows here."""
     none_or_always = {"QPOS", "QVEL", "WARMSTART", "CTRL", "QFRC_APPLIED", "XFRC_APPLIED", "TIME"}
-    named = {name.upper() for name in physics._STATE_PARTS} | none_or_always
+    named = {name.upper() for name in STATE_PARTS} | none_or_always
     sums = {"PHYSICS", "FULLPHYSICS", "USER", "INTEGRATION"}
     members = mujoco.mjtState.__members__
     theirs = {name.removeprefix("mjSTATE_") for name in members if name.startswith("mjSTATE_")}
@@ -157,7 +158,7 @@ def test_episodes_on_the_c_engine_are_a_loop_of_mj_step(name):
     plain = plain_mujoco(model, control)
     assert np.abs(plain[-1] - plain[0]).max() > 0.01
     with jax.enable_x64(True):
-        play = player(physics.mujoco_c(model, frame_skip=FRAME_SKIP))
+        play = player(physics.mujoco_c.make(model, frame_skip=FRAME_SKIP))
         np.testing.assert_array_equal(play(control), plain)
         play(-control)  # another episode, of which nothing stays
         np.testing.assert_array_equal(play(control), plain)
@@ -165,7 +166,7 @@ def test_episodes_on_the_c_engine_are_a_loop_of_mj_step(name):
 
 @pytest.mark.parametrize("maker", [physics.mujoco_c, physics.mjx])
 def test_a_filtered_servo_swings_as_far_as_a_loop_of_mj_step_says(maker):
-    play = player(maker(model_of(hinge(POSITION)), frame_skip=FRAME_SKIP))
+    play = player(maker.make(model_of(hinge(POSITION)), frame_skip=FRAME_SKIP))
     control = np.ones((12, 1))
     assert play(control)[-1, 0] == pytest.approx(0.04284, abs=5e-6)
     np.testing.assert_array_equal(play(control), play(control))
@@ -177,7 +178,7 @@ def test_mjx_carries_what_it_can_like_a_loop_of_mj_step(option):
     model = model_of(everything(option))
     control = controls(model)
     with jax.enable_x64(True):
-        play = player(physics.mjx(model, frame_skip=FRAME_SKIP))
+        play = player(physics.mjx.make(model, frame_skip=FRAME_SKIP))
         for active in (1.0, 0.0):
             start = {"mocap_pos": [[0.1, 1.1, 0.2]], "userdata": [1, 2], "eq_active": [active]}
             plain = plain_mujoco(model, control, **start)
@@ -191,7 +192,7 @@ def test_a_mocap_body_pulls_where_it_is_put():
     model = model_of(everything())
     control, start = controls(model), {"mocap_pos": [[0.1, 1.1, 0.2]]}
     with jax.enable_x64(True):
-        play = player(physics.mujoco_c(model, frame_skip=FRAME_SKIP))
+        play = player(physics.mujoco_c.make(model, frame_skip=FRAME_SKIP))
         for more in ({}, {"eq_active": [0.0]}):
             plain = plain_mujoco(model, control, **start, **more)
             np.testing.assert_array_equal(play(control, **start, **more), plain)
@@ -204,14 +205,14 @@ def test_a_delay_is_as_long_in_single_precision():
     model = model_of(hinge(DELAYED))
     control = controls(model, 300)
     plain = plain_mujoco(model, control)
-    play = player(physics.mujoco_c(model, frame_skip=FRAME_SKIP))
+    play = player(physics.mujoco_c.make(model, frame_skip=FRAME_SKIP))
     np.testing.assert_allclose(play(control), plain, rtol=0, atol=2e-5)
 
 
 def test_worlds_have_a_state_of_their_own():
     model = model_of(MODELS["a muscle"])
     control = np.stack([controls(model, seed=seed) for seed in range(3)])
-    bundle = physics.mujoco_c(model, frame_skip=FRAME_SKIP)
+    bundle = physics.mujoco_c.make(model, frame_skip=FRAME_SKIP)
 
     def step(state, now):
         state = bundle.step(state, now)
@@ -229,14 +230,14 @@ def test_worlds_have_a_state_of_their_own():
 @pytest.mark.parametrize("name", ["a muscle", "early activations"])
 def test_warp_carries_activations(name):
     model = model_of(MODELS[name])
-    control, play = controls(model), player(physics.warp(model, frame_skip=FRAME_SKIP))
+    control, play = controls(model), player(physics.warp.make(model, frame_skip=FRAME_SKIP))
     for _ in range(2):
         np.testing.assert_allclose(play(control), plain_mujoco(model, control), rtol=0, atol=5e-6)
 
 
 @pytest.mark.slow
 def test_the_gradient_goes_through_activations():
-    bundle = physics.mjx(model_of(hinge(POSITION)), frame_skip=FRAME_SKIP)
+    bundle = physics.mjx.make(model_of(hinge(POSITION)), frame_skip=FRAME_SKIP)
 
     @jax.jit
     def angle(size):
@@ -252,7 +253,7 @@ def test_the_gradient_goes_through_activations():
 
 def test_gymnasiums_robots_have_no_more_state_than_before():
     for name in ("ant", "half_cheetah", "hopper", "humanoid", "reacher", "swimmer", "walker2d"):
-        assert physics._state_parts(physics.load_model(name)) == {}
+        assert state_parts(physics.load_model(name)) == {}
 
 
 @pytest.mark.parametrize(
@@ -385,12 +386,12 @@ def start_of(bundle, noise):
     ],
 )
 def test_a_reset_stands_where_the_model_stands(xml, rest):
-    bundle = physics.mujoco_c(model_of(xml), frame_skip=1)
+    bundle = physics.mujoco_c.make(model_of(xml), frame_skip=1)
     np.testing.assert_allclose(start_of(bundle, np.zeros(len(rest))), rest, rtol=0, atol=1e-7)
 
 
 def test_a_reset_makes_every_quaternion_one_again_and_moves_nothing_else():
-    bundle = physics.mujoco_c(model_of(TWO), frame_skip=1)
+    bundle = physics.mujoco_c.make(model_of(TWO), frame_skip=1)
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 14)
     expected = np.array(bundle.default_qpos) + noise
     mujoco.mj_normalizeQuat(bundle.model, expected)
@@ -533,6 +534,6 @@ def test_models_of_dm_control_on_mjx_are_a_loop_of_mj_step(name, monkeypatch):
     plain = plain_mujoco(model, control)
     assert np.abs(plain[-1] - plain[0]).max() > 0.01
     with jax.enable_x64(True):
-        play = player(physics.mjx(model, frame_skip=FRAME_SKIP))
+        play = player(physics.mjx.make(model, frame_skip=FRAME_SKIP))
         for _ in range(2):
             np.testing.assert_allclose(play(control), plain, rtol=0, atol=1e-9)

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from metajax.envs import physics
+from metajax import physics
 from metajax.errors import MetajaxError
+from metajax.physics import linear_algebra, runge_kutta
+from metajax.physics.batching import in_chunks_on_cpu
+from metajax.physics.segments import closest_segment_to_segment_points
 
 FRAME_SKIP = 5
 STEPS = 200
@@ -29,7 +32,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine(model):
-    return physics.mujoco_c(model, frame_skip=FRAME_SKIP)
+    return physics.mujoco_c.make(model, frame_skip=FRAME_SKIP)
 
 
 def starts(model, worlds, *, seed=0):
@@ -80,7 +83,7 @@ def test_the_c_engine_gives_the_bits_of_a_loop_of_mj_step(model):
     # Full controls: contacts make the motion chaotic, so the smallest difference would show.
     start, control = starts(model, 4), controls(model, 4, STEPS, size=1.0)
     with jax.enable_x64(True):
-        bundle = physics.mujoco_c(model, frame_skip=FRAME_SKIP)
+        bundle = physics.mujoco_c.make(model, frame_skip=FRAME_SKIP)
         played = in_double(bundle, *start, control)
     np.testing.assert_array_equal(played, plain_mujoco(model, *start, control))
 
@@ -94,7 +97,7 @@ def test_mjx_and_the_c_engine_agree_with_plain_mujoco(model):
     plain = plain_mujoco(exact, *start, control)
     with jax.enable_x64(True):
         for maker in (physics.mjx, physics.mujoco_c):
-            played = in_double(maker(exact, frame_skip=FRAME_SKIP), *start, control)
+            played = in_double(maker.make(exact, frame_skip=FRAME_SKIP), *start, control)
             assert played.dtype == np.float64
             np.testing.assert_allclose(played, plain, rtol=0, atol=1e-9)
     np.testing.assert_allclose(plain_mujoco(model, *start, control), plain, rtol=0, atol=1e-5)
@@ -108,7 +111,7 @@ def test_places_and_motions_are_where_mujoco_puts_them():
     mujoco.mj_normalizeQuat(model, data.qpos)
     mujoco.mj_forward(model, data)
     with jax.enable_x64(True):
-        engine = physics.mujoco_c(model, frame_skip=5)
+        engine = physics.mujoco_c.make(model, frame_skip=5)
         state = engine.init(jnp.asarray(data.qpos), jnp.asarray(data.qvel))
         found = jax.jit(engine.kinematics)(state)
     expected = {
@@ -143,7 +146,7 @@ def test_runge_kutta_in_jax_is_that_of_the_c_engine(name):
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(physics, "SOLVER_ITERATIONS", 50)
         patch.setattr(physics, "LINE_SEARCH", 50)
-        played = in_double(physics.mjx(exact, frame_skip=FRAME_SKIP), *start, control)
+        played = in_double(physics.mjx.make(exact, frame_skip=FRAME_SKIP), *start, control)
     np.testing.assert_allclose(played, plain, rtol=0, atol=1e-11)
 
 
@@ -171,7 +174,7 @@ def test_two_hundred_steps_as_shipped(name, frame_skip):
         plain = plain_mujoco(model, *start, control, frame_skip=frame_skip)
         assert np.abs(plain[0, -1] - plain[0, 0]).max() > 0.1  # it moved
         with jax.enable_x64(True):
-            played = in_double(physics.mjx(model, frame_skip=frame_skip), *start, control)
+            played = in_double(physics.mjx.make(model, frame_skip=frame_skip), *start, control)
         np.testing.assert_allclose(played, plain, rtol=0, atol=tolerance)
 
 
@@ -183,7 +186,7 @@ def test_capsules_meet_where_a_minimizer_says():
     ends[8:12, 1] = ends[8:12, 0]
     ends[12:14, 3] = ends[12:14, 2]
     with jax.enable_x64(True):
-        closest = jax.jit(jax.vmap(physics._closest_segment_to_segment_points))
+        closest = jax.jit(jax.vmap(closest_segment_to_segment_points))
         points = np.asarray(closest(*np.moveaxis(ends, 1, 0)))
     for (a0, a1, b0, b1), a, b in zip(ends, *points, strict=True):
 
@@ -198,13 +201,6 @@ def test_capsules_meet_where_a_minimizer_says():
             assert detour == pytest.approx(np.linalg.norm(end - other), abs=1e-12)
 
 
-def test_mjx_has_its_own_geometry_back_afterwards():
-    physics.mjx(physics.load_model("swimmer"), frame_skip=1)
-    from mujoco.mjx._src import math
-
-    assert math.closest_segment_point is not physics._closest_segment_point
-
-
 def test_small_and_large_turns_agree_with_mujoco():
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -213,18 +209,18 @@ def test_small_and_large_turns_agree_with_mujoco():
             quaternion, by = quaternion / np.linalg.norm(quaternion), size * by / np.linalg.norm(by)
             turned = quaternion.copy()
             mujoco.mju_quatIntegrate(turned, by, 1.0)
-            found = physics._turn(jnp.asarray(quaternion), jnp.asarray(by))
+            found = runge_kutta.turn(jnp.asarray(quaternion), jnp.asarray(by))
             np.testing.assert_allclose(found, turned, atol=1e-12)
 
             # Definition: exp(by + dt·rate) is exp(by) turned on by dt·velocity.
             velocity, dt = rng.standard_normal(3), 1e-6
-            rate = physics._rate_of_turn(jnp.asarray(by), jnp.asarray(velocity))
+            rate = runge_kutta.rate_of_turn(jnp.asarray(by), jnp.asarray(velocity))
             one, other = np.array([1.0, 0, 0, 0]), np.array([1.0, 0, 0, 0])
             mujoco.mju_quatIntegrate(one, np.asarray(by + dt * rate), 1.0)
             mujoco.mju_quatIntegrate(other, by, 1.0)
             mujoco.mju_quatIntegrate(other, velocity, dt)
             np.testing.assert_allclose(one, other, atol=1e-11)
-        gradient = jax.jacobian(physics._turn, argnums=1)(jnp.asarray(one), jnp.zeros(3))
+        gradient = jax.jacobian(runge_kutta.turn, argnums=1)(jnp.asarray(one), jnp.zeros(3))
         assert np.isfinite(gradient).all()
 
 
@@ -257,7 +253,7 @@ def test_contact_forces_are_those_at_the_start_of_the_last_substep(name, maker):
     assert np.abs(expected).max() > 10
 
     with jax.enable_x64(True):
-        bundle = maker(exact, frame_skip=FRAME_SKIP, contact_forces=True)
+        bundle = maker.make(exact, frame_skip=FRAME_SKIP, contact_forces=True)
         assert (
             bundle.contact_force(bundle.init(jnp.zeros(exact.nq), jnp.zeros(exact.nv))).max() == 0
         )
@@ -296,7 +292,7 @@ def test_multiplied_dynamics_are_a_model_edited_by_hand(maker):
         one = [x[world : world + 1] for x in (*start, control)]
         plain.append(plain_mujoco(edited, *one)[0])
     with jax.enable_x64(True):
-        bundle = maker(exact, frame_skip=FRAME_SKIP)
+        bundle = maker.make(exact, frame_skip=FRAME_SKIP)
         run = jax.jit(jax.vmap(lambda d, *x: play(bundle, *x, dynamics=d)))
         played = run(jax.tree.map(jnp.asarray, multipliers), *start, control)
         np.testing.assert_allclose(played, plain, rtol=0, atol=1e-9)
@@ -476,7 +472,7 @@ def test_chunks_change_nothing(worlds):
     def step(state, control):
         return {"x": jnp.sin(state["x"]) + control.sum(), "n": state["n"] + 1}
 
-    chunked = physics._in_chunks(step, 8)
+    chunked = in_chunks_on_cpu(step, 8)
     state = {"x": jnp.arange(3.0 * worlds).reshape(worlds, 3), "n": jnp.arange(worlds)}
     control = jnp.ones((2, 2))
     layouts = [(None, 0), (0, None)]  # every world under both controls
@@ -490,11 +486,11 @@ def test_chunks_change_nothing(worlds):
         r"length=(\d+)",
         str(jax.make_jaxpr(jax.vmap(chunked))(state, control[:1].repeat(worlds, 0))),
     )
-    assert scans == [str(-(-worlds // 8))]
+    assert scans == ([str(-(-worlds // 8))] if worlds > 8 else [])
 
 
 def test_chunks_can_be_differentiated_forwards():
-    chunked = physics._in_chunks(lambda state, control: jnp.sin(state) * control, 8)
+    chunked = in_chunks_on_cpu(lambda state, control: jnp.sin(state) * control, 8)
     state, control = jnp.linspace(0, 1, 20), jnp.linspace(1, 2, 20)
     _, tangent = jax.jvp(jax.vmap(chunked), (state, control), (jnp.ones(20), jnp.zeros(20)))
     np.testing.assert_allclose(tangent, jnp.cos(state) * control, rtol=1e-6)
@@ -520,7 +516,7 @@ def test_an_unknown_engine_is_named_with_the_nearest_one():
 
 
 def test_engines_are_made_without_a_word(tmp_path):
-    script = "from metajax.envs.physics import BACKENDS, make_physics\n" + "".join(
+    script = "from metajax.physics import BACKENDS, make_physics\n" + "".join(
         f"make_physics('reacher', without='target', backend={backend!r}, frame_skip=2,"
         " brax_substeps=4)\n"
         for backend in physics.BACKENDS
@@ -548,13 +544,13 @@ def test_factors_and_solutions_are_those_of_jax():
         matrix = jnp.asarray(root @ root.T + np.eye(9))
         for lower in (False, True):
             expected = np.linalg.cholesky(matrix)
-            factor, flag = physics._cho_factor(matrix, lower)
+            factor, flag = linear_algebra.cho_factor(matrix, lower)
             np.testing.assert_allclose(factor, expected if lower else expected.T, atol=1e-12)
             assert flag == lower
             for columns in (right, right[:, 0]):
-                solved = physics._cho_solve((factor, lower), jnp.asarray(columns))
+                solved = linear_algebra.cho_solve((factor, lower), jnp.asarray(columns))
                 np.testing.assert_allclose(matrix @ solved, columns, atol=1e-12)
-        solved = physics._solve(matrix, jnp.asarray(right), assume_a="pos")
+        solved = linear_algebra.solve(matrix, jnp.asarray(right), assume_a="pos")
         np.testing.assert_allclose(matrix @ solved, right, atol=1e-12)
 
 
@@ -567,11 +563,8 @@ def test_factors_and_solutions_are_those_of_jax():
     ],
 )
 def test_programs_in_pure_jax_call_neither_lapack_nor_the_host(backend):
-    originals = jax.scipy.linalg.cho_factor, jax.scipy.linalg.cho_solve, jax.scipy.linalg.solve
     bundle = physics.make_physics("half_cheetah", backend=backend, frame_skip=5, brax_substeps=16)
     many = jax.vmap(lambda qpos: bundle.step(bundle.init(qpos, jnp.zeros(9)), jnp.zeros(6)))
     text = jax.jit(many).lower(jnp.zeros((1024, 9))).as_text()
     assert "while" in text  # the substeps: this is the program
     assert set(re.findall(r"custom_call @(\w+)", text)) <= {"Sharding"}
-    now = jax.scipy.linalg.cho_factor, jax.scipy.linalg.cho_solve, jax.scipy.linalg.solve
-    assert now == originals

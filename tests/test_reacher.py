@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.envs import physics
+from metajax import physics
 from metajax.envs.reacher import reacher_goal
 from metajax.envs.splits import is_held_out
+from metajax.physics.tracing import engine_code
 
 STEPS = 40
 GOAL = np.array([0.05, -0.12])
@@ -145,7 +146,7 @@ def test_a_brax_step_continues_exactly_and_has_a_gradient(pipeline):
         return jnp.concatenate([bundle.qpos(state), bundle.qvel(state)])
 
     def brax_alone(controls):
-        with physics._foreign_code():
+        with engine_code():
             engine = __import__(f"brax.{pipeline}.pipeline", fromlist=["pipeline"])
             model = physics.load_model("reacher", without="target", for_brax=True)
             system = mjcf.load_model(model).tree_replace({"opt.timestep": 0.02 / substeps})

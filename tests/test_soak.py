@@ -89,6 +89,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "leave":
         leave(sys.argv[2])
     else:
-        # 1024 worlds are where batched LAPACK kernels used to hang, see `metajax.envs.physics`.
+        # With 1024 batched LAPACK kernels used to hang: `metajax.physics.linear_algebra`.
         shapes = {"mujoco": [(1, 300), (20, 100), (200, 100), (5000, 4)], "mjx": [(1024, 4)]}
         soak(sys.argv[2], shapes[sys.argv[2]], float(sys.argv[3]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import metajax
-from metajax.envs import physics
+from metajax import physics
 from metajax.errors import MetajaxError
 
 needs_warp = pytest.mark.skipif(

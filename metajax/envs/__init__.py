@@ -13,7 +13,6 @@ from metajax.envs import (
     halfcheetah,
     humanoid,
     locomotion,
-    physics,
     point,
     splits,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "episodes",
     "locomotion",
     "make",
-    "physics",
     "splits",
 ]
 

@@ -15,9 +15,9 @@ from metajax.envs.locomotion import (
     uniform_noise,
     velocity,
 )
-from metajax.envs.physics import Physics, field_shape, make_physics
 from metajax.envs.splits import Split, finite_splits, three_splits, uniform, unlisted
 from metajax.errors import unknown
+from metajax.physics import Physics, field_shape, make_physics
 from metajax.types import TaskFamily
 
 # rand_param_envs/base.py: multipliers base^U(-3, 3), for every number of a field by itself

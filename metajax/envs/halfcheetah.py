@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
 from metajax.envs.locomotion import gymnasium_noise, robot_env, scaled_actions, velocity
-from metajax.envs.physics import make_physics
 from metajax.envs.splits import (
     Split,
     between,
@@ -20,6 +19,7 @@ from metajax.envs.splits import (
     unlisted,
 )
 from metajax.errors import unknown
+from metajax.physics import make_physics
 from metajax.types import TaskFamily
 
 FRAME_SKIP = 5

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 from metajax._checks import checked
 from metajax.envs.ant import direction_splits, unit_vector
 from metajax.envs.locomotion import robot_env, scaled_actions, uniform_noise
-from metajax.envs.physics import Physics, PhysicsState, make_physics
 from metajax.envs.splits import between, finite_splits, unlisted
 from metajax.errors import unknown
+from metajax.physics import Physics, PhysicsState, make_physics
 from metajax.types import TaskFamily, pytree_dataclass
 
 FRAME_SKIP = 5

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from metajax.envs.episodes import Moved, make_env
-from metajax.envs.physics import Dynamics, Physics, PhysicsState, quaternion_addresses
 from metajax.errors import MetajaxError, check_positive
+from metajax.physics import Dynamics, Physics, PhysicsState, quaternion_addresses
 from metajax.types import Continuous, Env, Task
 
 Noise = Callable[[Key[Array, ""], Physics], tuple[Float[Array, "nq"], Float[Array, "nv"]]]

@@ -6,8 +6,8 @@ from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
 from metajax.envs.locomotion import robot_env
-from metajax.envs.physics import Physics, make_physics
 from metajax.envs.splits import Split, two_splits, uniform
+from metajax.physics import Physics, make_physics
 from metajax.types import Continuous, TaskFamily
 
 FRAME_SKIP = 2

@@ -5,9 +5,9 @@ from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
 from metajax.envs.locomotion import robot_env, scaled_actions, uniform_noise, velocity
-from metajax.envs.physics import make_physics, resolve_backend
 from metajax.envs.splits import Split, three_splits, uniform
 from metajax.errors import MetajaxError
+from metajax.physics import make_physics, resolve_backend
 from metajax.types import TaskFamily
 
 FRAME_SKIP = 4

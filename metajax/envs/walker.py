@@ -5,8 +5,8 @@ from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
 from metajax.envs.locomotion import robot_env, scaled_actions, uniform_noise, velocity
-from metajax.envs.physics import make_physics
 from metajax.envs.splits import Split, finite, three_splits, uniform
+from metajax.physics import make_physics
 from metajax.types import TaskFamily
 
 FRAME_SKIP = 8

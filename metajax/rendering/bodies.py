@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
 from metajax.envs import ant, halfcheetah, humanoid, reacher, swimmer, walker
-from metajax.envs.physics import load_model
+from metajax.physics import load_model
 from metajax.types import Task
 
 # pyright: reportAttributeAccessIssue=false

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from metajax.envs import ENGINES, EXTRAS, FAMILIES, VARIANTS, make
-from metajax.envs.physics import BACKENDS
 from metajax.envs.reacher import GOAL_RADIUS
 from metajax.envs.splits import BLOCKS, MARGIN, STRIPS, is_held_out
 from metajax.errors import MetajaxError
+from metajax.physics import BACKENDS
 from metajax.rollout import check_env, rollout
 from metajax.types import Continuous, Discrete, PolicyOutput, TaskFamily, Trajectory
 

@@ -145,7 +145,7 @@ def check_limits(model: mujoco.MjModel, engine: str) -> None:
 
     Args:
         model: a compiled MuJoCo model.
-        engine: one of `metajax.envs.physics.BACKENDS`.
+        engine: one of `metajax.physics.BACKENDS`.
 
     Raises:
         MetajaxError: it does not.
