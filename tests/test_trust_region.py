@@ -22,7 +22,7 @@ from metajax.algorithms.trust_region import (
     fisher_vector_product,
     trust_region_step,
 )
-from metajax.envs.tabular import tabular
+from metajax.envs.families.tabular import tabular
 from metajax.policies import Categorical, DiagonalNormal, mlp
 from metajax.types import Continuous, Discrete, StepInput, TrainState
 
