@@ -387,7 +387,7 @@ def test_a_reset_and_an_observation_see_the_task(tmp_path):
     np.testing.assert_allclose(after.observation, [-0.2], atol=1e-7)
     np.testing.assert_allclose(after.reward, 0.3, atol=1e-7)
     assert env.observation_size == 1 and after.terminated
-    with pytest.raises(MetajaxError, match="cannot be made without a task .*example="):
+    with pytest.raises(MetajaxError, match=r"cannot be made without a task .*example="):
         robot_env(bundle, **options)
 
 
