@@ -218,7 +218,7 @@ def train_options(
     options = dataclasses.make_dataclass("TrainOptions", groups, frozen=True)
     options.__doc__ = (
         f"Meta-train {algorithm} on {family} and evaluate on held-out tasks.\n\n"
-        "metajax list names all algorithms and families; each pair has its own defaults.\n"
+        "metajax list names all algorithms and families; each pair has its own defaults.\n\n"
         "MODULE:NAME is a factory of your own, in a module that can be imported here."
     )
     return options

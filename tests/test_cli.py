@@ -525,7 +525,7 @@ def test_help_of_the_other_commands(command):
     assert options is not None
     for field in dataclasses.fields(options):
         if field.name not in ("run", "runs"):
-            assert f"--{field.name}" in printed
+            assert f"--{field.name.replace('_', '-')}" in printed
             assert _arguments.help_of(options)[field.name]
 
 
