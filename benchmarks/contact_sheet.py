@@ -16,7 +16,8 @@ import mujoco
 import numpy as np
 
 import metajax
-from metajax.envs import EXTRAS, FAMILIES
+from metajax.envs import FAMILIES
+from metajax.envs.drawings import Body
 from metajax.rendering import bodies, plots
 from metajax.rendering.recording import Recording
 
@@ -28,10 +29,11 @@ def play(name):
     """Return a task and `Recording`s of random actions on it: `[episode, time]`."""
     family = metajax.make(name)
     env, space = family.env, family.env.action_space
-    plot = plots.PLOTS.get(name, plots.REWARDS)
-    position, episodes = plot.position, plot.shown
-    if name in bodies.BODIES:
+    drawing = FAMILIES[name].drawing
+    if isinstance(drawing, Body):
         position, episodes = lambda state: state.simulator.qpos, 1
+    else:
+        position, episodes = drawing.position, drawing.shown
     task = family.train.sample(jax.random.key(4))
 
     def episode(key):
@@ -62,28 +64,27 @@ def play(name):
 def main():
     names = [
         name
-        for name in FAMILIES
-        if name not in EXTRAS or importlib.util.find_spec(EXTRAS[name]) is not None
+        for name, spec in FAMILIES.items()
+        if spec.package is None or importlib.util.find_spec(spec.package) is not None
     ]
     rows = math.ceil(len(names) / COLUMNS)
     with matplotlib.rc_context({"font.size": 8}):
         figure, grid = plt.subplots(rows, COLUMNS, figsize=(15, 2.6 * rows), layout="constrained")
         for axes, name in zip(grid.flat, names, strict=False):
             task, recording = play(name)
-            if name in bodies.BODIES:
-                body = bodies.BODIES[name]
-                model = body.model()
+            drawing = FAMILIES[name].drawing
+            if isinstance(drawing, Body):
+                model = drawing.model()
                 data = mujoco.MjData(model)
-                step = round(SECONDS / body.seconds)
+                step = round(SECONDS / drawing.seconds)
                 data.qpos[:] = recording.positions[0, step]
                 mujoco.mj_kinematics(model, data)
-                axes.imshow(bodies.panel(body, model, data, task, SECONDS))
+                axes.imshow(bodies.panel(drawing, model, data, task, SECONDS))
                 axes.set_axis_off()
-                axes.set_title(f"{name}\n{body.task(task)}", fontsize=9)
+                axes.set_title(f"{name}\n{drawing.task(task)}", fontsize=9)
             else:
                 axes.grid(color="#e6e6e6")
-                plot = plots.PLOTS.get(name, plots.REWARDS)
-                plot.draw(axes, task, [recording], ["random"])
+                plots.draw_plot(drawing, axes, task, [recording], ["random"])
                 axes.set_title(name, fontsize=9)
             print(f"  {name}", flush=True)
         for axes in grid.flat[len(names) :]:

@@ -13,7 +13,6 @@ run under the same name are kept where they are not measured again.
 
 import argparse
 import importlib.util
-import inspect
 import json
 import statistics
 import time
@@ -31,9 +30,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import metajax
-from metajax.envs import ENGINES, EXTRAS, FAMILIES
+from metajax.envs import FAMILIES
 from metajax.envs.splits import sample_batch
-from metajax.physics import BACKENDS, load_model, make_physics
+from metajax.physics import load_model, make_physics
 from metajax.rollout import over_tasks
 from metajax.train import default_devices, task_mesh
 
@@ -144,7 +143,7 @@ def gymnasium_steps_per_second(body, steps=2000):
 
 
 def measure(name, backend, batch, arguments):
-    has_engine = "backend" in inspect.signature(FAMILIES[name]).parameters
+    has_engine = bool(FAMILIES[name].backends)
     family = metajax.make(name, **({"backend": backend} if has_engine else {}))
     mesh = task_mesh(default_devices(family, batch))
     space = family.env.action_space
@@ -256,12 +255,12 @@ def main():
     arguments = parser.parse_args()
     rows, references = [], {}
     for name in arguments.families:
-        if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
+        spec = FAMILIES[name]
+        if spec.package is not None and importlib.util.find_spec(spec.package) is None:
             continue
-        has_engine = "backend" in inspect.signature(FAMILIES[name]).parameters
-        lacking = set(BACKENDS) - set(ENGINES.get(name, BACKENDS))
+        has_engine = bool(spec.backends)
         for backend in arguments.backends if has_engine else ("jax",):
-            if backend not in lacking:
+            if backend in (spec.backends or ("jax",)):
                 rows += [measure(name, backend, batch, arguments) for batch in arguments.batches]
         if has_engine and BODIES[name].gymnasium not in references:
             known = BODIES[name].gymnasium

@@ -29,13 +29,14 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 from metajax import presets
 from metajax._alarms import without_alarms
 from metajax._arguments import flags, help_of, parse, summary_of
+from metajax._imported import module_of
 from metajax._records import plain
 from metajax._tables import curve_text, plural, task_names
 from metajax._version import __version__
 from metajax.algorithms import ALGORITHMS
 from metajax.checkpoint import saved_steps
 from metajax.deployment import Step, load_run
-from metajax.envs import FAMILIES, SOURCES, make
+from metajax.envs import FAMILIES
 from metajax.envs.splits import Split, on_split
 from metajax.errors import MetajaxError, unknown
 from metajax.evaluation import adaptation_curve, evaluate, has_memory, trial_total
@@ -71,6 +72,7 @@ def _hint(default: str) -> str:
 Run = Annotated[Path, Positional, tyro.conf.arg(metavar="RUN")]
 OptionalNumber = Annotated[int | None, tyro.conf.arg(help_behavior_hint=_hint)]
 OptionalName = Annotated[str | None, tyro.conf.arg(help_behavior_hint=_hint)]
+Modules = Annotated[str, tyro.conf.arg(metavar="MODULE,...", help_behavior_hint=lambda _: "")]
 StepName = Annotated[str | None, tyro.conf.arg(metavar="{INT,best}", help_behavior_hint=_hint)]
 
 
@@ -81,10 +83,13 @@ class ResumeOptions:
     Attributes:
         run: the run directory.
         iterations: meta-iterations in all, instead of the run's own number; and no patience.
+        allow_import: modules outside metajax that the run's names may be imported from, which runs
+            their code.
     """
 
     run: Run
     iterations: OptionalNumber = None
+    allow_import: Modules = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +105,8 @@ class EvaluateOptions:
         episodes: per task and round; the run's own number by default.
         step: of the checkpoint; the newest by default, or the best if the run kept it.
         backend: another physics engine than the run's.
+        allow_import: modules outside metajax that the run's names may be imported from, which runs
+            their code.
     """
 
     run: Run
@@ -109,6 +116,7 @@ class EvaluateOptions:
     episodes: OptionalNumber = None
     step: StepName = None
     backend: OptionalName = None
+    allow_import: Modules = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +133,8 @@ class RenderOptions:
         seed: which of the seeds that were trained side by side.
         step: of the checkpoint; the newest by default, or the best if the run kept it.
         backend: another physics engine than the run's.
+        allow_import: modules outside metajax that the run's names may be imported from, which runs
+            their code.
     """
 
     run: Run
@@ -134,6 +144,7 @@ class RenderOptions:
     seed: int = 0
     step: StepName = None
     backend: OptionalName = None
+    allow_import: Modules = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,22 +169,27 @@ class ListOptions:
 
 
 def train_options(
-    algorithm: str, family: str, policy: str | None = None, outer: str | None = None
+    algorithm: str,
+    family: str,
+    policy: str | None = None,
+    outer: str | None = None,
+    *,
+    allow_import: Sequence[str] = (),
 ) -> type:
     """Return the dataclass of the options of `metajax train ALGORITHM FAMILY`.
 
     One field per group of `presets.options`; names, types, defaults and help are those of the
-    factory's signature and docstring. Another field where there are several policies to choose
-    from: which of them, and so which options it has. The defaults are those that go with the outer
-    step.
+    factory's signature and docstring. Another field says which policy, and so which options it has.
+    The defaults are those that go with the outer step.
 
     Raises:
         MetajaxError: the algorithm or the family does not exist.
     """
-    choices = presets.choices(family) if family in FAMILIES else {}
-    factories = presets.factories(algorithm, family, policy)
+    factories = presets.factories(algorithm, family, policy, allow_import=allow_import)
+    choices = presets.choices(family, allow_import=allow_import)
+    known = presets.options(algorithm, family, policy, outer, allow_import=allow_import)
     groups: list[tuple[str, Any, Any]] = []
-    for group, parameters in presets.options(algorithm, family, policy, outer).items():
+    for group, parameters in known.items():
         help_ = help_of(factories[group])
         fields = []
         for name, parameter in parameters.items():
@@ -187,20 +203,31 @@ def train_options(
         options.__doc__ = summary_of(factories[group])
         kind = options if group in _PREFIXED else Annotated[options, OmitArgPrefixes]
         groups.append((group, kind, dataclasses.field(default=options())))
-    if len(policies := presets.policies(algorithm)) > 1:
-        which = tyro.conf.arg(help="what remembers.", help_behavior_hint=_hint)
-        default = dataclasses.field(default=policy or policies[0])
-        groups.append(("policy_name", Annotated[Literal[policies], which], default))
-    where = f"where the run is kept; runs/{algorithm}-{family}-<date>-<time> by default."
+    policies = presets.policies(algorithm)
+    which = tyro.conf.arg(
+        help="the policy that is trained.",
+        help_behavior_hint=_hint,
+        metavar=f"{{{','.join((*policies, 'MODULE:NAME'))}}}",
+    )
+    default = dataclasses.field(default=policy or policies[0])
+    groups.append(("policy_name", Annotated[str, which], default))
+    where = f"where the run is kept; {_directory(algorithm, family)}-<date>-<time> by default."
     described = tyro.conf.arg(help=where, help_behavior_hint=_hint)
     directory = Annotated[Path | None, described]
     groups.append(("run_directory", directory, dataclasses.field(default=None)))
     options = dataclasses.make_dataclass("TrainOptions", groups, frozen=True)
     options.__doc__ = (
         f"Meta-train {algorithm} on {family} and evaluate on held-out tasks.\n\n"
-        "metajax list names all algorithms and families; each pair has its own defaults."
+        "metajax list names all algorithms and families; each pair has its own defaults.\n\n"
+        "MODULE:NAME is a factory of your own, in a module that can be imported here."
     )
     return options
+
+
+def _directory(algorithm: str, family: str) -> Path:
+    """Return what the name of a run's directory begins with."""
+    names = (name.rpartition(":")[2] for name in (algorithm, family))
+    return Path("runs", "-".join(names))
 
 
 _PREFIXED = {"policy", "evaluation"}
@@ -213,6 +240,24 @@ _PREFIXED = {"policy", "evaluation"}
 
 def _command(*words: object) -> str:
     return shlex.join(["metajax", *map(str, words)])
+
+
+def _on_run(command: str, directory: Path, config: presets.Config, *words: object) -> str:
+    """Return a command on a run, with leave to import what the run is made of."""
+    modules = presets.modules_of(config)
+    leave = ["--allow-import", ",".join(modules)] if modules else []
+    return _command(command, directory, *words, *leave)
+
+
+def _allowed(modules: Sequence[str]) -> Sequence[str]:
+    """Return the modules that may be imported; those in the current directory are found."""
+    if modules and (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    return modules
+
+
+def _split(modules: str) -> Sequence[str]:
+    return _allowed([name for name in modules.split(",") if name])
 
 
 MODE = "likeliest"  # the mean of a normal distribution, the best action of a Q-network
@@ -239,7 +284,7 @@ def _described(
     if backend == "jax":
         return program, f"physics: none ({engine})"
     found = "no accelerator" if devices[0].platform == "cpu" else devices[0].device_kind
-    asked = config["family"]["backend"] != "auto"
+    asked = config["family"].get("backend", backend) != "auto"  # where a family has but one engine
     why = "as before" if resume else "as asked for" if asked else f"{found} found"
     return program, f'physics: {engine} (backend "{backend}": {why})'
 
@@ -262,25 +307,28 @@ def _train(arguments: Sequence[str]) -> int:
             f"{DEFAULT_ALGORITHM} {algorithm}."
         )
     program = f"metajax train {algorithm} {family}"
-    policies = presets.policies(algorithm)
-    policy = _value_among(arguments, "--policy-name", policies) or policies[0]
-    outer = _value_among(arguments, "--outer", presets.outer_steps(algorithm))
-    options = train_options(algorithm, family, policy, outer)
+    policy = _last_value(arguments, "--policy-name") or presets.policies(algorithm)[0]
+    parts = (algorithm, family, policy)
+    allow = _allowed([module for name in parts if (module := module_of(name)) is not None])
+    outer = _last_value(arguments, "--outer")
+    if outer not in presets.outer_steps(algorithm, allow_import=allow):
+        outer = None  # the parser says so
+    options = train_options(*parts, outer, allow_import=allow)
 
     def hint(word: str) -> str | None:
-        if word in (*ALGORITHMS, *FAMILIES):
+        if word in (*ALGORITHMS, *FAMILIES) or module_of(word) is not None:
             return f"{word!r} comes too late: metajax train ALGORITHM FAMILY --option value ..."
         here = {"algorithm": algorithm, "family": family, "policy": policy}
         return _elsewhere(word, here, program)
 
     chosen = parse(options, arguments[len(names) :], program, hint)
-    config = presets.default_config(algorithm, family, policy, outer)
+    config = presets.default_config(*parts, outer, allow_import=allow)
     for group in presets.GROUPS:
         config[group] = dataclasses.asdict(getattr(chosen, group))
     directory = chosen.run_directory
     if directory is None:
-        directory = Path("runs") / f"{algorithm}-{family}-{datetime.now():%Y%m%d-%H%M%S}"
-    return _run(config, directory, resume=False)
+        directory = Path(f"{_directory(algorithm, family)}-{datetime.now():%Y%m%d-%H%M%S}")
+    return _run(config, directory, resume=False, allow_import=allow)
 
 
 def _elsewhere(flag: str, here: dict[str, str], program: str) -> str | None:
@@ -327,19 +375,22 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _value_among(arguments: Sequence[str], option: str, known: Sequence[str]) -> str | None:
+def _last_value(arguments: Sequence[str], option: str) -> str | None:
     """Return the last value given to an option that has a say in what the others are, or None."""
     found = None
     for word, following in itertools.pairwise([*arguments, ""]):
         flag, _, value = word.partition("=")
-        if flag.replace("_", "-") == option and (value or following) in known:
-            found = value or following
+        value = value or following
+        if flag.replace("_", "-") == option and value and not value.startswith("-"):
+            found = value
     return found
 
 
 def _resume(options: ResumeOptions) -> int:
+    allow = _split(options.allow_import)
     with open_run(options.run, lock=False) as run:
-        config = presets.checked_config(presets.described(run.config, run.path))
+        described = presets.described(run.config, run.path)
+        config = presets.checked_config(described, allow_import=allow)
         steps = saved_steps(run.checkpoints)
         records = read_metrics(run.metrics) if run.metrics.exists() else []
     done = steps[-1] if steps else 0
@@ -360,19 +411,21 @@ def _resume(options: ResumeOptions) -> int:
         newest = (options.run / "metrics.jsonl").stat().st_mtime_ns
         if not picture.exists() or picture.stat().st_mtime_ns < newest:
             _draw(options.run)  # what interrupted it came before
-        further = _command("resume", options.run, "--iterations", 2 * done)
+        further = _on_run("resume", options.run, config, "--iterations", 2 * done)
         say(f"{options.run} is finished: {plural(done, 'iteration')}. To go on: {further}")
         return 0
     config["training"]["iterations"] = wanted
-    return _run(config, options.run, resume=True)
+    return _run(config, options.run, resume=True, allow_import=allow)
 
 
-def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
+def _run(
+    config: presets.Config, directory: Path, *, resume: bool, allow_import: Sequence[str]
+) -> int:
     """Train, and say what came of it."""
     began = time.perf_counter()
-    config = presets.checked_config(config)
+    config = presets.checked_config(config, allow_import=allow_import)
     _ask_for_devices(config)
-    experiment = presets.build(config)
+    experiment = presets.build(config, allow_import=allow_import)
     if config["training"]["devices"] is None:  # kept, so that a resumed run has as many
         devices = default_devices(experiment.family, config["training"]["tasks"])
         experiment.training["devices"] = config["training"]["devices"] = devices
@@ -395,16 +448,15 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
             started=started,
             **experiment.training,
         )
-    again = ["resume", directory]
-    if resume:  # the directory keeps the number of iterations that it began with
-        again += ["--iterations", config["training"]["iterations"]]
+    # A directory keeps the number of iterations that it was made with.
+    further = ["--iterations", config["training"]["iterations"]] if resume else []
     done = int(result.state.iteration)
     status = 0 if result.interrupted is None else 128 + result.interrupted
     if result.returns is None:
         name = signal.Signals(status - 128).name
         saved = ", saved" if done else ""
         say(f"stopped by {name} after {plural(done, 'iteration')}{saved}. To go on:")
-        say(f"  {_command(*again)}")
+        say(f"  {_on_run('resume', directory, config, *further)}")
         return status
     seconds = time.perf_counter() - began
     acting = MODE if experiment.evaluation.mode else "sampled"
@@ -412,7 +464,7 @@ def _run(config: presets.Config, directory: Path, *, resume: bool) -> int:
     say(_whose(result, config["training"]))
     say(curve_text(result.returns, acting, experiment.algorithm, experiment.family, "test"))
     say()
-    _conclude(result, directory, done, seconds)
+    _conclude(result, directory, config, done, seconds)
     return status
 
 
@@ -426,11 +478,13 @@ def _whose(result: Result, training: dict[str, Any]) -> str:
     return f"{said} of {done}." if done != result.agent_iteration else f"{said}."
 
 
-def _conclude(result: Result, directory: Path, done: int, seconds: float) -> None:
+def _conclude(
+    result: Result, directory: Path, config: presets.Config, done: int, seconds: float
+) -> None:
     _draw(directory)
-    say(f"evaluate:  {_command('evaluate', directory)}")
-    say(f"render:    {_command('render', directory)}")
-    say(f"resume:    {_command('resume', directory, '--iterations', 2 * done)}")
+    say(f"evaluate:  {_on_run('evaluate', directory, config)}")
+    say(f"render:    {_on_run('render', directory, config)}")
+    say(f"resume:    {_on_run('resume', directory, config, '--iterations', 2 * done)}")
     compiling = duration(result.compile_seconds)
     say(f"wall time: {duration(seconds)}, {compiling} of it compiling")
 
@@ -479,7 +533,12 @@ def _ask_for_devices(config: presets.Config) -> None:
 
 
 def _evaluate(options: EvaluateOptions) -> int:
-    experiment, state = load_run(options.run, step=_step(options.step), backend=options.backend)
+    experiment, state = load_run(
+        options.run,
+        step=_step(options.step),
+        backend=options.backend,
+        allow_import=_split(options.allow_import),
+    )
     chosen = {name: getattr(options, name) for name in ("rounds", "episodes")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     for name, value in {"tasks": options.tasks, **chosen}.items():
@@ -583,13 +642,16 @@ def _render(options: RenderOptions) -> int:
     _check_positive("tasks", options.tasks)
     with open_run(options.run, lock=False) as run:
         config = presets.described(run.config, run.path)
+    allow = _split(options.allow_import)
     name = config["family_name"]
-    available = rendering.formats(name)
-    wanted = [f".{kind}" for kind in ("html", "gif") if getattr(options, kind)] or available[:1]
+    drawing = presets.family_spec(name, allow_import=allow).drawing
+    asked = [f".{kind}" for kind in ("html", "gif") if getattr(options, kind)]
+    wanted = asked or rendering.formats(drawing)[:1]
     for suffix in wanted:
-        if suffix not in available:
-            raise unknown(f"picture format of {name}", suffix, available)
-    experiment, state = load_run(options.run, step=_step(options.step), backend=options.backend)
+        rendering.check_picture(suffix, drawing, name)
+    experiment, state = load_run(
+        options.run, step=_step(options.step), backend=options.backend, allow_import=allow
+    )
     seeds = state.discarded.shape[0]
     if not 0 <= options.seed < seeds:
         raise MetajaxError(f"--seed is {options.seed}; the run has seeds 0 to {seeds - 1}.")
@@ -605,7 +667,7 @@ def _render(options: RenderOptions) -> int:
     say(f"drawing {options.run}, {_which(options.step)} iteration {int(state.iteration)} ...")
     with _at_work(f"compiling, playing and drawing {plural(options.tasks, 'held-out task')}"):
         rendering.render(
-            name,
+            drawing,
             algorithm.agent,
             experiment.family,
             meta_params,
@@ -636,10 +698,10 @@ def _list(options: ListOptions) -> int:
         say(f"  {name:<19}{summary_of(factory)}")
     speeds = json.loads(_SPEEDS.read_text())
     say("\nfamilies")
-    for name in sorted(FAMILIES):
-        say(f"  {name:<19}{SOURCES[name]}")
+    for name, spec in sorted(FAMILIES.items()):
+        say(f"  {name:<19}{spec.source}")
         try:
-            env = make(name).env
+            env = spec.factory().env
         except MetajaxError as error:  # its package is not installed
             say(f"{'':<21}{error}")
             continue
@@ -654,6 +716,8 @@ def _list(options: ListOptions) -> int:
             say(f"{'':<21}{count(speeds['steps_per_second'][name])} steps per second")
         for option, names in presets.choices(name).items():
             say(f"{'':<21}--{option} {', '.join(names)}")
+        if spec.references:
+            say(f"{'':<21}reference agents: {', '.join(spec.references)}")
     say(f"\nsteps per second: {speeds['measured']}")
     return 0
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,18 +177,21 @@ def simulate(agent: Agent, env: Env, meta_params: PyTree[Array], *, seed: int = 
 
 
 @checked
-def load(path: str | Path, *, seed: int = 0, step: Step = None) -> HostAgent:
+def load(
+    path: str | Path, *, seed: int = 0, step: Step = None, allow_import: Sequence[str] = ()
+) -> HostAgent:
     """Return the agent that a run directory holds.
 
     Args:
         path: of the run directory.
         seed: which of the seeds trained side by side.
         step: a saved iteration, "best" or None for the newest; see `load_run`.
+        allow_import: modules outside metajax that the run's names may be imported from.
 
     Raises:
         MetajaxError: the directory holds no run, no such seed, or no good checkpoint.
     """
-    experiment, state = load_run(path, step=step)
+    experiment, state = load_run(path, step=step, allow_import=allow_import)
     seeds = state.discarded.shape[0]
     if not 0 <= seed < seeds:
         raise MetajaxError(f"the run has seeds 0 to {seeds - 1}, not {seed}.")
@@ -197,7 +201,11 @@ def load(path: str | Path, *, seed: int = 0, step: Step = None) -> HostAgent:
 
 @checked
 def load_run(
-    path: str | Path, *, step: Step = None, backend: str | None = None
+    path: str | Path,
+    *,
+    step: Step = None,
+    backend: str | None = None,
+    allow_import: Sequence[str] = (),
 ) -> tuple[presets.Experiment, RunState]:
     """Return the experiment of a run directory and what its agents are made of.
 
@@ -209,6 +217,7 @@ def load_run(
             validation tasks. If that is damaged, a warning says which good one with a score is
             taken instead.
         backend: another physics engine than the run's.
+        allow_import: modules outside metajax that the run's names may be imported from.
 
     Raises:
         MetajaxError: the directory holds no run or no such checkpoint, or the run was not trained
@@ -217,7 +226,7 @@ def load_run(
     with open_run(path, lock=False) as run:
         if backend is not None:
             run.config.setdefault("family", {})["backend"] = backend
-        experiment = presets.build(run.config)
+        experiment = presets.build(run.config, allow_import=allow_import)
         program = make_segment(
             experiment.algorithm,
             experiment.family,

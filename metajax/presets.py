@@ -2,25 +2,31 @@
 
 A configuration is plain data: three names, and five groups of keyword arguments for five
 factories. It is what a run directory keeps and what the command line edits.
+
+A name is one of metajax's own or "module:attribute", a factory (of a family: or its `FamilySpec`)
+in a module of the user's. To import a module is to run its code, so every function here that finds
+things by name imports none but those in its argument `allow_import`.
 """
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from metajax._checks import check_options
+from metajax._imported import check_factory, imported, module_of, options_of
 from metajax.algorithms import ALGORITHMS
-from metajax.envs import ENGINES, FAMILIES, VARIANTS, make
+from metajax.envs import FAMILIES, FamilySpec
+from metajax.envs.specs import Preset, merged
 from metajax.errors import MetajaxError, brief, unknown
-from metajax.physics import BACKENDS
 from metajax.policies import gru, lstm, mlp, snail, transformer, variational, window
 from metajax.rules import RuleName
 from metajax.train import Evaluation, check_counts, train
-from metajax.types import Algorithm, TaskFamily
+from metajax.types import Algorithm, Policy, TaskFamily
 
 Config = dict[str, Any]
+Part = TypeVar("Part")
 
 _NAMES = ("algorithm_name", "family_name", "policy_name")
 GROUPS = ("algorithm", "policy", "family", "training", "evaluation")
@@ -29,116 +35,6 @@ GROUPS = ("algorithm", "policy", "family", "training", "evaluation")
 # trial is follows from the rest.
 _NOT_OPTIONS = {"algorithm", "family", "evaluation", "run_directory", "resume", "config", "report"}
 _NOT_OPTIONS |= {"started", "trial_length"}
-
-# Ten pulls of an arm, one after the other.
-_PULLS = {
-    "algorithm": {"episodes": 10},
-    "training": {"iterations": 400, "tasks": 1000},
-    "evaluation": {"every": 100, "tasks": 1000, "final_tasks": 10_000},
-}
-
-PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
-    ("maml", "halfcheetah-dir"): {
-        # An initial standard deviation of 1 drowns the task in control cost.
-        "policy": {"initial_std": 0.5},
-        "family": {"episode_length": 100},
-        "algorithm": {
-            "outer": "ppo",
-            "inner_learning_rate": 0.2,
-            "outer_learning_rate": 1.5e-3,
-        },
-        # There are only two tasks: a small batch gives more meta-iterations for the same steps.
-        "training": {"iterations": 250, "tasks": 6},
-        "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
-    },
-    ("maml", "halfcheetah-vel"): {
-        "policy": {"initial_std": 0.5},
-        "family": {"episode_length": 100},
-        "algorithm": {
-            "outer": "ppo",
-            "episodes": 10,
-            "inner_learning_rate": 0.2,
-            "outer_learning_rate": 1.5e-3,
-        },
-        "training": {"iterations": 200, "tasks": 20},
-        "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
-    },
-    ("maml", "point-goal"): {
-        # The step that can be taken without losing the goal shrinks with the variance, and so does
-        # what the unadapted policy may change between two samplings: several epochs on the same
-        # episodes let it run away.
-        "policy": {"initial_std": 0.045},
-        "algorithm": {
-            "outer": "adam",
-            "inner_learning_rate": 0.04,
-            "inner_learning_rate_decay": 0.25,
-            "outer_learning_rate": 5e-4,
-            "trace": 0.95,
-        },
-        "training": {"iterations": 500, "tasks": 40},
-        "evaluation": {"every": 100, "tasks": 40, "episodes": 20, "final_tasks": 400},
-    },
-    # As with MAML: what later epochs gain on old episodes, the unadapted policy pays for.
-    ("promp", "point-goal"): {"algorithm": {"outer_learning_rate": 2.5e-4, "outer_epochs": 2}},
-    # The gradient of a log-probability grows as the standard deviation shrinks.
-    ("learned-optimizer", "point-goal"): {"algorithm": {"inner_learning_rate": 0.003}},
-    ("dqn", "cartpole-params"): {
-        "policy": {"activation": "relu"},
-        "family": {"episode_length": 200},
-        "algorithm": {
-            "episodes": 1,
-            "updates": 100,
-            "batch": 128,
-            "outer_learning_rate": 5e-4,
-            "target_period": 200,
-            "replay_capacity": 300_000,
-            # Of the steps that look alike few end in a fall: clipped errors leave them out.
-            "error_clip": None,
-            # Fine-tuning an agent that balances can only hurt it.
-            "inner_learning_rate": 1e-4,
-        },
-        "training": {"iterations": 200, "tasks": 16},
-        "evaluation": {"every": 50, "tasks": 40, "episodes": 10, "mode": True},
-    },
-    ("maml", "reacher-goal"): {
-        "policy": {"initial_std": 0.5},
-        "algorithm": {"outer": "ppo", "episodes": 10},
-        "training": {"iterations": 200, "tasks": 20},
-        "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
-    },
-    ("rl2", "halfcheetah-vel"): {
-        "policy": {"initial_std": 0.5},
-        "algorithm": {
-            "chunk": 100,
-            "minibatches": 20,
-            "outer_learning_rate": 5e-4,
-            # Control costs: the standard deviation has to shrink, but not at once.
-            "entropy_weight": 0.005,
-        },
-        "training": {"iterations": 1000, "tasks": 40},
-        "evaluation": {"every": 100, "tasks": 60},
-    },
-    ("rl2", "bernoulli-bandit"): _PULLS,
-    ("snail", "bernoulli-bandit"): _PULLS,
-    ("varibad", "bernoulli-bandit"): _PULLS,
-}
-
-
-# What goes with an outer step, where it is not what goes with the one of the pair's preset: by
-# algorithm, family and outer step, or on any family.
-OF_OUTER: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {
-    # A trust region is as long at any standard deviation: the literature's values serve.
-    ("maml", "point-goal", "trpo"): {
-        "policy": {"initial_std": 1.0},
-        "algorithm": {"inner_learning_rate": 0.1, "inner_learning_rate_decay": 0.5, "trace": 1.0},
-        "training": {"tasks": 20},
-    },
-    ("maml", "reacher-goal", "trpo"): {
-        "policy": {"initial_std": 1.0},
-        "algorithm": {"inner_learning_rate": 0.1, "inner_learning_rate_decay": 0.5},
-    },
-    ("rl2", "trpo"): {"policy": {"critic": "separate"}},  # it learns in epochs of its own
-}
 
 # Nothing in joint training makes a gradient step of some length the right one: fine-tuning takes
 # natural gradients, whose length does not depend on how far the standard deviation has shrunk. A
@@ -152,7 +48,7 @@ _FINE_TUNED = {
     }
 }
 
-# Policies by name; those of memory agents hear of each step what came of it.
+# Policies by name; the inputs of memory agents have of each step what came of it.
 _MEMORIES = {f.__name__: f for f in (gru, lstm, snail, transformer, window)}
 POLICIES: dict[str, Callable] = {"mlp": mlp, **_MEMORIES, "variational": variational}
 # Of the algorithms that need one, their own one first; all others train "mlp".
@@ -162,12 +58,14 @@ MEMORY_AGENTS = {
     "varibad": ("variational",),
 }
 
-# What an algorithm needs on any family, over MAML's own presets if it adapts by gradients.
-OF_ALGORITHM: dict[str, dict[str, dict[str, Any]]] = {
+# What an algorithm needs on any family. What was tuned for it on one stands in that family's file.
+OF_ALGORITHM: dict[str, Preset] = {
     **dict.fromkeys(("reinforce", "a2c", "ppo", "trpo", "q-prop"), _FINE_TUNED),
     "cavia": {"policy": {"context": 2}, "algorithm": {"inner_learning_rate": 1.0}},
     "learned-optimizer": {"algorithm": {"inner_learning_rate": 0.03, "outer_learning_rate": 0.01}},
     "reptile": {"algorithm": {"outer_learning_rate": 0.1}},  # a fraction, not Adam's rate
+    # A trust region's critic learns in epochs of its own.
+    "rl2": {"outer": {"trpo": {"policy": {"critic": "separate"}}}},
     "snail": {"policy": {"critic": "separate"}},  # as a trust region asks for
 }
 
@@ -182,39 +80,87 @@ class Experiment(NamedTuple):
 
 
 def policies(algorithm: str) -> tuple[str, ...]:
-    """Return the names of the policies that an algorithm can train, its own one first."""
+    """Return metajax's policies that an algorithm can train, by name, its own one first."""
+    if module_of(algorithm) is not None:
+        return tuple(POLICIES)
     return MEMORY_AGENTS.get(algorithm, ("mlp",))
 
 
-def factories(algorithm: str, family: str, policy: str | None = None) -> dict[str, Callable]:
+def family_spec(name: str, *, allow_import: Sequence[str] = ()) -> FamilySpec:
+    """Return the spec of a family.
+
+    Args:
+        name: of the family.
+        allow_import: modules outside metajax that may be imported.
+
+    Raises:
+        MetajaxError: there is no such family, or its module cannot or may not be imported.
+    """
+    if module_of(name) is None:
+        if name not in FAMILIES:
+            raise unknown("family", name, FAMILIES)
+        return FAMILIES[name]
+    found = imported("family", name, allow_import)
+    spec = found if isinstance(found, FamilySpec) else FamilySpec(name, found, "")
+    check_factory("family", name, spec.factory, ())
+    return spec._replace(name=name)
+
+
+def _factory(
+    kind: str, name: str, known: Mapping[str, Callable], allow_import: Sequence[str]
+) -> Callable:
+    """Return the factory of an algorithm or a policy."""
+    if module_of(name) is None:
+        if name not in known:
+            raise unknown(kind, name, known)
+        return known[name]
+    kind = kind.partition(" ")[0]
+    factory = imported(kind, name, allow_import)
+    check_factory(kind, name, factory, _ARGUMENTS[kind])
+    return factory
+
+
+_ARGUMENTS = {"algorithm": ("env", "policy"), "policy": ("observation_size", "action_space")}
+
+
+def factories(
+    algorithm: str,
+    family: str,
+    policy: str | None = None,
+    *,
+    allow_import: Sequence[str] = (),
+) -> dict[str, Callable]:
     """Return the callable behind each group of options.
 
     Args:
         algorithm: by name.
         family: by name.
-        policy: one of `policies(algorithm)`; None for the first.
+        policy: one of `policies(algorithm)`, or one of the user's; None for the first.
+        allow_import: modules outside metajax that may be imported.
 
     Raises:
         MetajaxError: one of them does not exist, or the algorithm cannot train the policy.
     """
-    if algorithm not in ALGORITHMS:
-        raise unknown("algorithm", algorithm, ALGORITHMS)
-    if family not in FAMILIES:
-        raise unknown("family", family, FAMILIES)
-    known = policies(algorithm)
-    if policy is not None and policy not in known:
-        raise unknown(f"policy for {algorithm}", policy, known)
+    of_algorithm = _factory("algorithm", algorithm, ALGORITHMS, allow_import)
+    known = {name: POLICIES[name] for name in policies(algorithm)}
     return {
-        "algorithm": ALGORITHMS[algorithm],
-        "policy": POLICIES[policy or known[0]],
-        "family": FAMILIES[family],
+        "algorithm": of_algorithm,
+        "policy": _factory(
+            f"policy for {algorithm}", policy or next(iter(known)), known, allow_import
+        ),
+        "family": family_spec(family, allow_import=allow_import).factory,
         "training": train,
         "evaluation": Evaluation,
     }
 
 
 def options(
-    algorithm: str, family: str, policy: str | None = None, outer: str | None = None
+    algorithm: str,
+    family: str,
+    policy: str | None = None,
+    outer: str | None = None,
+    *,
+    allow_import: Sequence[str] = (),
 ) -> dict[str, dict[str, inspect.Parameter]]:
     """Return the options of each group as parameters: name, annotation and preset default.
 
@@ -224,70 +170,90 @@ def options(
     Args:
         algorithm: by name.
         family: by name.
-        policy: one of `policies(algorithm)`; None for the first.
+        policy: one of `policies(algorithm)`, or one of the user's; None for the first.
         outer: the outer step whose values are wanted; None for the one of the preset.
+        allow_import: modules outside metajax that may be imported.
 
     Raises:
         MetajaxError: a name does not exist, or the algorithm has no such outer step.
     """
-    if outer is not None and outer not in outer_steps(algorithm):
-        raise unknown(f"outer step of {algorithm}", outer, outer_steps(algorithm))
-    preset = _preset(algorithm, family, outer)
+    steps = outer_steps(algorithm, allow_import=allow_import)
+    if outer is not None and outer not in steps:
+        raise unknown(f"outer step of {algorithm}", outer, steps)
+    names = {"algorithm": algorithm, "family": family, "policy": policy or ""}
+    spec = family_spec(family, allow_import=allow_import)
+    preset = _preset(algorithm, spec, outer)
     found: dict[str, dict[str, inspect.Parameter]] = {}
-    for group, factory in factories(algorithm, family, policy).items():
-        found[group] = {}
-        for name, parameter in inspect.signature(factory).parameters.items():
-            positional = parameter.kind is not parameter.KEYWORD_ONLY and group != "evaluation"
-            if positional or name in _NOT_OPTIONS:
-                continue
-            if name == "rule":  # those that have a name
-                parameter = parameter.replace(annotation=RuleName)
-            default = preset.get(group, {}).get(name, parameter.default)
-            found[group][name] = parameter.replace(default=default)
+    for group, factory in factories(algorithm, family, policy, allow_import=allow_import).items():
+        name = names.get(group, "")
+        known = (
+            _parameters(group, factory) if module_of(name) is None else options_of(name, factory)
+        )
+        values = preset.get(group, {})
+        found[group] = {
+            name: parameter.replace(default=values.get(name, parameter.default))
+            for name, parameter in known.items()
+        }
+    _check_preset(algorithm, spec, found)
     return found
 
 
-def outer_steps(algorithm: str) -> tuple[str, ...]:
+def _parameters(group: str, factory: Callable) -> dict[str, inspect.Parameter]:
+    """Return the options of one of metajax's own factories."""
+    found = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        positional = parameter.kind is not parameter.KEYWORD_ONLY and group != "evaluation"
+        if positional or name in _NOT_OPTIONS:
+            continue
+        if name == "rule":  # those that have a name
+            parameter = parameter.replace(annotation=RuleName)
+        found[name] = parameter
+    return found
+
+
+def outer_steps(algorithm: str, *, allow_import: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the outer steps that an algorithm can be told to take; () if it has but one.
 
     Raises:
         MetajaxError: the algorithm does not exist.
     """
-    if algorithm not in ALGORITHMS:
-        raise unknown("algorithm", algorithm, ALGORITHMS)
-    outer = inspect.signature(ALGORITHMS[algorithm]).parameters.get("outer")
+    factory = _factory("algorithm", algorithm, ALGORITHMS, allow_import)
+    outer = inspect.signature(factory).parameters.get("outer")
     return () if outer is None else get_args(outer.annotation)
 
 
-def _preset(algorithm: str, family: str, outer: str | None) -> dict[str, dict[str, Any]]:
-    """Return the tuned values of a pair of names; what MAML was tuned to serves its relatives."""
-    relatives = ("maml", algorithm) if algorithm not in MEMORY_AGENTS else (algorithm,)
-    layers = []
-    for name in dict.fromkeys(relatives):
-        layers += [OF_ALGORITHM.get(name, {}), PRESETS.get((name, family), {})]
-        if outer is not None:
-            layers += [OF_OUTER.get((name, outer), {}), OF_OUTER.get((name, family, outer), {})]
-            layers += [{"algorithm": {"outer": outer}}]
-    return {
-        group: {name: value for layer in layers for name, value in layer.get(group, {}).items()}
-        for group in GROUPS
-    }
+def _preset(algorithm: str, family: FamilySpec, outer: str | None) -> Preset:
+    """Return the values of an algorithm on a family, which come after its own on any family."""
+    layers: list[Preset] = []
+    for preset in (OF_ALGORITHM.get(algorithm, {}), family.presets.get(algorithm, {})):
+        layers += [preset, preset.get("outer", {}).get(outer or "", {})]
+    if outer is not None:
+        layers.append({"algorithm": {"outer": outer}})
+    return merged(*layers)
 
 
-def choices(family: str) -> dict[str, tuple[str, ...]]:
+def _check_preset(algorithm: str, family: FamilySpec, known: Mapping[str, Any]) -> None:
+    """Check that a family sets nothing that does not exist; policies may be others than its own."""
+    preset = family.presets.get(algorithm, {})
+    for values in (preset, *preset.get("outer", {}).values()):
+        for group in values.keys() - {"outer", "policy"}:
+            if group not in GROUPS:
+                raise unknown(f"group of options in {family.name}'s presets", group, GROUPS)
+            for name in values[group]:
+                if name not in known[group]:
+                    what = f"{group} option in {family.name}'s preset for {algorithm}"
+                    raise unknown(what, name, known[group])
+
+
+def choices(family: str, *, allow_import: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
     """Return the names that a family's options `backend` and `variant` accept, if it has them.
 
     Raises:
         MetajaxError: the family does not exist.
     """
-    if family not in FAMILIES:
-        raise unknown("family", family, FAMILIES)
-    accepted = {
-        "backend": ("auto", *ENGINES.get(family, BACKENDS)),
-        "variant": VARIANTS.get(family, ()),
-    }
-    parameters = inspect.signature(FAMILIES[family]).parameters
-    return {name: names for name, names in accepted.items() if name in parameters}
+    spec = family_spec(family, allow_import=allow_import)
+    found = {"backend": ("auto", *spec.backends)} if spec.backends else {}
+    return found | ({"variant": spec.variants} if spec.variants else {})
 
 
 def described(config: Config, path: str | Path) -> Config:
@@ -304,21 +270,37 @@ def described(config: Config, path: str | Path) -> Config:
     return config
 
 
+def modules_of(config: Config) -> list[str]:
+    """Return the modules outside metajax that a configuration's names are to be imported from."""
+    modules = (module_of(config[name]) for name in _NAMES)
+    return list(dict.fromkeys(module for module in modules if module is not None))
+
+
 def default_config(
-    algorithm: str, family: str, policy: str | None = None, outer: str | None = None
+    algorithm: str,
+    family: str,
+    policy: str | None = None,
+    outer: str | None = None,
+    *,
+    allow_import: Sequence[str] = (),
 ) -> Config:
     """Return the configuration of these names with its preset values; see `options`."""
     policy = policies(algorithm)[0] if policy is None else policy
     config: Config = dict(zip(_NAMES, (algorithm, family, policy), strict=True))
-    for group, parameters in options(algorithm, family, policy, outer).items():
+    known = options(algorithm, family, policy, outer, allow_import=allow_import)
+    for group, parameters in known.items():
         config[group] = {name: copy.copy(p.default) for name, p in parameters.items()}
     return config
 
 
-def checked_config(config: Mapping[str, Any]) -> Config:
+def checked_config(config: Mapping[str, Any], *, allow_import: Sequence[str] = ()) -> Config:
     """Return a configuration whose options are known and of the right type, without JAX.
 
     Its training group is complete.
+
+    Args:
+        config: the configuration.
+        allow_import: modules outside metajax that its names may be imported from.
 
     Raises:
         MetajaxError: a name or an option does not exist, or a value is not of the right type; or
@@ -331,7 +313,7 @@ def checked_config(config: Mapping[str, Any]) -> Config:
         if name not in (*_NAMES, *GROUPS):
             raise unknown("part of the configuration", name, (*_NAMES, *GROUPS))
     found: Config = {name: config[name] for name in _NAMES}
-    known = options(*found.values())
+    known = options(*found.values(), allow_import=allow_import)
     for group in GROUPS:
         values = config.get(group, {})
         if not isinstance(values, Mapping):
@@ -347,21 +329,46 @@ def checked_config(config: Mapping[str, Any]) -> Config:
     return found
 
 
-def build(config: Mapping[str, Any]) -> Experiment:
+def build(config: Mapping[str, Any], *, allow_import: Sequence[str] = ()) -> Experiment:
     """Return the experiment that a configuration describes.
+
+    Args:
+        config: the configuration.
+        allow_import: modules outside metajax that its names may be imported from.
 
     Raises:
         MetajaxError: a name or an option does not exist, or a value is out of range.
     """
-    chosen = checked_config(config)
-    algorithm_name, family_name, policy_name = (chosen[name] for name in _NAMES)
-    env = (family := make(family_name, **chosen["family"])).env
+    chosen = checked_config(config, allow_import=allow_import)
+    algorithm_name, family_name, policy_name = names = [chosen[name] for name in _NAMES]
+    made = factories(*names, allow_import=allow_import)
+    family = _of_type(TaskFamily, family_name, made["family"](**chosen["family"]))
+    env = family.env
     policy_options = dict(chosen["policy"])
-    if "trial_length" in inspect.signature(POLICIES[policy_name]).parameters:
-        default = inspect.signature(ALGORITHMS[algorithm_name]).parameters["episodes"].default
-        episodes = chosen["algorithm"].get("episodes", default)
+    if "trial_length" in inspect.signature(made["policy"]).parameters:
+        episodes = _episodes(algorithm_name, made["algorithm"], chosen["algorithm"])
         policy_options["trial_length"] = episodes * env.episode_length
-    policy = POLICIES[policy_name](env.observation_size, env.action_space, **policy_options)
-    algorithm = ALGORITHMS[algorithm_name](env, policy, **chosen["algorithm"])
+    policy = made["policy"](env.observation_size, env.action_space, **policy_options)
+    policy = _of_type(Policy, policy_name, policy)
+    algorithm = made["algorithm"](env, policy, **chosen["algorithm"])
+    algorithm = _of_type(Algorithm, algorithm_name, algorithm)
     evaluation = Evaluation(**chosen["evaluation"])
     return Experiment(algorithm, family, chosen["training"], evaluation)
+
+
+def _of_type(kind: type[Part], name: str, made: Any) -> Part:
+    """Return what a factory made, if it is what it is called."""
+    if not isinstance(made, kind):
+        raise MetajaxError(f"{name} made a {type(made).__name__}; it must make a {kind.__name__}.")
+    return made
+
+
+def _episodes(name: str, algorithm: Callable, chosen: Mapping[str, Any]) -> int:
+    """Return how many episodes a trial has."""
+    parameters = inspect.signature(algorithm).parameters
+    if "episodes" not in parameters:
+        raise MetajaxError(
+            f"{name} has no option 'episodes', which says how long a policy's trials are: take a "
+            "policy without the option 'trial_length'."
+        )
+    return chosen.get("episodes", parameters["episodes"].default)

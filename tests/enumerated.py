@@ -14,7 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from metajax.algorithms.inner_loop import MetaParams
-from metajax.envs.tabular import tabular
+from metajax.envs.families.tabular import tabular
 from metajax.losses import returns
 from metajax.policies import mlp
 from metajax.types import (

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from metajax import export, physics
-from metajax.envs import foreign
-from metajax.envs.locomotion import scaled_actions
+from metajax.envs.bridges import gymnax
+from metajax.envs.builders import scaled_actions
 from metajax.errors import MetajaxError
 from metajax.types import Continuous, Env
 
@@ -74,7 +74,7 @@ def test_bounds_go_to_gymnasium_and_come_from_gymnax():
     )
     box = gymnasium.spaces.Box(low, high)
     assert export._spaces(env)[1] == box
-    assert foreign._action_space("theirs", box)[0] == space
+    assert gymnax._action_space("theirs", box)[0] == space
 
 
 def test_equal_bounds_are_one_number():

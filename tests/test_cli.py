@@ -27,7 +27,8 @@ from metajax import progress as progress_lines
 from metajax._records import read_record, write_record
 from metajax.algorithms import ALGORITHMS
 from metajax.deployment import load
-from metajax.envs import FAMILIES, SOURCES, make
+from metajax.envs import FAMILIES, make
+from metajax.envs.specs import merged
 from metajax.errors import MetajaxError
 from metajax.recorder import Progress
 from metajax.run_directory import MetricsLog, create_run, open_run, read_metrics
@@ -169,7 +170,7 @@ def test_the_run_keeps_the_whole_configuration(trained):
     expected["training"]["devices"] = 2  # as many as the tasks can be shared out over
     expected["evaluation"] |= {"every": 2, "tasks": 4, "final_tasks": 6, "episodes": 3}
     assert config == expected
-    preset = presets.PRESETS["maml", "point-goal"]["policy"]
+    preset = FAMILIES["point-goal"].presets["maml"]["policy"]
     assert preset.items() <= config["policy"].items()
     assert presets.build(config).training == config["training"]
 
@@ -380,7 +381,8 @@ def test_list_names_everything():
     assert re.fullmatch(r"[\d.]+k steps per second", lines[2])
     assert lines[3] == "--backend auto, mjx, mujoco, warp, spring, positional, generalized"
     assert lines[4] == "--variant maml, promp, pearl, varibad"
-    assert SOURCES.keys() == FAMILIES.keys()
+    assert all(spec.source and f"\n  {name:<19}{spec.source}\n" in printed
+               for name, spec in FAMILIES.items())  # fmt: skip
 
 
 def test_list_says_which_package_a_family_needs(monkeypatch):
@@ -442,7 +444,7 @@ def test_values_go_with_the_outer_step_that_is_chosen():
     config = presets.default_config(*pair, outer="trpo")
     assert of_trpo.items() <= values(config).items()
     assert presets.build(config).training["tasks"] == config["training"]["tasks"] == 20
-    # MAML's relatives inherit them; what an algorithm needs anyway comes after.
+    # They are shared with what is akin to MAML; what an algorithm needs anyway is its own.
     relative = values(presets.default_config("cavia", "point-goal", outer="trpo"))
     assert (relative["initial_std"], relative["inner_learning_rate"]) == (1.0, 1.0)
     printed = " ".join(metajax("train", *pair, "--outer", "trpo", "--help").split())
@@ -469,10 +471,43 @@ def test_the_outer_step_on_the_command_line_brings_its_values(monkeypatch):
 
 
 def test_presets_are_the_defaults():
-    for pair, groups in presets.PRESETS.items():
-        for group, values in groups.items():
-            options = presets.options(*pair)[group]
-            assert {name: options[name].default for name in values} == values
+    for family, spec in FAMILIES.items():
+        for algorithm, preset in spec.presets.items():
+            own = {group: values for group, values in preset.items() if group != "outer"}
+            for outer, extra in ((None, {}), *preset.get("outer", {}).items()):
+                known = presets.options(algorithm, family, outer=outer)
+                for group, values in merged(own, extra).items():
+                    values |= {"outer": outer} if outer and group == "algorithm" else {}
+                    assert {name: known[group][name].default for name in values} == values
+
+
+def test_an_algorithm_has_the_presets_that_were_written_for_it_and_no_others():
+    """MAML's on a half-cheetah are none of deep Q-learning's, nor of an algorithm of the user's."""
+    tuned = {"halfcheetah-dir", "halfcheetah-vel", "point-goal", "reacher-goal"}
+    for algorithm in ALGORITHMS:
+        named = {family for family, spec in FAMILIES.items() if algorithm in spec.presets}
+        memory = {"rl2": {"halfcheetah-vel"}, "snail": set(), "varibad": set()}
+        expected = {"dqn": {"cartpole-params"}, "maml-dqn": set()}.get(algorithm, tuned)
+        if algorithm in memory:
+            expected = memory[algorithm] | {"bernoulli-bandit"}
+        assert named == expected, algorithm
+        plain = presets.default_config(algorithm, "ant-dir")  # nothing was tuned there
+        for family in FAMILIES.keys() - named:
+            config = presets.default_config(algorithm, family)
+            for group in {*presets.GROUPS} - {"family"}:
+                assert config[group] == plain[group], (algorithm, family, group)
+
+
+def test_what_a_preset_sets_must_exist(monkeypatch):
+    spec = FAMILIES["tabular"]
+    for preset, expected in (
+        ({"algorithm": {"episods": 2}}, "algorithm option in tabular's preset for maml 'episods'"),
+        ({"outer": {"ppo": {"training": {"taks": 2}}}}, "preset for maml 'taks'; did you mean 'ta"),
+        ({"algoritm": {}}, "group of options in tabular's presets 'algoritm'; did you mean 'algor"),
+    ):
+        monkeypatch.setitem(FAMILIES, "tabular", spec._replace(presets={"maml": preset}))
+        with pytest.raises(MetajaxError, match=expected):
+            presets.default_config("maml", "tabular")
 
 
 def test_help_without_names_is_that_of_the_default_pair():
@@ -490,7 +525,7 @@ def test_help_of_the_other_commands(command):
     assert options is not None
     for field in dataclasses.fields(options):
         if field.name not in ("run", "runs"):
-            assert f"--{field.name}" in printed
+            assert f"--{field.name.replace('_', '-')}" in printed
             assert _arguments.help_of(options)[field.name]
 
 

@@ -1,7 +1,6 @@
 """Configurations with values of every kind: built and traced, or refused in one sentence."""
 
 import functools
-import importlib.util
 import json
 import math
 import random
@@ -9,10 +8,11 @@ from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
+from packages import is_missing
 
 from metajax import presets
 from metajax.algorithms import ALGORITHMS
-from metajax.envs import EXTRAS, FAMILIES, make
+from metajax.envs import FAMILIES
 from metajax.errors import MetajaxError
 from metajax.train import train
 
@@ -23,11 +23,7 @@ JUNK = [
     *([], {}, (), [1, 2], (3,), [0], [True], ["x"], [[1]], [10**9, 10**9], [None], {"a": 1}),
     *({"a": (0.0, 1.0)}, {1: 2}, {1}, np.zeros(2), np.array(1.0)),
 ]
-FOUND = [
-    name
-    for name in FAMILIES
-    if name not in EXTRAS or importlib.util.find_spec(EXTRAS[name]) is not None
-]
+FOUND = [name for name in FAMILIES if not is_missing(name)]
 # Traced in a second or two, and some of them only, to save time.
 TRACED = {"bernoulli-bandit", "gaussian-bandit", "gridnav", "point-goal", "point-sparse", "tabular"}
 
@@ -105,15 +101,21 @@ def outcome(config, *, traced: bool) -> str:
 @pytest.fixture(autouse=True)
 def families_made_once(monkeypatch):
     """Making the same robot again would take longer than all else."""
-    kept = {}
 
-    def make_once(name, **options):
-        key = name, json.dumps(options, default=repr)
-        if key not in kept:
-            kept[key] = make(name, **options)
-        return kept[key]
+    def once(factory):
+        kept = {}
 
-    monkeypatch.setattr(presets, "make", make_once)
+        @functools.wraps(factory)
+        def make_once(**options):
+            key = json.dumps(options, default=repr)
+            if key not in kept:
+                kept[key] = factory(**options)
+            return kept[key]
+
+        return make_once
+
+    for name, spec in FAMILIES.items():
+        monkeypatch.setitem(FAMILIES, name, spec._replace(factory=once(spec.factory)))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from scoreboard import LENGTH, scoreboard
 
 from metajax.algorithms import maml
 from metajax.envs import make
+from metajax.envs.families.tabular import tabular
 from metajax.envs.splits import even_count, is_held_out, on_split
 from metajax.envs.splits import finite as finite_tasks
-from metajax.envs.tabular import tabular
 from metajax.errors import MetajaxError
 from metajax.evaluation import (
     adaptation_curve,

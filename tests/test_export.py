@@ -1,6 +1,5 @@
 """Task families as Gymnasium environments."""
 
-import importlib.util
 import warnings
 
 import gymnasium
@@ -9,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from packages import PACKAGES, is_missing
 
 import metajax
-from metajax.envs import EXTRAS, FAMILIES
+from metajax.envs import FAMILIES
 from metajax.envs.splits import is_held_out
 from metajax.export import GymnasiumEnv, GymnasiumVectorEnv
 
@@ -22,20 +22,15 @@ SOME = [
     "bernoulli-bandit",
     "halfcheetah-vel",
 ]
-REST = [name for name in FAMILIES if name not in [*SOME, *EXTRAS]]
-FOREIGN = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec(package) is None, reason=f"needs {package}"
-        ),
-    )
-    for name, package in EXTRAS.items()
+REST = [name for name in FAMILIES if name not in [*SOME, *PACKAGES]]
+BRIDGES = [
+    pytest.param(name, marks=pytest.mark.skipif(is_missing(name), reason=f"needs {package}"))
+    for name, package in PACKAGES.items()
 ]
 
 
 @pytest.mark.parametrize(
-    "name", [*SOME, *(pytest.param(n, marks=pytest.mark.slow) for n in REST), *FOREIGN]
+    "name", [*SOME, *(pytest.param(n, marks=pytest.mark.slow) for n in REST), *BRIDGES]
 )
 def test_it_passes_gymnasiums_own_checks(name):
     env = GymnasiumEnv(metajax.make(name, episode_length=5))

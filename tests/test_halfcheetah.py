@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from episodes import play
 
-from metajax.envs.halfcheetah import VARIANTS, halfcheetah_dir, halfcheetah_vel
+from metajax.envs.families.halfcheetah import VARIANTS, halfcheetah_dir, halfcheetah_vel
 from metajax.envs.splits import is_held_out
 from metajax.errors import MetajaxError
 

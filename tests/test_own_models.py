@@ -13,7 +13,7 @@ import pytest
 import metajax
 from metajax import physics
 from metajax.algorithms import reinforce
-from metajax.envs.locomotion import robot_env, uniform_noise
+from metajax.envs.builders import robot_env, uniform_noise
 from metajax.envs.splits import finite_splits
 from metajax.errors import MetajaxError
 from metajax.physics.mujoco_state import STATE_PARTS, state_parts
@@ -291,7 +291,7 @@ def family_of(path, *, goals=(-0.5, 0.5), episode_length=6):
     env = robot_env(
         bundle,
         noise=uniform_noise(0.1),
-        observe=lambda state: jnp.concatenate([bundle.qpos(state), bundle.qvel(state)]),
+        observe=lambda task, state: jnp.concatenate([bundle.qpos(state), bundle.qvel(state)]),
         reward=lambda task, before, after, control: -((bundle.qpos(after)[0] - task["goal"]) ** 2),
         actions=metajax.Continuous(bundle.model.nu, -1.0, 1.0, 1.0),
         episode_length=episode_length,
@@ -364,12 +364,40 @@ TWO = """<mujoco><worldbody>
 </worldbody></mujoco>"""
 
 
+def test_a_reset_and_an_observation_see_the_task(tmp_path):
+    """An arm that starts at an angle of the task's, and observes how far it is from another."""
+    path = tmp_path / "body.xml"
+    path.write_text(
+        "<mujoco><worldbody><body><joint name='a' axis='0 0 1'/><geom size='0.1'/></body>"
+        "</worldbody><actuator><motor joint='a'/></actuator></mujoco>"
+    )
+    bundle = physics.make_physics(str(path), backend="mujoco", frame_skip=1, brax_substeps=1)
+    task = {"start": jnp.array(0.3), "zero": jnp.array(0.5)}
+    options = {
+        "noise": lambda key, task, physics: (task["start"][None], jnp.zeros(1)),
+        "observe": lambda task, state: bundle.qpos(state) - task["zero"],
+        "reward": lambda task, before, after, control: bundle.qpos(before)[0],
+        "healthy": lambda task, state: bundle.qpos(state)[0] > task["zero"],
+        "actions": metajax.Continuous(1),
+        "episode_length": 2,
+    }
+    env = robot_env(bundle, **options, example=task)
+    state = env.reset(jax.random.key(0), task)
+    after = env.step(state, jnp.zeros(1))  # nothing pushes it
+    np.testing.assert_allclose(state.observation, [-0.2], atol=1e-7)
+    np.testing.assert_allclose(after.observation, [-0.2], atol=1e-7)
+    np.testing.assert_allclose(after.reward, 0.3, atol=1e-7)
+    assert env.observation_size == 1 and after.terminated
+    with pytest.raises(MetajaxError, match=r"cannot be made without a task .*example="):
+        robot_env(bundle, **options)
+
+
 def start_of(bundle, noise):
     """Positions where an episode starts."""
     env = robot_env(
         bundle,
-        noise=lambda key, physics: (jnp.asarray(noise, float), jnp.zeros(bundle.model.nv)),
-        observe=bundle.qpos,
+        noise=lambda key, task, physics: (jnp.asarray(noise, float), jnp.zeros(bundle.model.nv)),
+        observe=lambda task, state: bundle.qpos(state),
         reward=lambda task, before, after, control: jnp.zeros(()),
         actions=metajax.Continuous(1, -1.0, 1.0, 1.0),
         episode_length=1,

@@ -16,7 +16,7 @@ from metajax.algorithms import dqn, maml_dqn
 from metajax.algorithms.dqn import epsilon_greedy
 from metajax.algorithms.objectives import double_q_loss
 from metajax.envs import make
-from metajax.envs.tabular import tabular
+from metajax.envs.families.tabular import tabular
 from metajax.errors import MetajaxError
 from metajax.losses.temporal_difference import double_q_learning, q_learning
 from metajax.policies import mlp

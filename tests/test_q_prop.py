@@ -13,7 +13,7 @@ from metajax.algorithms import learned_optimizer, maml, q_prop
 from metajax.algorithms.inner_loop import MetaParams
 from metajax.algorithms.objectives import Experience, policy_gradient_objective
 from metajax.envs import make
-from metajax.envs.episodes import Moved, make_env
+from metajax.envs.builders import Moved, make_env
 from metajax.errors import MetajaxError
 from metajax.losses.policy_gradient import control_variate_weight
 from metajax.policies import mlp
@@ -39,7 +39,7 @@ class OneStep:
         self.env = make_env(
             lambda key, task: jax.random.uniform(key, (2,), minval=-1.0),
             lambda state, action, task: Moved(state, reward_of(state, action[0]), True),
-            lambda state: state,
+            lambda state, task: state,
             observation_size=2,
             action_space=Continuous(1, -100.0, 100.0),
             episode_length=1,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metajax import physics
-from metajax.envs.reacher import reacher_goal
+from metajax.envs.families.reacher import reacher_goal
 from metajax.envs.splits import is_held_out
 from metajax.physics.tracing import engine_code
 

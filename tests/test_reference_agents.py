@@ -12,8 +12,8 @@ import scipy.stats
 
 from metajax import reference_agents as known
 from metajax.envs import make
+from metajax.envs.families.tabular import tabular
 from metajax.envs.splits import sample_batch
-from metajax.envs.tabular import tabular
 from metajax.evaluation import evaluate
 from metajax.policies import window
 from metajax.rollout import check_env, rollout

@@ -12,18 +12,22 @@ import mujoco
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from packages import PACKAGES
 from PIL import Image, ImageColor
 
 import metajax
 from metajax import rendering
-from metajax.envs import EXTRAS, FAMILIES
+from metajax.envs import FAMILIES, drawings
 from metajax.errors import MetajaxError
 from metajax.rendering import bodies, plots
-from metajax.rendering.bodies import BODIES
 from metajax.rendering.recording import Recording
 from metajax.types import Agent, PolicyOutput
 
 # pyright: reportAttributeAccessIssue=false
+
+BODIES = {
+    name: spec.drawing for name, spec in FAMILIES.items() if isinstance(spec.drawing, drawings.Body)
+}
 
 
 def learner(name, **options):
@@ -40,7 +44,8 @@ def learner(name, **options):
 
 def recorded(name, task, *, adaptations=1, shown=2, **options):
     family, agent, meta_params = learner(name, **options)
-    position = rendering._qpos if name in BODIES else plots.PLOTS[name].position
+    drawing = FAMILIES[name].drawing
+    position = rendering._qpos if name in BODIES else drawing.position
 
     @jax.jit
     def record(meta_params, key):
@@ -219,7 +224,7 @@ def test_a_page_and_an_animation_hold_every_frame(tmp_path):
     family, agent, meta_params = learner("halfcheetah-dir", backend="mujoco", episode_length=6)
     sizes = {"tasks": 3, "adaptations": 1, "episodes": 2}
     outputs = [tmp_path / f"picture{suffix}" for suffix in (".html", ".gif")]
-    arguments = ("halfcheetah-dir", agent, family, meta_params, jax.random.key(0), outputs)
+    arguments = (BODIES["halfcheetah-dir"], agent, family, meta_params, jax.random.key(0), outputs)
     rendering.render(*arguments, **sizes)
     page = outputs[0].read_text()
     assert "http" not in page  # nothing to fetch
@@ -243,7 +248,7 @@ def test_a_page_and_an_animation_hold_every_frame(tmp_path):
 
 
 def test_the_slanted_view_is_a_rotation():
-    axes = np.array([*bodies.SLANTED, bodies.SLANTED.towards])
+    axes = np.array([*drawings.SLANTED, drawings.SLANTED.towards])
     np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-12)
     assert axes[0, 2] == 0 and axes[1, 2] > 0 and axes[2, 2] > 0  # upright, from above
 
@@ -255,14 +260,14 @@ def test_an_ant_is_drawn_in_space_and_its_goal_on_the_floor():
         goal = {"goal": np.array([-2.0, 1.0])} if name == "ant-goal" else {}
         picture = panel(name, stand, goal)
         right, up = np.array(body.view[:2]) @ stand[:3]  # the torso is a ball of 0.25 m
-        assert near(color_at(picture, name, right, up + 0.2), bodies._MIDDLE)
-        assert not near(color_at(picture, name, right, up + 0.3), bodies._MIDDLE)
+        assert near(color_at(picture, name, right, up + 0.2), drawings.MIDDLE)
+        assert not near(color_at(picture, name, right, up + 0.3), drawings.MIDDLE)
         if goal:
             assert near(color_at(picture, name, -2.0, 1.0), bodies.GOAL)
             away = stand.copy()
             away[:2] = 2.0, -1.5
             moved = panel(name, away, goal)
-            assert near(color_at(moved, name, 2.0, -1.5), bodies._MIDDLE)
+            assert near(color_at(moved, name, 2.0, -1.5), drawings.MIDDLE)
             assert near(color_at(moved, name, -2.0, 1.0), bodies.GOAL)
     fallen = stand.copy()
     fallen[2] = 0.3
@@ -286,15 +291,15 @@ def test_what_is_nearer_hides_what_is_farther():
 # --- plots ----------------------------------------------------------------------------------------
 
 
-def drawn(name, task, recordings):
+def drawn(drawing, task, recordings):
     axes = Figure().subplots()
-    plots.PLOTS.get(name, plots.REWARDS).draw(axes, task, recordings, ("before", "after"))
+    plots.draw_plot(drawing, axes, task, recordings, ("before", "after"))
     return axes
 
 
 def test_the_picture_of_points_has_every_path(walks):
     goal, recordings = walks
-    axes = drawn("point-goal", {"goal": goal}, recordings)
+    axes = drawn(FAMILIES["point-goal"].drawing, {"goal": goal}, recordings)
     paths = [line.get_xydata() for line in axes.get_lines()]
     expected = [
         states[: int(valid.sum()) + 1]
@@ -314,7 +319,7 @@ def test_the_picture_of_points_has_every_path(walks):
 
 
 def test_any_family_can_be_drawn_by_its_rewards(walks):
-    axes = drawn("a family of one's own", {}, walks[1])
+    axes = drawn(drawings.REWARDS, {}, walks[1])
     lines = [line.get_ydata() for line in axes.get_lines()]
     rewards = [
         reward[valid]
@@ -331,7 +336,7 @@ def test_a_bandit_is_drawn_by_its_arms():
     recordings = [
         Recording(None, action, np.ones((4, 1)), np.ones((4, 1), bool)) for action in pulls
     ]
-    axes = drawn("bernoulli-bandit", task, recordings)
+    axes = drawn(FAMILIES["bernoulli-bandit"].drawing, task, recordings)
     heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
     np.testing.assert_allclose(heights, [[0.1, 0.7], [0.75, 0.25], [0, 1]])
 
@@ -342,7 +347,7 @@ def test_a_pole_is_drawn_by_its_angle():
     for angles in (r.positions[..., 0] for r in recordings):
         assert np.all(np.abs(angles[:, 0]) < 3)  # it starts within 0.05 rad
         assert np.any(np.abs(angles) > 6)
-    axes = drawn("cartpole-params", jax.tree.map(np.asarray, task), recordings)
+    axes = drawn(FAMILIES["cartpole-params"].drawing, jax.tree.map(np.asarray, task), recordings)
     assert axes.get_ylabel() == "angle of the pole (°)"
     np.testing.assert_array_equal(
         axes.get_lines()[0].get_ydata(),
@@ -351,7 +356,7 @@ def test_a_pole_is_drawn_by_its_angle():
 
 
 QUICK = ["cartpole-params", "gridnav"]
-REST = [name for name in FAMILIES if name not in [*QUICK, *EXTRAS]]
+REST = [name for name in FAMILIES if name not in [*QUICK, *PACKAGES]]
 
 
 @pytest.mark.parametrize(
@@ -362,7 +367,8 @@ def test_every_family_is_drawn(name, tmp_path):
     family, agent, meta_params = learner(name, **options, episode_length=4)
     output = tmp_path / f"picture{'.gif' if name in BODIES else '.png'}"
     sizes = {"tasks": 2, "adaptations": 1, "episodes": 2}
-    rendering.render(name, agent, family, meta_params, jax.random.key(0), [output], **sizes)
+    drawing = FAMILIES[name].drawing
+    rendering.render(drawing, agent, family, meta_params, jax.random.key(0), [output], **sizes)
     with Image.open(output) as picture:
         assert len(set(np.asarray(picture.convert("L")).ravel())) > 10
 
@@ -371,14 +377,17 @@ def test_every_family_is_drawn(name, tmp_path):
 
 
 def test_mistakes(tmp_path):
-    assert rendering.formats("halfcheetah-vel") == (".html", ".gif")
-    assert rendering.formats("point-goal") == (".png",)
-    assert rendering.formats("tabular") == (".png",)
+    formats = {name: rendering.formats(spec.drawing) for name, spec in FAMILIES.items()}
+    assert formats["halfcheetah-vel"] == (".html", ".gif")
+    assert formats["point-goal"] == formats["tabular"] == (".png",)
     family, agent, meta_params = learner("point-goal", episode_length=5)
     sizes = {"tasks": 1, "adaptations": 1, "episodes": 2}
-    arguments = ("point-goal", agent, family, meta_params, jax.random.key(0))
-    with pytest.raises(MetajaxError, match="unknown picture format of point-goal"):
-        rendering.render(*arguments, [tmp_path / "a.gif"], **sizes)
+    arguments = (agent, family, meta_params, jax.random.key(0))
+    with pytest.raises(MetajaxError, match="unknown picture format of point-goal-v1"):
+        rendering.render(drawings.GOALS, *arguments, [tmp_path / "a.gif"], **sizes)
+    unknown = drawings.GOALS._replace(kind="path")
+    with pytest.raises(MetajaxError, match="unknown kind of plot of point-goal-v1 'path'"):
+        rendering.render(unknown, *arguments, [tmp_path / "a.png"], **sizes)
     with pytest.raises(MetajaxError, match="No such file or directory"):
         rendering._write(tmp_path / "no" / "a.png", b"")
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.envs import foreign, make
+from metajax.envs import make
+from metajax.envs.bridges import gymnax
 from metajax.envs.splits import MARGIN, between, on_split, uniform
 from metajax.errors import MetajaxError
 
@@ -83,7 +84,7 @@ def test_validation_tasks_lie_beside_the_listed_ones(name):
 def test_gymnax_seeds_are_disjoint():
     train, test, validation = (
         set(np.asarray(jax.vmap(tasks.sample)(KEYS)["seed"]).tolist())
-        for tasks in foreign._seeds().values()
+        for tasks in gymnax._seeds().values()
     )
     assert not train & test and not train & validation and not test & validation
     assert len(validation) > 0.99 * COUNT

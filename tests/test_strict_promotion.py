@@ -69,7 +69,7 @@ def test_no_algorithm_mixes_types(name):
         jax.eval_shape(both, jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"gymnax", "xland-minigrid"}))
+@pytest.mark.parametrize("name", [name for name, spec in FAMILIES.items() if spec.package is None])
 def test_no_family_mixes_types(name):
     """Engines, which do, are traced on their own terms."""
     with jax.numpy_dtype_promotion("strict"):

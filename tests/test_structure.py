@@ -19,7 +19,16 @@ PACKAGE = Path(metajax.__file__).parent
 LAYERS = [
     {"_version", "errors"},
     {"_checks"},
-    {"types", "shutdown", "_alarms", "_records", "_arguments", "_options", "_promotion"},
+    {
+        "types",
+        "shutdown",
+        "_alarms",
+        "_records",
+        "_arguments",
+        "_imported",
+        "_options",
+        "_promotion",
+    },
     {"_memory", "steps"},
     {"physics"},
     {"envs", "policies", "rules", "losses", "run_directory", "checkpoint", "selection"},

@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from metajax.algorithms import maml
 from metajax.algorithms.inner_loop import MetaParams
-from metajax.envs.tabular import tabular
+from metajax.envs.families.tabular import tabular
 from metajax.outer.trust_region import (
     conjugate_gradient,
     fisher_vector_product,

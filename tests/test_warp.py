@@ -61,7 +61,7 @@ def plain_mujoco(model, control, frame_skip):
 
 
 @needs_warp
-@pytest.mark.parametrize(("name", "frame_skip"), [("hopper", 4), ("humanoid", 5)])
+@pytest.mark.parametrize(("name", "frame_skip"), [("hopper", 4), ("humanoid", 5), ("swimmer", 4)])
 def test_it_is_mujoco_in_single_precision(name, frame_skip):
     bundle = make(name, "warp", frame_skip)
     control = controls(bundle.model)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metajax.envs.episodes import Moved, make_env
+from metajax.envs.builders import Moved, make_env
 from metajax.types import Discrete
 
 EPISODES, LENGTH = 2, 4
@@ -14,7 +14,7 @@ ENV = make_env(
     lambda x, action, task: Moved(
         jnp.array([x[1], -x[0]]) + 0.1 * action, task["pay"][action] * x[0], action == 2
     ),
-    lambda x: x,
+    lambda x, task: x,
     observation_size=2,
     action_space=Discrete(3),
     episode_length=LENGTH,

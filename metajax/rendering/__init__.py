@@ -12,18 +12,19 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from metajax._checks import checked
+from metajax.envs.drawings import Body, Drawing, Plot
 from metajax.envs.splits import sample_batch
 from metajax.errors import MetajaxError, unknown
 from metajax.evaluation import has_memory
 from metajax.rendering import films, plots
-from metajax.rendering.bodies import BODIES, MOST_FRAMES_PER_SECOND, frames
+from metajax.rendering.bodies import MOST_FRAMES_PER_SECOND, frames
 from metajax.rendering.recording import record
 from metajax.types import Agent, EnvState, TaskFamily
 
 
 @checked
 def render(
-    name: str,
+    drawing: Drawing,
     agent: Agent,
     family: TaskFamily,
     meta_params: PyTree[Array],
@@ -38,7 +39,8 @@ def render(
     """Draw an agent before and after adaptation on held-out tasks.
 
     Args:
-        name: of the family, as `metajax.make` knows it; any other is drawn by its rewards.
+        drawing: how the family is drawn: that of its spec, or one of `metajax.envs.drawings`, of
+            which `REWARDS` fits any family.
         agent: of the algorithm that trained `meta_params`.
         family: the family.
         meta_params: what was trained.
@@ -53,14 +55,13 @@ def render(
         MetajaxError: there is no such picture of this family, or it cannot be written.
     """
     for output in outputs:
-        if Path(output).suffix.lower() not in formats(name):
-            raise unknown(f"picture format of {name}", Path(output).suffix, formats(name))
+        check_picture(Path(output).suffix.lower(), drawing, family.name)
     if family.test.finite is not None:
         tasks = min(tasks, jax.tree.leaves(family.test.finite)[0].shape[0])
     task_key, record_key = jax.random.split(key)
     held_out = sample_batch(family.test, task_key, tasks)
-    plot = plots.PLOTS.get(name, plots.REWARDS)
-    position, shown = (_qpos, 1) if name in BODIES else (plot.position, plot.shown)
+    moves = isinstance(drawing, Body)
+    position, shown = (_qpos, 1) if moves else (drawing.position, drawing.shown)
 
     @jax.jit
     def record_all(meta_params, held_out, keys):
@@ -88,23 +89,39 @@ def render(
     if has_memory(agent):
         heard = adaptations * episodes
         titles = ("first episode", f"after {heard} episode{'s' * (heard != 1)}")
-    if name in BODIES:
-        body = BODIES[name]
-        stride = max(1, math.ceil(1 / (body.seconds * MOST_FRAMES_PER_SECOND)))
-        drawn = list(frames(body, held_out, recordings, titles, stride))
-        milliseconds = round(1000 * body.seconds * stride)
+    if isinstance(drawing, Body):
+        stride = max(1, math.ceil(1 / (drawing.seconds * MOST_FRAMES_PER_SECOND)))
+        drawn = list(frames(drawing, held_out, recordings, titles, stride))
+        milliseconds = round(1000 * drawing.seconds * stride)
         encoders = {".html": films.page, ".gif": films.gif}
         for output in outputs:
             _write(output, encoders[Path(output).suffix.lower()](drawn, milliseconds))
     else:
-        picture = plots.draw_plots(plot, held_out, recordings, titles)
+        picture = plots.draw_plots(drawing, held_out, recordings, titles)
         for output in outputs:
             _write(output, picture)
 
 
-def formats(name: str) -> tuple[str, ...]:
-    """Return the picture formats there are for a family, the usual one first."""
-    return (".html", ".gif") if name in BODIES else (".png",)
+def formats(drawing: Drawing) -> tuple[str, ...]:
+    """Return the picture formats there are for a family that is drawn so, the usual one first."""
+    return (".html", ".gif") if isinstance(drawing, Body) else (".png",)
+
+
+def check_picture(suffix: str, drawing: Drawing, name: str) -> None:
+    """Check that there are pictures of a format, and plots of the drawing's kind.
+
+    Args:
+        suffix: of the picture, with its dot.
+        drawing: how the family is drawn.
+        name: of the family, for the message.
+
+    Raises:
+        MetajaxError: there are none.
+    """
+    if suffix not in formats(drawing):
+        raise unknown(f"picture format of {name}", suffix, formats(drawing))
+    if isinstance(drawing, Plot) and drawing.kind not in plots.KINDS:
+        raise unknown(f"kind of plot of {name}", drawing.kind, plots.KINDS)
 
 
 def _write(output: str | Path, content: bytes) -> None:

@@ -2,8 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 import jax
 import mujoco
@@ -11,8 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from metajax.envs import ant, halfcheetah, humanoid, reacher, swimmer, walker
-from metajax.physics import load_model
+from metajax.envs.drawings import SIDE, Body
 from metajax.types import Task
 
 # pyright: reportAttributeAccessIssue=false
@@ -24,168 +22,6 @@ GREY = "#6b757e"
 HEIGHT, LINE, GAP, WIDEST = 190, 22, 10, 950  # pixels of a panel, a line of text ...
 SUPERSAMPLING = 3
 MOST_FRAMES_PER_SECOND = 25
-
-_DARK, _MIDDLE, _LIGHT = "#2c5f8a", "#4a86b8", "#8ab4d8"
-
-
-class View(NamedTuple):
-    """From where a world is seen, from infinitely far.
-
-    Attributes:
-        right: the direction in the world that is to the right in the picture.
-        up: the direction that is up.
-    """
-
-    right: tuple[float, float, float]
-    up: tuple[float, float, float]
-
-    @property
-    def towards(self) -> np.ndarray:
-        """The direction towards the eye: the higher along it, the nearer."""
-        return np.cross(self.right, self.up)
-
-
-SIDE = View((1, 0, 0), (0, 0, 1))
-TOP = View((1, 0, 0), (0, 1, 0))
-_TURN, _SLANT = np.radians(25), np.radians(35)
-SLANTED = View(
-    (np.cos(_TURN), -np.sin(_TURN), 0),
-    (np.sin(_TURN) * np.sin(_SLANT), np.cos(_TURN) * np.sin(_SLANT), np.cos(_SLANT)),
-)
-
-
-class Body(NamedTuple):
-    """How a robot is drawn.
-
-    Attributes:
-        model: its MuJoCo model; positions of every engine are this model's `qpos`.
-        seconds: per environment step.
-        view: from where.
-        window: metres shown, to the right and up.
-        below: metres of the window below the point that is followed.
-        follow: how many of the first coordinates of `qpos` the window moves with.
-        colors: of geoms, or of their bodies where they have no name, by patterns; the first ones
-            are drawn first where none is nearer. Other geoms are not drawn.
-        task: what a task asks for, in words.
-    """
-
-    model: Callable[[], Any]
-    seconds: float
-    view: View
-    window: tuple[float, float]
-    below: float
-    follow: int
-    colors: dict[str, tuple[str, ...]]
-    task: Callable[[Task], str]
-
-
-def _run_at(task: Task) -> str:
-    return f"run at {float(task['velocity']):.2f} m/s"
-
-
-def _forward_or_backward(task: Task) -> str:
-    return "run forward" if np.ravel(task["direction"])[0] > 0 else "run backward"
-
-
-def _towards(task: Task) -> str:
-    x, y = np.asarray(task["direction"])
-    return f"run towards {math.degrees(math.atan2(y, x)) % 360:.0f}°"
-
-
-def _weight(task: Task) -> str:
-    return f"torso {float(task['mass'][1]):.2f} times as heavy"
-
-
-_CHEETAH = Body(
-    model=lambda: load_model("half_cheetah"),
-    seconds=0.01 * halfcheetah.FRAME_SKIP,
-    view=SIDE,
-    window=(4.0, 1.7),
-    below=0.25,
-    follow=1,
-    colors={
-        _DARK: ("bthigh", "bshin", "bfoot"),
-        _LIGHT: ("fthigh", "fshin", "ffoot"),
-        _MIDDLE: ("torso", "head"),
-    },
-    task=_run_at,
-)
-_WALKER = _CHEETAH._replace(
-    model=lambda: load_model("walker2d"),
-    seconds=0.002 * walker.FRAME_SKIP,
-    window=(4.0, 2.0),
-    colors={
-        _DARK: ("*_left_geom",),
-        _LIGHT: ("thigh_geom", "leg_geom", "foot_geom"),
-        _MIDDLE: ("torso*",),
-    },
-    task=_run_at,
-)
-_ANT = Body(
-    model=lambda: load_model("ant"),
-    seconds=0.01 * ant.FRAME_SKIP,
-    view=SLANTED,
-    window=(4.8, 2.9),
-    below=1.1,
-    follow=2,
-    colors={_DARK: ("aux*", "*leg*"), _LIGHT: ("*ankle*",), _MIDDLE: ("torso*",)},
-    task=_run_at,
-)
-_HUMANOID = Body(
-    model=lambda: load_model("humanoid"),
-    seconds=0.003 * humanoid.FRAME_SKIP,
-    view=SLANTED,
-    window=(3.4, 2.1),
-    below=0.5,
-    follow=2,
-    colors={
-        _DARK: ("left_*",),
-        _MIDDLE: ("torso*", "head", "*waist", "butt"),
-        _LIGHT: ("right_*",),
-    },
-    task=_towards,
-)
-
-BODIES = {
-    "ant-dir": _ANT._replace(task=_towards),
-    "ant-goal": _ANT._replace(
-        view=TOP, window=(7.6, 7.6), below=3.8, follow=0, task=lambda task: "run to the goal"
-    ),
-    "ant-params": _ANT._replace(task=_weight),
-    "ant-vel": _ANT,
-    "halfcheetah-dir": _CHEETAH._replace(task=_forward_or_backward),
-    "halfcheetah-vel": _CHEETAH,
-    "hopper-params": _WALKER._replace(
-        model=lambda: load_model("hopper"),
-        seconds=0.008,
-        colors={_DARK: ("thigh*",), _LIGHT: ("leg*", "foot*"), _MIDDLE: ("torso*",)},
-        task=_weight,
-    ),
-    "humanoid-dir": _HUMANOID,
-    "reacher-goal": Body(
-        model=lambda: load_model("reacher", without="target"),
-        seconds=0.01 * reacher.FRAME_SKIP,
-        view=TOP,
-        window=(0.52, 0.52),
-        below=0.26,
-        follow=0,
-        colors={_DARK: ("link0",), _MIDDLE: ("link1",), _LIGHT: ("fingertip",)},
-        task=lambda task: "reach the goal",
-    ),
-    "swimmer-vel": Body(
-        model=lambda: load_model("swimmer"),
-        seconds=0.01 * swimmer.FRAME_SKIP,
-        view=TOP,
-        window=(6.0, 3.0),
-        below=1.5,
-        follow=2,
-        colors={_DARK: ("back",), _MIDDLE: ("mid",), _LIGHT: ("torso",)},
-        task=lambda task: f"swim at {float(task['velocity']):.2f} m/s",
-    ),
-    "walker2d-dir": _WALKER._replace(task=_forward_or_backward),
-    "walker2d-params": _WALKER._replace(seconds=0.008, task=_weight),
-    "walker2d-vel": _WALKER,
-}
 
 
 def frames(body: Body, tasks, recordings, titles, stride: int) -> Iterator[Image.Image]:

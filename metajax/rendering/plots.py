@@ -2,38 +2,21 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import matplotlib
 import numpy as np
-from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metajax.envs.drawings import Plot
 from metajax.rendering.bodies import GOAL, INK
 from metajax.rendering.recording import Recording
-from metajax.types import EnvState, Task
+from metajax.types import Task
 
 COLORS = ("#9aa5ae", "#0072b2")  # before and after adaptation
-
-
-class Plot(NamedTuple):
-    """What is drawn of one task.
-
-    Attributes:
-        position: what to record of a state, an array with one axis.
-        draw: `(axes, task, recordings, titles)`, one recording `[episode, time]` per title, at most
-            two.
-        caption: of the whole picture.
-        shown: episodes per task.
-    """
-
-    position: Callable[[EnvState], Float[Array, "position"]]
-    draw: Callable[[Axes, Task, Sequence[Recording], Sequence[str]], None]
-    caption: str
-    shown: int = 5
 
 
 def draw_plots(plot: Plot, tasks, recordings, titles) -> bytes:
@@ -56,7 +39,7 @@ def draw_plots(plot: Plot, tasks, recordings, titles) -> bytes:
                 continue
             task, *shown = jax.tree.map(lambda x, row=row: x[row], (tasks, *recordings))
             axes.grid(color="#e6e6e6")
-            plot.draw(axes, task, shown, titles)
+            draw_plot(plot, axes, task, shown, titles)
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
         figure.suptitle(plot.caption, fontsize=9)
         buffer = io.BytesIO()
@@ -64,7 +47,22 @@ def draw_plots(plot: Plot, tasks, recordings, titles) -> bytes:
     return buffer.getvalue()
 
 
-def _paths(axes: Axes, task: Task, recordings, titles) -> None:
+def draw_plot(
+    plot: Plot, axes: Axes, task: Task, recordings: Sequence[Recording], titles: Sequence[str]
+) -> None:
+    """Draw one task.
+
+    Args:
+        plot: what to draw.
+        axes: to draw on.
+        task: one task.
+        recordings: of the plot's positions, `[episode, time]`, at most two.
+        titles: of the recordings.
+    """
+    KINDS[plot.kind](plot, axes, task, recordings, titles)
+
+
+def _paths(plot: Plot, axes: Axes, task: Task, recordings, titles) -> None:
     episodes = list(_episodes(recordings, titles))
     on_grid = all(np.array_equal(path, np.round(path)) for path, _, _ in episodes)
     for index, (path, _, style) in enumerate(episodes):
@@ -87,26 +85,23 @@ def _paths(axes: Axes, task: Task, recordings, titles) -> None:
     )
 
 
-def _over_time(label: str):
-    def draw(axes: Axes, task: Task, recordings, titles) -> None:
-        for path, _, style in _episodes(recordings, titles):
-            axes.plot(path[:, 0], **style)
-        axes.set(xlabel="step", ylabel=label, title=_numbers(task))
-        axes.title.set_fontsize(8)
-
-    return draw
+def _over_time(plot: Plot, axes: Axes, task: Task, recordings, titles) -> None:
+    for path, _, style in _episodes(recordings, titles):
+        axes.plot(path[:, 0], **style)
+    axes.set(xlabel="step", ylabel=plot.label, title=_numbers(task))
+    axes.title.set_fontsize(8)
 
 
-def _earned(axes: Axes, task: Task, recordings, titles) -> None:
+def _rewards(plot: Plot, axes: Axes, task: Task, recordings, titles) -> None:
     for _, reward, style in _episodes(recordings, titles):
         axes.plot(np.append(0.0, np.cumsum(reward)), **style)
     axes.set(xlabel="step", ylabel="reward so far")
 
 
-def _arms(axes: Axes, task: Task, recordings, titles) -> None:
-    (payment,) = (task[name] for name in ("probability", "mean") if name in task)
-    arms = np.arange(len(payment))
-    axes.bar(arms, payment, width=0.9, color="#f6d7c3", label="mean payment")
+def _arms(plot: Plot, axes: Axes, task: Task, recordings, titles) -> None:
+    (mean,) = (task[name] for name in ("probability", "mean") if name in task)
+    arms = np.arange(len(mean))
+    axes.bar(arms, mean, width=0.9, color="#f6d7c3", label="mean reward")
     for shift, recording, title, color in zip(
         (-0.2, 0.2), recordings, titles, COLORS, strict=False
     ):
@@ -132,35 +127,4 @@ def _numbers(task: Task) -> str:
     return ", ".join(f"{name} {float(value):.2f}" for name, value in task.items())
 
 
-def _observation(state: EnvState) -> Float[Array, "observation"]:
-    return state.observation
-
-
-_GOALS = Plot(_observation, _paths, "paths and mean returns; the star is the hidden goal")
-_BANDIT = Plot(
-    _observation, _arms, "what the arms pay, how often they are pulled, mean return", shown=100
-)
-
-REWARDS = Plot(_observation, _earned, "rewards summed up over episodes, and mean returns")
-PLOTS = {
-    "bernoulli-bandit": _BANDIT,
-    "cartpole-params": Plot(
-        lambda state: 180 / np.pi * state.simulator[2:3],
-        _over_time("angle of the pole (°)"),
-        "the pole over time, and mean returns",
-    ),
-    "dark-key-door": Plot(
-        lambda state: state.simulator["cell"].astype(float),
-        _paths,
-        "paths and mean returns; the cross is the hidden key, the square the hidden door",
-    ),
-    "gaussian-bandit": _BANDIT,
-    "gridnav": _GOALS,
-    "pendulum-params": Plot(
-        lambda state: state.observation[:1],
-        _over_time("height of the tip ÷ length"),
-        "the pendulum over time, and mean returns",
-    ),
-    "point-goal": _GOALS,
-    "point-sparse": _GOALS,
-}
+KINDS = {"paths": _paths, "time": _over_time, "arms": _arms, "rewards": _rewards}

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packages import PACKAGES, is_missing
 
-from metajax.envs import ENGINES, EXTRAS, FAMILIES, VARIANTS, make
-from metajax.envs.reacher import GOAL_RADIUS
+from metajax.envs import FAMILIES, make
+from metajax.envs.families.reacher import GOAL_RADIUS
 from metajax.envs.splits import BLOCKS, MARGIN, STRIPS, is_held_out
 from metajax.errors import MetajaxError
 from metajax.physics import BACKENDS
@@ -99,19 +100,17 @@ BODIES = {
 
 def on_one_engine():
     """Every family in every variant, on one engine."""
-    for name, factory in FAMILIES.items():
-        options = inspect.signature(factory).parameters
-        engine = {"backend": "mujoco"} if "backend" in options else {}
-        for index, variant in enumerate(VARIANTS.get(name, (None,))):
+    for name, spec in FAMILIES.items():
+        engine = {"backend": "mujoco"} if spec.backends else {}
+        for index, variant in enumerate(spec.variants or (None,)):
             chosen = {"variant": variant} if variant else {}
             quick = not engine or (name in BODIES and name != "humanoid-dir" and not index)
-            missing = name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None
             yield pytest.param(
                 (name, engine | chosen),
                 id="-".join([name, *chosen.values()]),
                 marks=[
                     *([] if quick else [pytest.mark.slow]),
-                    pytest.mark.skipif(missing, reason=f"needs {EXTRAS.get(name)}"),
+                    pytest.mark.skipif(is_missing(name), reason=f"needs {spec.package}"),
                 ],
             )
 
@@ -119,7 +118,7 @@ def on_one_engine():
 def on_other_engines():
     """Every body on every other engine."""
     for name in sorted(BODIES):
-        for backend in ENGINES.get(name, BACKENDS):
+        for backend in FAMILIES[name].backends:
             if backend not in ("mujoco", "warp"):  # warp needs a card: tests/test_warp.py
                 yield pytest.param(
                     (name, {"backend": backend}),
@@ -262,7 +261,7 @@ def test_the_task_matters(played):
     """The same start and the same actions lead elsewhere, or earn something else, on another."""
     env, finite = played.family.env, played.family.test.finite
     tasks = played.tasks if finite is None else jax.tree.map(lambda x: x[:2], finite)
-    if played.name in {"gridnav", "dark-key-door", "point-sparse", *EXTRAS}:
+    if played.name in {"gridnav", "dark-key-door", "point-sparse", *PACKAGES}:
         pytest.skip("nothing shows in so few steps; each has a test of its own")
 
     found = []
@@ -370,9 +369,43 @@ def assert_structure(one, other):
         assert a.shape[1:] == b.shape[1:] and a.dtype == b.dtype
 
 
+ROBOTS = {name: spec for name, spec in FAMILIES.items() if spec.backends}
+
+
 @pytest.mark.parametrize(
-    ("name", "backend"), [(n, b) for n in ENGINES for b in BACKENDS if b not in ENGINES[n]]
+    ("name", "backend"),
+    [(name, b) for name, spec in ROBOTS.items() for b in BACKENDS if b not in spec.backends],
 )
 def test_an_engine_that_a_family_lacks_is_one_sentence(name, backend):
     with pytest.raises(MetajaxError, match=f"backend '{backend}' (cannot change|has no water)"):
         make(name, backend=backend)
+
+
+def test_what_a_spec_offers_is_what_its_factory_takes():
+    for name, spec in FAMILIES.items():
+        taken = inspect.signature(spec.factory).parameters
+        offered = (bool(spec.backends), bool(spec.variants))
+        assert ("backend" in taken, "variant" in taken) == offered, name
+
+
+def offered():
+    """Every family with every backend that it offers; to make them all takes minutes."""
+    for name, spec in FAMILIES.items():
+        for backend in spec.backends or (None,):
+            quick = backend is None or name == "swimmer-vel"
+            yield pytest.param(name, backend, marks=[] if quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("name", "backend"), list(offered()))
+def test_all_that_a_family_offers_is_made_or_lacks_a_package(name, backend):
+    spec = FAMILIES[name]
+    needed = {"warp": "warp-lang"}.get(backend or "", spec.package)
+    for variant in spec.variants or (None,):
+        chosen = {"backend": backend, "variant": variant}
+        try:
+            family = make(name, **{key: value for key, value in chosen.items() if value})
+        except MetajaxError as error:
+            assert f"needs the package {needed}" in str(error)
+            assert is_missing(name) or importlib.util.find_spec("warp") is None
+        else:
+            assert family.backend == (backend or "jax")

@@ -10,8 +10,8 @@ import scipy.integrate
 
 from metajax.algorithms import maml
 from metajax.envs import make
+from metajax.envs.families.tabular import tabular
 from metajax.envs.splits import two_splits
-from metajax.envs.tabular import tabular
 from metajax.evaluation import evaluate
 from metajax.policies import mlp
 from metajax.policies.mlp import value_network

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
-from metajax.envs.locomotion import robot_env, scaled_actions, uniform_noise, velocity
+from metajax.envs.builders import robot_env, scaled_actions, uniform_noise, velocity
+from metajax.envs.drawings import DARK, LIGHT, MIDDLE, SIDE, Body, forward_or_backward, run_at
+from metajax.envs.specs import FamilySpec
 from metajax.envs.splits import Split, finite, three_splits, uniform
-from metajax.physics import make_physics
+from metajax.physics import BACKENDS, load_model, make_physics
 from metajax.types import TaskFamily
 
 FRAME_SKIP = 8
@@ -73,7 +75,8 @@ def _walker(name: str, progress, splits, backend: str, episode_length: int) -> T
         "walker2d", backend=backend, frame_skip=FRAME_SKIP, brax_substeps=BRAX_SUBSTEPS
     )
 
-    def observe(state) -> Float[Array, "17"]:
+    def observe(task, state) -> Float[Array, "17"]:
+        del task
         qvel = jnp.clip(physics.qvel(state), -10, 10)
         return jnp.concatenate([physics.qpos(state)[1:], qvel])
 
@@ -81,7 +84,8 @@ def _walker(name: str, progress, splits, backend: str, episode_length: int) -> T
         speed = velocity(physics, before, after)
         return progress(task, speed) - 1e-3 * jnp.sum(control**2)
 
-    def healthy(state):
+    def healthy(task, state):
+        del task
         _, height, lean = physics.qpos(state)[:3]
         return (height > 0.8) & (height < 2.0) & (jnp.abs(lean) < 1.0)
 
@@ -95,3 +99,36 @@ def _walker(name: str, progress, splits, backend: str, episode_length: int) -> T
         episode_length=episode_length,
     )
     return TaskFamily(env, name=name, backend=physics.backend, **splits)
+
+
+DRAWING = Body(
+    model=lambda: load_model("walker2d"),
+    seconds=0.002 * FRAME_SKIP,
+    view=SIDE,
+    window=(4.0, 2.0),
+    below=0.25,
+    follow=1,
+    colors={
+        DARK: ("*_left_geom",),
+        LIGHT: ("thigh_geom", "leg_geom", "foot_geom"),
+        MIDDLE: ("torso*",),
+    },
+    task=run_at,
+)
+
+SPECS = (
+    FamilySpec(
+        "walker2d-vel",
+        walker2d_vel,
+        "Rothfuss et al. 2019",
+        backends=BACKENDS,
+        drawing=DRAWING,
+    ),
+    FamilySpec(
+        "walker2d-dir",
+        walker2d_dir,
+        "Rothfuss et al. 2019",
+        backends=BACKENDS,
+        drawing=DRAWING._replace(task=forward_or_backward),
+    ),
+)

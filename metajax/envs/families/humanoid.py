@@ -7,11 +7,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from metajax._checks import checked
-from metajax.envs.ant import direction_splits, unit_vector
-from metajax.envs.locomotion import robot_env, scaled_actions, uniform_noise
+from metajax.envs.builders import robot_env, scaled_actions, uniform_noise
+from metajax.envs.drawings import DARK, LIGHT, MIDDLE, SLANTED, Body, towards
+from metajax.envs.families.ant import direction_splits, unit_vector
+from metajax.envs.specs import FamilySpec
 from metajax.envs.splits import between, finite_splits, unlisted
 from metajax.errors import unknown
-from metajax.physics import Physics, PhysicsState, make_physics
+from metajax.physics import BACKENDS, Physics, PhysicsState, load_model, make_physics
 from metajax.types import TaskFamily, pytree_dataclass
 
 FRAME_SKIP = 5
@@ -110,7 +112,8 @@ def humanoid_dir(
             return jnp.zeros(6 * model.nbody, physics.qvel(state).dtype)
         return physics.contact_force(state).ravel()
 
-    def observe(state) -> Float[Array, "376"]:
+    def observe(task, state) -> Float[Array, "376"]:
+        del task
         moving = physics.kinematics(state)
         torques = jnp.zeros(model.nv).at[joints].add(jnp.asarray(gear) * state.control)
         return jnp.concatenate(
@@ -130,7 +133,8 @@ def humanoid_dir(
         impact = jnp.minimum(5e-7 * jnp.sum(contact(after) ** 2), 10)
         return 0.25 * progress - 0.1 * jnp.sum(control**2) - impact + 5
 
-    def healthy(state):
+    def healthy(task, state):
+        del task
         height = physics.qpos(state)[2]
         return (height >= 1.0) & (height <= 2.0)
 
@@ -172,3 +176,28 @@ def _remember_control(physics: Physics) -> Physics:
         kinematics=lambda state, dynamics=None: physics.kinematics(state.body, dynamics),
         contact_force=None if force is None else lambda state: force(state.body),
     )
+
+
+SPECS = (
+    FamilySpec(
+        "humanoid-dir",
+        humanoid_dir,
+        "Rothfuss et al. 2019",
+        backends=BACKENDS,
+        variants=tuple(VARIANTS),
+        drawing=Body(
+            model=lambda: load_model("humanoid"),
+            seconds=SUBSTEP * FRAME_SKIP,
+            view=SLANTED,
+            window=(3.4, 2.1),
+            below=0.5,
+            follow=2,
+            colors={
+                DARK: ("left_*",),
+                MIDDLE: ("torso*", "head", "*waist", "butt"),
+                LIGHT: ("right_*",),
+            },
+            task=towards,
+        ),
+    ),
+)

@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
-from metajax.envs.episodes import Moved, make_env
+from metajax.envs.builders import Moved, make_env
+from metajax.envs.drawings import GOALS
+from metajax.envs.specs import FamilySpec, gradient_presets
 from metajax.envs.splits import (
     Split,
     between,
@@ -63,7 +65,7 @@ def _point(move, actions: Continuous, episode_length: int) -> Env:
     return make_env(
         lambda key, task: jnp.zeros(2),  # every episode starts at the origin
         move,
-        lambda position: position,
+        lambda position, task: position,
         observation_size=2,
         action_space=actions,
         episode_length=episode_length,
@@ -141,3 +143,55 @@ def point_sparse(
     actions = Continuous(2, scale=MAX_STEP)
     env = _point(move, actions, chosen.episode_length if episode_length is None else episode_length)
     return TaskFamily(env, name="point-sparse-v1", **splits)
+
+
+_GOAL = {
+    # The step that can be taken without losing the goal shrinks with the variance, and so does
+    # what the unadapted policy may change between two samplings: several epochs on the same
+    # episodes let it run away.
+    "policy": {"initial_std": 0.045},
+    "algorithm": {
+        "outer": "adam",
+        "inner_learning_rate": 0.04,
+        "inner_learning_rate_decay": 0.25,
+        "outer_learning_rate": 5e-4,
+        "trace": 0.95,
+    },
+    "training": {"iterations": 500, "tasks": 40},
+    "evaluation": {"every": 100, "tasks": 40, "episodes": 20, "final_tasks": 400},
+    "outer": {
+        # A trust region is as long at any standard deviation: the literature's values serve.
+        "trpo": {
+            "policy": {"initial_std": 1.0},
+            "algorithm": {
+                "inner_learning_rate": 0.1,
+                "inner_learning_rate_decay": 0.5,
+                "trace": 1.0,
+            },
+            "training": {"tasks": 20},
+        }
+    },
+}
+_GOAL_OF_OTHERS = {
+    # As with MAML: what later epochs gain on old episodes, the unadapted policy loses.
+    "promp": {"algorithm": {"outer_learning_rate": 2.5e-4, "outer_epochs": 2}},
+    # The gradient of a log-probability grows as the standard deviation shrinks.
+    "learned-optimizer": {"algorithm": {"inner_learning_rate": 0.003}},
+}
+
+SPECS = (
+    FamilySpec(
+        "point-goal",
+        point_goal,
+        "Finn et al. 2017",
+        drawing=GOALS,
+        presets=gradient_presets(_GOAL, _GOAL_OF_OTHERS),
+    ),
+    FamilySpec(
+        "point-sparse",
+        point_sparse,
+        "Rakelly et al. 2019",
+        variants=tuple(SPARSE_VARIANTS),
+        drawing=GOALS,
+    ),
+)

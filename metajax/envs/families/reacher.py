@@ -5,9 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
-from metajax.envs.locomotion import robot_env
+from metajax.envs.builders import robot_env
+from metajax.envs.drawings import DARK, LIGHT, MIDDLE, TOP, Body
+from metajax.envs.specs import FamilySpec, gradient_presets
 from metajax.envs.splits import Split, two_splits, uniform
-from metajax.physics import Physics, make_physics
+from metajax.physics import BACKENDS, Physics, load_model, make_physics
 from metajax.types import Continuous, TaskFamily
 
 FRAME_SKIP = 2
@@ -56,13 +58,15 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
     def fingertip(simulator) -> Float[Array, "2"]:
         return physics.kinematics(simulator).geom_position[tip, :2]
 
-    def observe(simulator) -> Float[Array, "8"]:
+    def observe(task, simulator) -> Float[Array, "8"]:
+        del task
         angles = physics.qpos(simulator)
         return jnp.concatenate(
             [jnp.cos(angles), jnp.sin(angles), physics.qvel(simulator), fingertip(simulator)]
         )
 
-    def noise(key: Key[Array, ""], physics: Physics):
+    def noise(key: Key[Array, ""], task, physics: Physics):
+        del task
         position_key, velocity_key = jax.random.split(key)
         qpos = POSITION_NOISE * jax.random.uniform(position_key, (2,), minval=-1.0)
         return qpos, VELOCITY_NOISE * jax.random.uniform(velocity_key, (2,), minval=-1.0)
@@ -86,3 +90,38 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
         episode_length=episode_length,
     )
     return TaskFamily(env, name="reacher-goal-v1", backend=physics.backend, **two_splits(sample))
+
+
+_GOAL = {
+    "policy": {"initial_std": 0.5},
+    "algorithm": {"outer": "ppo", "episodes": 10},
+    "training": {"iterations": 200, "tasks": 20},
+    "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
+    "outer": {
+        # A trust region is as long at any standard deviation: the literature's values serve.
+        "trpo": {
+            "policy": {"initial_std": 1.0},
+            "algorithm": {"inner_learning_rate": 0.1, "inner_learning_rate_decay": 0.5},
+        }
+    },
+}
+
+SPECS = (
+    FamilySpec(
+        "reacher-goal",
+        reacher_goal,
+        "Gymnasium's Reacher with a hidden goal",
+        backends=BACKENDS,
+        drawing=Body(
+            model=lambda: load_model("reacher", without="target"),
+            seconds=0.01 * FRAME_SKIP,
+            view=TOP,
+            window=(0.52, 0.52),
+            below=0.26,
+            follow=0,
+            colors={DARK: ("link0",), MIDDLE: ("link1",), LIGHT: ("fingertip",)},
+            task=lambda task: "reach the goal",
+        ),
+        presets=gradient_presets(_GOAL),
+    ),
+)

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from metajax._checks import checked
-from metajax.envs.episodes import Moved, make_env
+from metajax.envs.builders import Moved, make_env
+from metajax.envs.drawings import Plot, observed
+from metajax.envs.specs import FamilySpec
 from metajax.envs.splits import Split, two_splits, uniform
 from metajax.errors import check_at_least
 from metajax.types import Discrete, TaskFamily
@@ -84,9 +86,41 @@ def _bandit(name: str, arms: int, episode_length: int, sample, pay) -> TaskFamil
     env = make_env(
         start,
         move,
-        lambda bandit: jnp.zeros(1),
+        lambda bandit, task: jnp.zeros(1),
         observation_size=1,
         action_space=Discrete(arms),
         episode_length=episode_length,
     )
     return TaskFamily(env, name=name, **two_splits(sample))
+
+
+_DRAWING = Plot(
+    "arms",
+    observed,
+    "mean reward of the arms, how often they are pulled, mean return",
+    shown=100,
+)
+
+# Ten pulls of an arm, one after the other.
+_PULLS = {
+    "algorithm": {"episodes": 10},
+    "training": {"iterations": 400, "tasks": 1000},
+    "evaluation": {"every": 100, "tasks": 1000, "final_tasks": 10_000},
+}
+
+SPECS = (
+    FamilySpec(
+        "bernoulli-bandit",
+        bernoulli_bandit,
+        "Duan et al. 2016",
+        drawing=_DRAWING,
+        presets=dict.fromkeys(("rl2", "snail", "varibad"), _PULLS),
+        references=("at_random", "greedy", "thompson", "upper_confidence", "by_index"),
+    ),
+    FamilySpec(
+        "gaussian-bandit",
+        gaussian_bandit,
+        "the Gaussian twin of bernoulli-bandit",
+        drawing=_DRAWING,
+    ),
+)

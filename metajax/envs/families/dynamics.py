@@ -8,21 +8,26 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
-from metajax.envs.locomotion import (
+from metajax.envs.builders import (
     gymnasium_noise,
     robot_env,
     scaled_actions,
     uniform_noise,
     velocity,
 )
+from metajax.envs.drawings import DARK, LIGHT, MIDDLE, Body, torso_weight
+from metajax.envs.families import ant, walker
+from metajax.envs.specs import FamilySpec
 from metajax.envs.splits import Split, finite_splits, three_splits, uniform, unlisted
 from metajax.errors import unknown
-from metajax.physics import Physics, field_shape, make_physics
+from metajax.physics import Physics, field_shape, load_model, make_physics
 from metajax.types import TaskFamily
 
 # rand_param_envs/base.py: multipliers base^U(-3, 3), for every number of a field by itself
 BASES = {"mass": 1.5, "inertia": 1.5, "friction": 1.5, "damping": 1.3}
 LIMIT = 3.0
+OF_OTHER_MASSES = ("mjx", "mujoco", "warp", "generalized")  # engines
+FRAME_SKIP = 4  # of walkers and hoppers
 VARIANTS = {"pearl": 50, "varibad": None}  # the number of tasks, a fifth of them held out
 
 
@@ -126,14 +131,15 @@ def ant_params(
     """
     physics = make_physics("ant", backend=backend, frame_skip=5, brax_substeps=10)
 
-    def healthy(state):
+    def healthy(task, state):
+        del task
         height = physics.qpos(state)[2]
         return (height >= 0.2) & (height <= 1.0)
 
     env = robot_env(
         physics,
         noise=gymnasium_noise(0.1),
-        observe=lambda state: jnp.concatenate([physics.qpos(state)[2:], physics.qvel(state)]),
+        observe=lambda task, state: jnp.concatenate([physics.qpos(state)[2:], physics.qvel(state)]),
         reward=_forward(physics, 0.5),
         healthy=healthy,
         actions=scaled_actions(physics, 1.0),
@@ -145,9 +151,10 @@ def ant_params(
 
 
 def _planar(name: str, healthy, backend, variant, consistent, episode_length) -> TaskFamily:
-    physics = make_physics(name, backend=backend, frame_skip=4, brax_substeps=8)
+    physics = make_physics(name, backend=backend, frame_skip=FRAME_SKIP, brax_substeps=8)
 
-    def observe(state) -> Float[Array, "observation"]:
+    def observe(task, state) -> Float[Array, "observation"]:
+        del task
         qvel = jnp.clip(physics.qvel(state), -10, 10)
         return jnp.concatenate([physics.qpos(state)[1:], qvel])
 
@@ -156,7 +163,7 @@ def _planar(name: str, healthy, backend, variant, consistent, episode_length) ->
         noise=uniform_noise(0.005),
         observe=observe,
         reward=_forward(physics, 1e-3),
-        healthy=lambda state: healthy(physics.qpos(state), physics.qvel(state)),
+        healthy=lambda task, state: healthy(physics.qpos(state), physics.qvel(state)),
         actions=scaled_actions(physics, 1.0),
         episode_length=episode_length,
         dynamics=_dynamics,
@@ -228,3 +235,33 @@ def _exponents(key: Key[Array, ""], shape: tuple[int, ...], split: Split) -> Flo
     for _ in shape:
         draw = jax.vmap(draw)
     return draw(keys)
+
+
+_WALKER = walker.DRAWING._replace(seconds=0.002 * FRAME_SKIP, task=torso_weight)
+_HOPPER = _WALKER._replace(
+    model=lambda: load_model("hopper"),
+    colors={DARK: ("thigh*",), LIGHT: ("leg*", "foot*"), MIDDLE: ("torso*",)},
+)
+
+
+def _spec(name: str, factory, source: str, drawing: Body) -> FamilySpec:
+    return FamilySpec(
+        name,
+        factory,
+        source,
+        backends=OF_OTHER_MASSES,
+        variants=tuple(VARIANTS),
+        drawing=drawing,
+    )
+
+
+SPECS = (
+    _spec("walker2d-params", walker2d_params, "Rakelly et al. 2019", _WALKER),
+    _spec("hopper-params", hopper_params, "Rakelly et al. 2019", _HOPPER),
+    _spec(
+        "ant-params",
+        ant_params,
+        "the dynamics of walker2d-params on an ant",
+        ant.DRAWING._replace(task=torso_weight),
+    ),
+)

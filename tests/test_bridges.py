@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packages import PACKAGES
 
 import metajax
-from metajax.envs import EXTRAS
 from metajax.envs.splits import is_held_out, sample_batch
 from metajax.errors import MetajaxError
 
@@ -383,9 +383,9 @@ def test_every_room_can_be_walked_in():
 # --- both -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_missing_package_is_one_sentence(name, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, EXTRAS[name], None)
+    monkeypatch.setitem(__import__("sys").modules, PACKAGES[name], None)
     extra = {"gymnax": "gymnax", "xland-minigrid": "xland"}[name]
     with pytest.raises(MetajaxError, match=rf'pip install -e "\.\[{extra}\]"'):
         metajax.make(name)

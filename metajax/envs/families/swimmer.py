@@ -4,14 +4,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
-from metajax.envs.locomotion import robot_env, scaled_actions, uniform_noise, velocity
+from metajax.envs.builders import robot_env, scaled_actions, uniform_noise, velocity
+from metajax.envs.drawings import DARK, LIGHT, MIDDLE, TOP, Body
+from metajax.envs.specs import FamilySpec
 from metajax.envs.splits import Split, three_splits, uniform
 from metajax.errors import MetajaxError
-from metajax.physics import make_physics, resolve_backend
+from metajax.physics import load_model, make_physics, resolve_backend
 from metajax.types import TaskFamily
 
 FRAME_SKIP = 4
 ACTION_SCALE = 0.1  # ProMP's normalized_env.py, scale 10
+WITH_WATER = ("mjx", "mujoco", "warp")
 
 
 @checked
@@ -34,8 +37,9 @@ def swimmer_vel(*, backend: str = "auto", episode_length: int = 100) -> TaskFami
     Raises:
         MetajaxError: if the backend is unknown, or has no water.
     """
-    if resolve_backend(backend) not in ("mjx", "mujoco"):
-        raise MetajaxError(f"backend {backend!r} has no water to swim in: take 'mjx' or 'mujoco'.")
+    if resolve_backend(backend) not in WITH_WATER:
+        known = ", ".join(map(repr, WITH_WATER))
+        raise MetajaxError(f"backend {backend!r} has no water to swim in: take one of {known}.")
     physics = make_physics("swimmer", backend=backend, frame_skip=FRAME_SKIP, brax_substeps=1)
 
     def reward(task, before, after, control) -> Float[Array, ""]:
@@ -48,9 +52,29 @@ def swimmer_vel(*, backend: str = "auto", episode_length: int = 100) -> TaskFami
     env = robot_env(
         physics,
         noise=uniform_noise(0.1),
-        observe=lambda state: jnp.concatenate([physics.qpos(state)[2:], physics.qvel(state)]),
+        observe=lambda task, state: jnp.concatenate([physics.qpos(state)[2:], physics.qvel(state)]),
         reward=reward,
         actions=scaled_actions(physics, ACTION_SCALE),
         episode_length=episode_length,
     )
     return TaskFamily(env, name="swimmer-vel-v1", backend=physics.backend, **three_splits(sample))
+
+
+SPECS = (
+    FamilySpec(
+        "swimmer-vel",
+        swimmer_vel,
+        "Rothfuss et al. 2019",
+        backends=WITH_WATER,
+        drawing=Body(
+            model=lambda: load_model("swimmer"),
+            seconds=0.01 * FRAME_SKIP,
+            view=TOP,
+            window=(6.0, 3.0),
+            below=1.5,
+            follow=2,
+            colors={DARK: ("back",), MIDDLE: ("mid",), LIGHT: ("torso",)},
+            task=lambda task: f"swim at {float(task['velocity']):.2f} m/s",
+        ),
+    ),
+)

@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
-from metajax.envs.locomotion import gymnasium_noise, robot_env, scaled_actions, velocity
+from metajax.envs.builders import gymnasium_noise, robot_env, scaled_actions, velocity
+from metajax.envs.drawings import DARK, LIGHT, MIDDLE, SLANTED, TOP, Body, run_at, towards
+from metajax.envs.specs import FamilySpec
 from metajax.envs.splits import (
     Split,
     between,
@@ -20,7 +22,7 @@ from metajax.envs.splits import (
     unlisted,
 )
 from metajax.errors import unknown
-from metajax.physics import make_physics
+from metajax.physics import BACKENDS, load_model, make_physics
 from metajax.types import TaskFamily
 
 FRAME_SKIP = 5
@@ -250,7 +252,8 @@ def _ant(
             return jnp.zeros(84, physics.qvel(state).dtype)
         return jnp.clip(physics.contact_force(state).ravel(), -1, 1)
 
-    def observe(state) -> Float[Array, "observation"]:
+    def observe(task, state) -> Float[Array, "observation"]:
+        del task
         qpos, qvel = physics.qpos(state), physics.qvel(state)
         if chosen.observed == "joints":
             return jnp.concatenate([qpos[2:], qvel])
@@ -268,7 +271,8 @@ def _ant(
         speed = velocity(physics, before, after, axes=2)
         return progress(task, speed, physics.qpos(after)[:2]) + chosen.bonus - cost
 
-    def healthy(state):
+    def healthy(task, state):
+        del task
         height = physics.qpos(state)[2]
         finite = jnp.all(jnp.isfinite(physics.qvel(state)))
         return finite & (height >= (chosen.lowest or 0.0)) & (height <= 1.0)
@@ -283,3 +287,44 @@ def _ant(
         episode_length=chosen.episode_length if episode_length is None else episode_length,
     )
     return TaskFamily(env, name=name, backend=physics.backend, **splits(variant))
+
+
+DRAWING = Body(
+    model=lambda: load_model("ant"),
+    seconds=0.01 * FRAME_SKIP,
+    view=SLANTED,
+    window=(4.8, 2.9),
+    below=1.1,
+    follow=2,
+    colors={DARK: ("aux*", "*leg*"), LIGHT: ("*ankle*",), MIDDLE: ("torso*",)},
+    task=run_at,
+)
+
+SPECS = (
+    FamilySpec(
+        "ant-vel",
+        ant_vel,
+        "Finn et al. 2017",
+        backends=BACKENDS,
+        variants=tuple(VEL_VARIANTS),
+        drawing=DRAWING,
+    ),
+    FamilySpec(
+        "ant-dir",
+        ant_dir,
+        "Finn et al. 2017",
+        backends=BACKENDS,
+        variants=tuple(DIR_VARIANTS),
+        drawing=DRAWING._replace(task=towards),
+    ),
+    FamilySpec(
+        "ant-goal",
+        ant_goal,
+        "Finn et al. 2017",
+        backends=BACKENDS,
+        variants=tuple(GOAL_VARIANTS),
+        drawing=DRAWING._replace(
+            view=TOP, window=(7.6, 7.6), below=3.8, follow=0, task=lambda task: "run to the goal"
+        ),
+    ),
+)

@@ -7,7 +7,9 @@ from jaxtyping import Array, Int, Key
 
 from metajax._checks import checked
 from metajax._memory import check_memory
-from metajax.envs.episodes import Moved, make_env
+from metajax.envs.builders import Moved, make_env
+from metajax.envs.drawings import GOALS, Plot
+from metajax.envs.specs import FamilySpec
 from metajax.envs.splits import finite, finite_splits
 from metajax.errors import check_at_least, unknown
 from metajax.types import Discrete, TaskDistribution, TaskFamily
@@ -52,7 +54,7 @@ def gridnav(*, variant: str = "split", episode_length: int = 15) -> TaskFamily:
     env = make_env(
         lambda key, task: jnp.zeros(2, jnp.int32),
         move,
-        lambda cell: cell.astype(float),
+        lambda cell, task: cell.astype(float),
         observation_size=2,
         action_space=Discrete(len(_STEPS)),
         episode_length=episode_length,
@@ -103,7 +105,8 @@ def dark_key_door(*, size: int = 9, episode_length: int = 50) -> TaskFamily:
         room = {"cell": cell, "found": room["found"] | takes, "time": room["time"] + 1}
         return Moved(room, (opened | takes).astype(float), opened)
 
-    def observe(room):
+    def observe(room, task):
+        del task
         rest = jnp.stack([room["found"].astype(float), room["time"] / episode_length])
         return jnp.concatenate([room["cell"] / size, rest])
 
@@ -128,3 +131,24 @@ def dark_key_door(*, size: int = 9, episode_length: int = 50) -> TaskFamily:
         episode_length=episode_length,
     )
     return TaskFamily(env, sampler(False), sampler(True), "dark-key-door-v1")
+
+
+SPECS = (
+    FamilySpec(
+        "gridnav",
+        gridnav,
+        "Zintgraf et al. 2020",
+        variants=VARIANTS,
+        drawing=GOALS,
+    ),
+    FamilySpec(
+        "dark-key-door",
+        dark_key_door,
+        "Laskin et al. 2022",
+        drawing=Plot(
+            "paths",
+            lambda state: state.simulator["cell"].astype(float),
+            "paths and mean returns; the cross is the hidden key, the square the hidden door",
+        ),
+    ),
+)

@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
-from metajax.envs.locomotion import gymnasium_noise, robot_env, scaled_actions, velocity
+from metajax.envs.builders import gymnasium_noise, robot_env, scaled_actions, velocity
+from metajax.envs.drawings import DARK, LIGHT, MIDDLE, SIDE, Body, forward_or_backward, run_at
+from metajax.envs.specs import FamilySpec, gradient_presets
 from metajax.envs.splits import (
     Split,
     between,
@@ -19,7 +21,7 @@ from metajax.envs.splits import (
     unlisted,
 )
 from metajax.errors import unknown
-from metajax.physics import make_physics
+from metajax.physics import BACKENDS, load_model, make_physics
 from metajax.types import TaskFamily
 
 FRAME_SKIP = 5
@@ -149,7 +151,8 @@ def _halfcheetah(
         "half_cheetah", backend=backend, frame_skip=FRAME_SKIP, brax_substeps=BRAX_SUBSTEPS
     )
 
-    def observe(state) -> Float[Array, "17"]:
+    def observe(task, state) -> Float[Array, "17"]:
+        del task
         return jnp.concatenate([physics.qpos(state)[1:], physics.qvel(state)])
 
     def reward(task, before, after, control) -> Float[Array, ""]:
@@ -165,3 +168,79 @@ def _halfcheetah(
         episode_length=chosen.episode_length if episode_length is None else episode_length,
     )
     return TaskFamily(env, name=name, backend=physics.backend, **splits(chosen))
+
+
+DRAWING = Body(
+    model=lambda: load_model("half_cheetah"),
+    seconds=0.01 * FRAME_SKIP,
+    view=SIDE,
+    window=(4.0, 1.7),
+    below=0.25,
+    follow=1,
+    colors={
+        DARK: ("bthigh", "bshin", "bfoot"),
+        LIGHT: ("fthigh", "fshin", "ffoot"),
+        MIDDLE: ("torso", "head"),
+    },
+    task=run_at,
+)
+
+_DIRECTION = {
+    # An initial standard deviation of 1 drowns the task in control cost.
+    "policy": {"initial_std": 0.5},
+    "family": {"episode_length": 100},
+    "algorithm": {
+        "outer": "ppo",
+        "inner_learning_rate": 0.2,
+        "outer_learning_rate": 1.5e-3,
+    },
+    # There are only two tasks: a small batch gives more meta-iterations for the same steps.
+    "training": {"iterations": 250, "tasks": 6},
+    "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
+}
+_VELOCITY = {
+    "policy": {"initial_std": 0.5},
+    "family": {"episode_length": 100},
+    "algorithm": {
+        "outer": "ppo",
+        "episodes": 10,
+        "inner_learning_rate": 0.2,
+        "outer_learning_rate": 1.5e-3,
+    },
+    "training": {"iterations": 200, "tasks": 20},
+    "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
+}
+_VELOCITY_BY_MEMORY = {
+    "policy": {"initial_std": 0.5},
+    "algorithm": {
+        "chunk": 100,
+        "minibatches": 20,
+        "outer_learning_rate": 5e-4,
+        # Control costs: the standard deviation has to shrink, but not at once.
+        "entropy_weight": 0.005,
+    },
+    "training": {"iterations": 1000, "tasks": 40},
+    "evaluation": {"every": 100, "tasks": 60},
+}
+
+SPECS = (
+    FamilySpec(
+        "halfcheetah-dir",
+        halfcheetah_dir,
+        "Finn et al. 2017",
+        backends=BACKENDS,
+        variants=tuple(VARIANTS),
+        drawing=DRAWING._replace(task=forward_or_backward),
+        presets=gradient_presets(_DIRECTION),
+    ),
+    FamilySpec(
+        "halfcheetah-vel",
+        halfcheetah_vel,
+        "Finn et al. 2017",
+        backends=BACKENDS,
+        variants=tuple(VARIANTS),
+        drawing=DRAWING,
+        presets=gradient_presets(_VELOCITY) | {"rl2": _VELOCITY_BY_MEMORY},
+        references=("oracle_velocity", "observations_only"),
+    ),
+)

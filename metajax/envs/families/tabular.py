@@ -6,7 +6,8 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Int, Key
 
 from metajax._checks import checked
-from metajax.envs.episodes import Moved, make_env
+from metajax.envs.builders import Moved, make_env
+from metajax.envs.specs import FamilySpec
 from metajax.envs.splits import Split, two_splits, uniform
 from metajax.errors import check_at_least
 from metajax.types import Discrete, TaskFamily
@@ -61,9 +62,19 @@ def tabular(
     env = make_env(
         start,
         move,
-        lambda process: jax.nn.one_hot(process["state"], states),
+        lambda process, task: jax.nn.one_hot(process["state"], states),
         observation_size=states,
         action_space=Discrete(actions),
         episode_length=episode_length,
     )
     return TaskFamily(env, name="tabular-v1", **two_splits(sample))
+
+
+SPECS = (
+    FamilySpec(
+        "tabular",
+        tabular,
+        "Duan et al. 2016",
+        references=("psrl", "ucrl2", "backward_induction"),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Environments of other packages as task families, a file for each package."""
