@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from numbers import Number
 
+from jax import Array
 from jax.core import Tracer
 
 _PLAIN = (str, type(None), list, tuple, dict, set)
@@ -46,12 +47,12 @@ def brief(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def is_off(value: float | None) -> bool:
+def is_off(value: float | Array | None) -> bool:
     """Return whether an option is None, or a number that is 0; not one that JAX traces."""
-    return value is None or (not isinstance(value, Tracer) and value == 0)
+    return value is None or (not isinstance(value, Tracer) and bool(value == 0))
 
 
-def check_at_least(minimum: float, **values: float) -> None:
+def check_at_least(minimum: float, **values: float | Array) -> None:
     """Check that the named values are finite and not below `minimum`; not those that JAX traces.
 
     Raises:
@@ -62,7 +63,7 @@ def check_at_least(minimum: float, **values: float) -> None:
             raise MetajaxError(f"{name} is {brief(value)}; it must be at least {minimum}.")
 
 
-def check_at_most(maximum: float, **values: float) -> None:
+def check_at_most(maximum: float, **values: float | Array) -> None:
     """Check that the named values are not above `maximum`; not those that JAX traces.
 
     Raises:
@@ -73,7 +74,7 @@ def check_at_most(maximum: float, **values: float) -> None:
             raise MetajaxError(f"{name} is {brief(value)}; it must be at most {maximum}.")
 
 
-def check_positive(**values: float) -> None:
+def check_positive(**values: float | Array) -> None:
     """Check that the named values are finite and above 0; not those that JAX traces.
 
     Raises:
@@ -84,7 +85,7 @@ def check_positive(**values: float) -> None:
             raise MetajaxError(f"{name} is {brief(value)}; it must be above 0.")
 
 
-def check_fraction(**values: float) -> None:
+def check_fraction(**values: float | Array) -> None:
     """Check that the named values lie in [0, 1]; not those that JAX traces.
 
     Raises:
