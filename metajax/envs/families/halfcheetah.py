@@ -186,8 +186,8 @@ DRAWING = Body(
 )
 
 _DIRECTION = {
-    # An initial standard deviation of 1 drowns the task in control cost, by TRPO too: MAML then gets
-    # -14 after one step in place of 82, and with velocities -78 in place of -69.
+    # An initial standard deviation of 1 drowns the task in control cost, by TRPO too: MAML gets -14
+    # after one step in place of 82, and with velocities -78 in place of -69.
     "policy": {"initial_std": 0.5},
     "family": {"episode_length": 100},
     "algorithm": {
