@@ -121,7 +121,7 @@ def sample_replay(replay: Replay, key: Key[Array, ""], count: int) -> PyTree:
     """
     capacity = jax.tree.leaves(replay.items)[0].shape[0]
     check_memory(the_items_drawn_from_the_replay=count * bytes_of(replay.items) // capacity)
-    if not isinstance(replay.size, Tracer) and not np.all(replay.size):
+    if not isinstance(replay.size, Tracer) and not np.asarray(replay.size).all():
         raise MetajaxError("the replay is empty; extend it before it is sampled.")
     slot = jax.random.randint(key, (count,), 0, replay.size)
 

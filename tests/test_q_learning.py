@@ -356,7 +356,7 @@ def test_replay_is_drawn_from_uniformly():
 
 
 def test_what_is_not_finite_is_not_kept():
-    replay = empty_replay({"x": jax.ShapeDtypeStruct((4, 2), jnp.float32)}, 8)
+    replay = empty_replay({"x": jax.ShapeDtypeStruct((4, 2), float)}, 8)
     items = {"x": jnp.array([[1.0, 2.0], [jnp.nan, 0.0], [3.0, -jnp.inf], [4.0, 5.0]])}
     replay = extend_replay(replay, items, jnp.array([True, True, True, False]))
     assert int(replay.size) == int(replay.next) == 1

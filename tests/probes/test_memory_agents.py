@@ -61,7 +61,7 @@ def test_the_label_of_a_task_changes_nothing():
     env = (family := make("gridnav")).env
     policy = gru(env.observation_size, env.action_space, width=8)
     agent = rl2(env, policy, episodes=3).agent
-    params = MetaParams(policy.init(jax.random.key(0)), *np.ones(2, np.float32), np.int32(1))
+    params = MetaParams(policy.init(jax.random.key(0)), np.float32(1))
     labels = family.test.finite["index"]
     task = family.test.sample(jax.random.key(1))
 
