@@ -1054,7 +1054,7 @@ def test_tasks_are_shared_out_over_the_cores_of_a_cpu(tmp_path, words, devices):
 
 
 def test_ctrl_c_before_training_is_quiet(monkeypatch, capsys):
-    def interrupted(config):
+    def interrupted(config, *, allow_import):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(presets, "build", interrupted)

@@ -56,13 +56,13 @@ def test_every_number_among_the_options_of_an_algorithm_may_be_traced(name):
         ("maml", {"outer": "adam"}, "outer_learning_rate inner_learning_rate discount trace"),
         slow("maml", {"outer": "ppo"}, "outer_learning_rate inner_learning_rate clip kl_penalty"),
         slow("maml", {"outer": "trpo"}, "max_kl cg_damping inner_learning_rate_decay inner_max_kl"),
-        (
+        slow(
             "rl2",
             {"minibatches": 1},
             "outer_learning_rate outer_half_life clip entropy_weight value_weight discount trace "
             "max_gradient_norm",
         ),
-        (
+        slow(
             "dqn",
             {"updates": 2, "batch": 5, "replay_capacity": 60, "target_period": 3},
             "outer_learning_rate inner_learning_rate discount epsilon error_clip",

@@ -272,7 +272,7 @@ def test_gymnasiums_robots_have_no_more_state_than_before():
     ],
 )
 def test_what_an_engine_does_not_carry_is_refused(name, backend, what, tmp_path, monkeypatch):
-    monkeypatch.setattr(physics, "resolve_backend", lambda backend: backend)  # installed or not
+    monkeypatch.setattr(physics.engines, "resolve_backend", lambda backend: backend)  # installed or not
     path = tmp_path / "body.xml"
     path.write_text(MODELS[name])
     with pytest.raises(MetajaxError) as refused:
