@@ -272,7 +272,7 @@ def test_gymnasiums_robots_have_no_more_state_than_before():
     ],
 )
 def test_what_an_engine_does_not_carry_is_refused(name, backend, what, tmp_path, monkeypatch):
-    monkeypatch.setattr(physics.engines, "resolve_backend", lambda backend: backend)  # installed or not
+    monkeypatch.setattr(physics.engines, "resolve_backend", lambda backend: backend)
     path = tmp_path / "body.xml"
     path.write_text(MODELS[name])
     with pytest.raises(MetajaxError) as refused:
@@ -554,8 +554,8 @@ def test_every_model_of_the_package_is_made_on_every_engine_or_refused(package):
 @pytest.mark.parametrize("name", ["ball_in_cup", "finger", "point_mass", "reacher", "walker"])
 def test_models_of_dm_control_on_mjx_are_a_loop_of_mj_step(name, monkeypatch):
     """Solved to the end; the half that C MuJoCo leaves at 1e-8 is its own."""
-    monkeypatch.setattr(physics, "SOLVER_ITERATIONS", 50)
-    monkeypatch.setattr(physics, "LINE_SEARCH", 50)
+    monkeypatch.setattr(physics.mjx, "SOLVER_ITERATIONS", 50)
+    monkeypatch.setattr(physics.mjx, "LINE_SEARCH", 50)
     model = physics.load_model(str(folder_of("dm_control") / f"{name}.xml"))
     model.opt.tolerance = 0
     control = np.random.default_rng(0).uniform(-0.3, 0.3, (50, model.nu))

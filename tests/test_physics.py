@@ -144,8 +144,8 @@ def test_runge_kutta_in_jax_is_that_of_the_c_engine(name):
         mujoco.mj_normalizeQuat(exact, qpos)
     plain = plain_mujoco(exact, *start, control)
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(physics, "SOLVER_ITERATIONS", 50)
-        patch.setattr(physics, "LINE_SEARCH", 50)
+        patch.setattr(physics.mjx, "SOLVER_ITERATIONS", 50)
+        patch.setattr(physics.mjx, "LINE_SEARCH", 50)
         played = in_double(physics.mjx.make(exact, frame_skip=FRAME_SKIP), *start, control)
     np.testing.assert_allclose(played, plain, rtol=0, atol=1e-11)
 

@@ -71,7 +71,7 @@ def test_it_is_mujoco_in_single_precision(name, frame_skip):
 
 @needs_warp
 def test_with_its_contact_frames_mjx_agrees_on_the_ant(monkeypatch):
-    monkeypatch.setattr(physics, "_align_with_capsules", lambda compiled, data: data)
+    monkeypatch.setattr(physics.mjx, "_align_with_capsules", lambda compiled, data: data)
     bundles = [make("ant", backend, 5) for backend in ("warp", "mjx")]
     control = controls(bundles[0].model)
     one, other = (play(bundle, control)[0] for bundle in bundles)
