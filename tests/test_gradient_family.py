@@ -2,6 +2,9 @@
 
 import functools
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -552,3 +555,19 @@ def start_reptile(algorithm, problem):
 def test_reptile_cannot_learn_a_rule(plain):
     with pytest.raises(MetajaxError, match="no gradient to learn a rule with"):
         reptile(plain.family.env, plain.policy, rule="meta-sgd")
+
+
+def test_the_table_of_the_family_fine_tunes_joint_training_alone_by_natural_steps():
+    """In a process of its own: benchmarks choose the devices before JAX starts."""
+    code = """
+import gradient_family as table
+from metajax import presets
+
+for method in ("maml", "maml, trpo", "meta-sgd", "reptile", "reinforce", "trpo"):
+    config = table.configuration(method, "point-goal")
+    joint = presets.build(config).algorithm.joint
+    assert joint == (method in ("reinforce", "trpo")), method
+    assert config["algorithm"]["inner_max_kl"] == (table.FINE_TUNING_KL if joint else 0.0), method
+"""
+    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    subprocess.run([sys.executable, "-c", code], cwd=benchmarks, check=True)

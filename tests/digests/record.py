@@ -1,8 +1,8 @@
 """What every algorithm computes, to the bit: record it, rebuild something, and compare.
 
     python tests/digests/record.py tests/digests/recorded.json          # before
-    python tests/digests/record.py /tmp/after.json                      # after
-    python tests/digests/record.py --compare tests/digests/recorded.json /tmp/after.json
+    python tests/digests/record.py after.json                           # after
+    python tests/digests/record.py --compare tests/digests/recorded.json after.json
 
 Every variant of the algorithm contract, on a family with continuous actions, one with discrete ones
 and one on C MuJoCo, wherever the algorithm learns there: the leaves of the state after three
@@ -19,6 +19,7 @@ import os
 import platform
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -54,11 +55,7 @@ def kinds(name: str, options: dict) -> tuple[str, ...]:
 
 def digest(leaf) -> str:
     """Return the type, the shape and a digest of the bytes of an array."""
-    array = np.asarray(
-        jax.random.key_data(leaf)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else leaf
-    )
+    array = np.asarray(leaf)
     return f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
 
 
@@ -74,35 +71,38 @@ def machine() -> dict[str, str]:
     }
 
 
-def record(only: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """Return the digests of all cases whose name holds `only`, and the numbers themselves."""
+def cases():
+    """Yield the name of each case, what makes its algorithm, and its family."""
     import test_algorithm_contract as contract
 
-    made, digests, arrays = families(), {}, {}
+    made = families()
     for name, variants in contract.VARIANTS.items():
         for options in variants:
             for kind in kinds(name, options):
                 case = " ".join([name, *(f"{k}={v}" for k, v in options.items()), f"on {kind}"])
-                if only not in case:
-                    continue
-                family = made[kind]
-                algorithm = contract.build(name, options, family.env)
-                draw = jax.vmap(family.train.sample)
-                tasks = draw(jax.random.split(jax.random.key(0), TASKS))
-                state, update = algorithm.init(jax.random.key(1), tasks), jax.jit(algorithm.update)
-                metrics = []
-                for i in range(UPDATES):
-                    state, found = update(state, tasks, jax.random.key(2 + i))
-                    metrics.append(found)
-                leaves = jax.tree.leaves(state)
-                digests[case] = {
-                    "state": sorted(map(digest, leaves)),
-                    "metrics": {
-                        name: [float(found[name]).hex() for found in metrics] for name in metrics[0]
-                    },
-                }
-                arrays |= {f"{case} {i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-                print(case, flush=True)
+                yield case, partial(contract.build, name, options, made[kind].env), made[kind]
+
+
+def record(only: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Return the digests of all cases whose name holds `only`, and the numbers themselves."""
+    digests, arrays = {}, {}
+    for case, build, family in cases():
+        if only not in case:
+            continue
+        algorithm = build()
+        tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), TASKS))
+        state, update = algorithm.init(jax.random.key(1), tasks), jax.jit(algorithm.update)
+        history = []
+        for i in range(UPDATES):
+            state, metrics = update(state, tasks, jax.random.key(2 + i))
+            history.append(metrics)
+        leaves = jax.tree.leaves(state)
+        digests[case] = {
+            "state": sorted(map(digest, leaves)),
+            "metrics": {n: [float(metrics[n]).hex() for metrics in history] for n in history[0]},
+        }
+        arrays |= {f"{case} {i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        print(case, flush=True)
     return digests, arrays
 
 
