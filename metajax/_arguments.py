@@ -217,9 +217,10 @@ def flags(options: type, prefix: str = "--") -> list[str]:
             continue
         flat = OmitArgPrefixes in markers
         kind = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-        name = field.name.replace("_", "-")
+        given = [one.name for one in markers if getattr(one, "name", None) is not None]
+        name = (given[0] if given else field.name).replace("_", "-")
         if dataclasses.is_dataclass(kind):
-            found += flags(kind, prefix if flat else f"{prefix}{name}.")  # type: ignore
+            found += flags(kind, prefix if flat or not name else f"{prefix}{name}.")  # type: ignore
         elif kind is bool:
             found.append(f"{prefix}{name}")
             if FlagCreatePairsOff not in markers:

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +175,8 @@ def _fitting(annotation: Any, value: Any) -> Any:
         return _mapping(of, value)
     if origin is collections.abc.Callable:
         return value if callable(value) else _REFUSED
+    if _is_ours(origin):  # a generic class of ours: of what, only its own functions could tell
+        return value if isinstance(value, origin) else _REFUSED
     if kind in (bool, str, Path, None, type(None)) or _is_ours(kind):
         kind = type(None) if kind is None else kind
         return value if isinstance(value, kind) else _REFUSED
@@ -183,7 +185,7 @@ def _fitting(annotation: Any, value: Any) -> Any:
     return value  # pytrees: nobody's option
 
 
-def _is_ours(kind: Any) -> bool:
+def _is_ours(kind: Any) -> TypeGuard[type]:
     return isinstance(kind, type) and kind.__module__.partition(".")[0] == "metajax"
 
 
@@ -265,5 +267,7 @@ def _described(annotation: Any, *, limits: bool) -> str:
         Path: "a path",
         type(None): "None",
     }
+    if _is_ours(origin):
+        return f"a {origin.__name__}[{of[0].__name__}]"
     name = getattr(annotation, "__name__", str(annotation))
     return plain.get(annotation) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -4,8 +4,10 @@ To import a module is to run its code, so nothing is imported but what was allow
 such as the configuration of a run directory, allow nothing.
 """
 
+import functools
 import importlib
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -74,8 +76,22 @@ def check_factory(kind: str, name: str, factory: Any, arguments: Sequence[str]) 
         ) from None
 
 
-def options_of(name: str, factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def options_of(
+    name: str,
+    factory: Callable[..., Any],
+    *,
+    positional: bool = False,
+    also: Callable[[Any], bool] = lambda annotation: False,
+) -> Mapping[str, inspect.Parameter]:
     """Return the keyword arguments of a factory that plain data can express, with annotations.
+
+    Numbers that may be traced are numbers.
+
+    Args:
+        name: of the factory.
+        factory: whose signature is read.
+        positional: whether arguments that are not only keywords count.
+        also: other annotations that can be expressed.
 
     Raises:
         MetajaxError: nothing says of which type one of them is.
@@ -86,7 +102,10 @@ def options_of(name: str, factory: Callable[..., Any]) -> Mapping[str, inspect.P
         raise MetajaxError(f"the annotations of {name} cannot be read: {error}.") from None
     found = {}
     for parameter in parameters:
-        if parameter.kind is not parameter.KEYWORD_ONLY:
+        if parameter.kind not in (
+            parameter.KEYWORD_ONLY,
+            *([parameter.POSITIONAL_OR_KEYWORD] if positional else []),
+        ):
             continue
         if parameter.annotation is parameter.empty:
             if type(parameter.default) not in (int, float, bool, str):
@@ -95,9 +114,19 @@ def options_of(name: str, factory: Callable[..., Any]) -> Mapping[str, inspect.P
                     "what its values are."
                 )
             parameter = parameter.replace(annotation=type(parameter.default))
-        if _is_plain(parameter.annotation):
-            found[parameter.name] = parameter
+        own = also(parameter.annotation)
+        annotation = parameter.annotation if own else _untraced(parameter.annotation)
+        if own or _is_plain(annotation):
+            found[parameter.name] = parameter.replace(annotation=annotation)
     return found
+
+
+def _untraced(annotation: Any) -> Any:
+    """Return a union without what only Python can pass, such as arrays and schedules."""
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return annotation
+    plain = [kind for kind in typing.get_args(annotation) if _is_plain(kind)]
+    return functools.reduce(operator.or_, plain) if plain else annotation
 
 
 def _is_plain(kind: Any) -> bool:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -29,7 +29,9 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 from metajax import presets
 from metajax._alarms import without_alarms
 from metajax._arguments import flags, help_of, parse, summary_of
+from metajax._earlier import moved
 from metajax._imported import module_of
+from metajax._named_parts import NAME, NONE, Choice, Options, paths
 from metajax._records import plain
 from metajax._tables import curve_text, plural, task_names
 from metajax._version import __version__
@@ -172,7 +174,7 @@ def train_options(
     algorithm: str,
     family: str,
     policy: str | None = None,
-    outer: str | None = None,
+    parts: Mapping[str, Any] | None = None,
     *,
     allow_import: Sequence[str] = (),
 ) -> type:
@@ -180,28 +182,30 @@ def train_options(
 
     One field per group of `presets.options`; names, types, defaults and help are those of the
     factory's signature and docstring. Another field says which policy, and so which options it has.
-    The defaults are those that go with the outer step.
+
+    Args:
+        algorithm: by name.
+        family: by name.
+        policy: by name; None for the algorithm's first.
+        parts: the algorithm's parts that are wanted, as in `presets.options`.
+        allow_import: modules outside metajax that may be imported.
 
     Raises:
-        MetajaxError: the algorithm or the family does not exist.
+        MetajaxError: the algorithm, the family or a part does not exist.
     """
     factories = presets.factories(algorithm, family, policy, allow_import=allow_import)
     choices = presets.choices(family, allow_import=allow_import)
-    known = presets.options(algorithm, family, policy, outer, allow_import=allow_import)
+    known = presets.options(algorithm, family, policy, parts, allow_import=allow_import)
     groups: list[tuple[str, Any, Any]] = []
-    for group, parameters in known.items():
-        help_ = help_of(factories[group])
-        fields = []
-        for name, parameter in parameters.items():
-            annotation = parameter.annotation
-            if group == "family" and name in choices:
-                annotation = Literal[choices[name]]
-            described = tyro.conf.arg(help=help_.get(name, ""), help_behavior_hint=_hint)
-            default = dataclasses.field(default=parameter.default)
-            fields.append((name, Annotated[annotation, described], default))
-        options = dataclasses.make_dataclass(group, fields, frozen=True)
-        options.__doc__ = summary_of(factories[group])
-        kind = options if group in _PREFIXED else Annotated[options, OmitArgPrefixes]
+    for group, of_group in known.items():
+        of_family = choices if group == "family" else {}
+        options = _dataclass_of(group, factories[group], of_group, of_family)
+        if group in _PREFIXED:
+            kind: Any = options
+        elif group == "algorithm":  # its parts have prefixes of their own
+            kind = Annotated[options, tyro.conf.arg(name="")]
+        else:
+            kind = Annotated[options, OmitArgPrefixes]
         groups.append((group, kind, dataclasses.field(default=options())))
     policies = presets.policies(algorithm)
     which = tyro.conf.arg(
@@ -222,6 +226,79 @@ def train_options(
         "MODULE:NAME is a factory of your own, in a module that can be imported here."
     )
     return options
+
+
+def _dataclass_of(
+    name: str, factory: Callable, options: Options, choices: Mapping[str, tuple[str, ...]]
+) -> type:
+    """Return a dataclass of a factory's options, those of its parts in dataclasses of their own.
+
+    Args:
+        name: of the dataclass.
+        factory: whose docstring says what they mean.
+        options: that it has.
+        choices: the values that some of them accept.
+    """
+    help_, fields = help_of(factory), []
+    for option, known in options.items():
+        said: dict[str, Any] = {"help": help_.get(option, ""), "help_behavior_hint": _hint}
+        if not isinstance(known, Choice):
+            annotation = Literal[choices[option]] if option in choices else known.annotation
+            described = Annotated[annotation, tyro.conf.arg(**said)]
+            fields.append((option, described, dataclasses.field(default=known.default)))
+            continue
+        said["metavar"] = f"{{{','.join((*known.names, 'MODULE:NAME'))}}}"
+        default = dataclasses.field(default=known.name or NONE)
+        fields.append((option, Annotated[str, tyro.conf.arg(**said)], default))
+        if known.factory is not None and known.options:
+            within = _dataclass_of(option, known.factory, known.options, {})
+            described = Annotated[within, tyro.conf.arg(name=option)]
+            default = dataclasses.field(default=within())
+            fields.append((f"{option}{_WITHIN}", described, default))
+    made = dataclasses.make_dataclass(name, fields, frozen=True)
+    made.__doc__ = summary_of(factory)
+    return made
+
+
+_WITHIN = "_options"  # a field of a part's own options, beside that of its name
+
+
+def _values_of(chosen: Any) -> dict[str, Any]:
+    """Return what a dataclass of `_dataclass_of` holds, as configurations have it."""
+    values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
+    for name in [name for name in values if f"{name}{_WITHIN}" in values]:
+        within = _values_of(values.pop(f"{name}{_WITHIN}"))
+        values[name] = {NAME: values[name]} | within
+    return values
+
+
+def _parts_chosen(arguments: Sequence[str], algorithm: str, allow: list[str]) -> dict[str, Any]:
+    """Return the parts of an algorithm that are named on the command line, and allow their modules.
+
+    What an option is depends on the parts above it, so they are looked for level by level.
+    """
+    parts: dict[str, Any] = {}
+    asked = set()
+    while True:
+        known = presets.options(algorithm, DEFAULT_FAMILY, parts=parts, allow_import=allow)
+        choices = {n: c for n, c in paths(known["algorithm"]).items() if isinstance(c, Choice)}
+        new = choices.keys() - asked
+        if not new:
+            return parts
+        for path in sorted(new):
+            asked.add(path)
+            name = _last_value(arguments, f"--{path.replace('_', '-')}")
+            if name is None:
+                continue
+            if (module := module_of(name)) is not None:
+                allow += _allowed([module])
+            elif name not in choices[path].names:
+                continue  # the parser says so
+            of = parts
+            for word in path.split("."):
+                of = of.setdefault(word, {})
+            of[NAME] = name
+    return parts
 
 
 def _directory(algorithm: str, family: str) -> Path:
@@ -249,11 +326,11 @@ def _on_run(command: str, directory: Path, config: presets.Config, *words: objec
     return _command(command, directory, *words, *leave)
 
 
-def _allowed(modules: Sequence[str]) -> Sequence[str]:
+def _allowed(modules: Sequence[str]) -> list[str]:
     """Return the modules that may be imported; those in the current directory are found."""
     if modules and (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
-    return modules
+    return list(modules)
 
 
 def _split(modules: str) -> Sequence[str]:
@@ -300,6 +377,7 @@ def _train(arguments: Sequence[str]) -> int:
         if word.startswith("-"):
             break
         names.append(word)
+    positional = len(names)
     algorithm, family = [*names, *(DEFAULT_ALGORITHM, DEFAULT_FAMILY)[len(names) :]]
     if algorithm in FAMILIES:
         raise MetajaxError(
@@ -308,12 +386,10 @@ def _train(arguments: Sequence[str]) -> int:
         )
     program = f"metajax train {algorithm} {family}"
     policy = _last_value(arguments, "--policy-name") or presets.policies(algorithm)[0]
-    parts = (algorithm, family, policy)
-    allow = _allowed([module for name in parts if (module := module_of(name)) is not None])
-    outer = _last_value(arguments, "--outer")
-    if outer not in presets.outer_steps(algorithm, allow_import=allow):
-        outer = None  # the parser says so
-    options = train_options(*parts, outer, allow_import=allow)
+    modules = map(module_of, (algorithm, family, policy))
+    allow = _allowed([module for module in modules if module is not None])
+    parts = _parts_chosen(arguments, algorithm, allow)
+    options = train_options(algorithm, family, policy, parts, allow_import=allow)
 
     def hint(word: str) -> str | None:
         if word in (*ALGORITHMS, *FAMILIES) or module_of(word) is not None:
@@ -321,10 +397,10 @@ def _train(arguments: Sequence[str]) -> int:
         here = {"algorithm": algorithm, "family": family, "policy": policy}
         return _elsewhere(word, here, program)
 
-    chosen = parse(options, arguments[len(names) :], program, hint)
-    config = presets.default_config(*parts, outer, allow_import=allow)
+    chosen = parse(options, arguments[positional:], program, hint)
+    config = presets.default_config(algorithm, family, policy, parts, allow_import=allow)
     for group in presets.GROUPS:
-        config[group] = dataclasses.asdict(getattr(chosen, group))
+        config[group] = _values_of(getattr(chosen, group))
     directory = chosen.run_directory
     if directory is None:
         directory = Path(f"{_directory(algorithm, family)}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -334,6 +410,11 @@ def _train(arguments: Sequence[str]) -> int:
 def _elsewhere(flag: str, here: dict[str, str], program: str) -> str | None:
     """Return what to say of an option that others have than those that are named here."""
     option = flag.replace("--no-", "--", 1).replace(".no-", ".", 1)
+    if here["algorithm"] in ALGORITHMS:
+        known = paths(presets.options(here["algorithm"], DEFAULT_FAMILY)["algorithm"])
+        place = moved(option.removeprefix("--").replace("-", "_"), known)
+        if place is not None:
+            return f"{flag} is now {_flag('algorithm', place)}. See {program} --help."
     trainers = {policy: name for name in ALGORITHMS for policy in presets.policies(name)}
     groups = {
         "algorithm": {name: (name, DEFAULT_FAMILY) for name in ALGORITHMS},
@@ -344,7 +425,7 @@ def _elsewhere(flag: str, here: dict[str, str], program: str) -> str | None:
         owners = [
             name
             for name, chosen in names.items()
-            if option in (_flag(group, known) for known in presets.options(*chosen)[group])
+            if option in (_flag(group, known) for known in paths(presets.options(*chosen)[group]))
         ]
         if owners:
             mine = f"the policy {here[group]}" if group == "policy" else here[group]

@@ -10,23 +10,30 @@ things by name imports none but those in its argument `allow_import`.
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
-from metajax._checks import check_options
-from metajax._imported import check_factory, imported, module_of, options_of
+from metajax._earlier import is_earlier, named_parts, translated
+from metajax._imported import check_factory, imported, module_of
+from metajax._named_parts import (
+    NAME,
+    Options,
+    built,
+    checked_values,
+    options_with,
+    paths,
+)
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, FamilySpec
 from metajax.envs.specs import Preset, merged
 from metajax.errors import MetajaxError, brief, unknown
 from metajax.policies import gru, lstm, mlp, snail, transformer, variational, window
-from metajax.rules import RuleName
 from metajax.train import Evaluation, check_counts, train
 from metajax.types import Algorithm, Policy, TaskFamily
 
 Config = dict[str, Any]
-Part = TypeVar("Part")
+Made = TypeVar("Made")
 
 _NAMES = ("algorithm_name", "family_name", "policy_name")
 GROUPS = ("algorithm", "policy", "family", "training", "evaluation")
@@ -35,18 +42,6 @@ GROUPS = ("algorithm", "policy", "family", "training", "evaluation")
 # trial is follows from the rest.
 _NOT_OPTIONS = {"algorithm", "family", "evaluation", "run_directory", "resume", "config", "report"}
 _NOT_OPTIONS |= {"started", "trial_length"}
-
-# Nothing in joint training makes a gradient step of some length the right one: fine-tuning takes
-# natural gradients, whose length does not depend on how far the standard deviation has shrunk. A
-# step is as long where the gradient is noise: of ten times the trust region of TRPO, the fifth took
-# `reinforce` on `point-goal` from -37 to -125, and no step of TRPO's own did harm.
-_FINE_TUNED = {
-    "algorithm": {
-        "inner_learning_rate": 1.0,
-        "inner_learning_rate_decay": 1.0,
-        "inner_max_kl": 0.01,
-    }
-}
 
 # Policies by name; the inputs of memory agents have of each step what came of it.
 _MEMORIES = {f.__name__: f for f in (gru, lstm, snail, transformer, window)}
@@ -60,10 +55,7 @@ MEMORY_AGENTS = {
 
 # What an algorithm needs on any family. What was tuned for it on one stands in that family's file.
 OF_ALGORITHM: dict[str, Preset] = {
-    **dict.fromkeys(("reinforce", "a2c", "ppo", "trpo", "q-prop"), _FINE_TUNED),
-    "cavia": {"policy": {"context": 2}, "algorithm": {"inner_learning_rate": 1.0}},
-    "learned-optimizer": {"algorithm": {"inner_learning_rate": 0.03, "outer_learning_rate": 0.01}},
-    "reptile": {"algorithm": {"outer_learning_rate": 0.1}},  # a fraction, not Adam's rate
+    "cavia": {"policy": {"context": 2}},
     # A trust region's critic learns in epochs of its own.
     "rl2": {"outer": {"trpo": {"policy": {"critic": "separate"}}}},
     "snail": {"policy": {"critic": "separate"}},  # as a trust region asks for
@@ -158,68 +150,43 @@ def options(
     algorithm: str,
     family: str,
     policy: str | None = None,
-    outer: str | None = None,
+    parts: Mapping[str, Any] | None = None,
     *,
     allow_import: Sequence[str] = (),
-) -> dict[str, dict[str, inspect.Parameter]]:
-    """Return the options of each group as parameters: name, annotation and preset default.
+) -> dict[str, Options]:
+    """Return the options of each group with their preset defaults, by name.
 
-    Options are the keyword arguments of the group's factory that plain data can express. See
-    `factories`.
+    Options are the keyword arguments of the group's factory that data can express: parameters with
+    an annotation and a default, and choices of parts, which have options of their own.
 
     Args:
         algorithm: by name.
         family: by name.
         policy: one of `policies(algorithm)`, or one of the user's; None for the first.
-        outer: the outer step whose values are wanted; None for the one of the preset.
+        parts: the algorithm's parts that are wanted, `{option: {"name": name, ...}}`; those that
+            are not there are those of the preset.
         allow_import: modules outside metajax that may be imported.
 
     Raises:
-        MetajaxError: a name does not exist, or the algorithm has no such outer step.
+        MetajaxError: a name does not exist, or the algorithm has no such part.
     """
-    steps = outer_steps(algorithm, allow_import=allow_import)
-    if outer is not None and outer not in steps:
-        raise unknown(f"outer step of {algorithm}", outer, steps)
     names = {"algorithm": algorithm, "family": family, "policy": policy or ""}
     spec = family_spec(family, allow_import=allow_import)
-    preset = _preset(algorithm, spec, outer)
-    found: dict[str, dict[str, inspect.Parameter]] = {}
+    outer = (parts or {}).get("outer", {})
+    preset = _preset(algorithm, spec, outer.get(NAME) if isinstance(outer, Mapping) else outer)
+    found: dict[str, Options] = {}
     for group, factory in factories(algorithm, family, policy, allow_import=allow_import).items():
-        name = names.get(group, "")
-        known = (
-            _parameters(group, factory) if module_of(name) is None else options_of(name, factory)
+        known = options_with(
+            names.get(group) or group,
+            factory,
+            values=preset.get(group, {}),
+            chosen=(parts or {}) if group == "algorithm" else {},
+            allow_import=allow_import,
+            positional=group == "evaluation",
         )
-        values = preset.get(group, {})
-        found[group] = {
-            name: parameter.replace(default=values.get(name, parameter.default))
-            for name, parameter in known.items()
-        }
+        found[group] = {name: known[name] for name in known if name not in _NOT_OPTIONS}
     _check_preset(algorithm, spec, found)
     return found
-
-
-def _parameters(group: str, factory: Callable) -> dict[str, inspect.Parameter]:
-    """Return the options of one of metajax's own factories."""
-    found = {}
-    for name, parameter in inspect.signature(factory).parameters.items():
-        positional = parameter.kind is not parameter.KEYWORD_ONLY and group != "evaluation"
-        if positional or name in _NOT_OPTIONS:
-            continue
-        if name == "rule":  # those that have a name
-            parameter = parameter.replace(annotation=RuleName)
-        found[name] = parameter
-    return found
-
-
-def outer_steps(algorithm: str, *, allow_import: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the outer steps that an algorithm can be told to take; () if it has but one.
-
-    Raises:
-        MetajaxError: the algorithm does not exist.
-    """
-    factory = _factory("algorithm", algorithm, ALGORITHMS, allow_import)
-    outer = inspect.signature(factory).parameters.get("outer")
-    return () if outer is None else get_args(outer.annotation)
 
 
 def _preset(algorithm: str, family: FamilySpec, outer: str | None) -> Preset:
@@ -227,12 +194,10 @@ def _preset(algorithm: str, family: FamilySpec, outer: str | None) -> Preset:
     layers: list[Preset] = []
     for preset in (OF_ALGORITHM.get(algorithm, {}), family.presets.get(algorithm, {})):
         layers += [preset, preset.get("outer", {}).get(outer or "", {})]
-    if outer is not None:
-        layers.append({"algorithm": {"outer": outer}})
     return merged(*layers)
 
 
-def _check_preset(algorithm: str, family: FamilySpec, known: Mapping[str, Any]) -> None:
+def _check_preset(algorithm: str, family: FamilySpec, known: Mapping[str, Options]) -> None:
     """Check that a family sets nothing that does not exist; policies may be others than its own."""
     preset = family.presets.get(algorithm, {})
     for values in (preset, *preset.get("outer", {}).values()):
@@ -267,12 +232,32 @@ def described(config: Config, path: str | Path) -> Config:
             f"the run {path} was trained from Python and keeps no configuration to build it from; "
             "give one to metajax.train(..., config=...)."
         )
-    return config
+    return _of_today(config)
+
+
+def _of_today(config: Config) -> Config:
+    """Return a configuration whose algorithm has today's options."""
+    of_algorithm, name = config["algorithm"], config["algorithm_name"]
+    if not isinstance(of_algorithm, Mapping) or name not in ALGORITHMS:
+        return config
+    if not is_earlier(of_algorithm):
+        return config
+    parts = named_parts(of_algorithm)
+    known = options(name, config["family_name"], config["policy_name"], parts)["algorithm"]
+    return config | {"algorithm": translated(of_algorithm, paths(known))}
 
 
 def modules_of(config: Config) -> list[str]:
     """Return the modules outside metajax that a configuration's names are to be imported from."""
-    modules = (module_of(config[name]) for name in _NAMES)
+
+    def names(value: Any) -> Iterator[str]:
+        for name, one in value.items() if isinstance(value, Mapping) else ():
+            if name == NAME and isinstance(one, str):
+                yield one
+            yield from names(one)
+
+    parts = config.get("algorithm", {})
+    modules = map(module_of, (*(config[name] for name in _NAMES), *names(parts)))
     return list(dict.fromkeys(module for module in modules if module is not None))
 
 
@@ -280,16 +265,16 @@ def default_config(
     algorithm: str,
     family: str,
     policy: str | None = None,
-    outer: str | None = None,
+    parts: Mapping[str, Any] | None = None,
     *,
     allow_import: Sequence[str] = (),
 ) -> Config:
     """Return the configuration of these names with its preset values; see `options`."""
     policy = policies(algorithm)[0] if policy is None else policy
     config: Config = dict(zip(_NAMES, (algorithm, family, policy), strict=True))
-    known = options(algorithm, family, policy, outer, allow_import=allow_import)
-    for group, parameters in known.items():
-        config[group] = {name: copy.copy(p.default) for name, p in parameters.items()}
+    known = options(algorithm, family, policy, parts, allow_import=allow_import)
+    for group, of_group in known.items():
+        config[group] = {name: copy.deepcopy(one.default) for name, one in of_group.items()}
     return config
 
 
@@ -313,7 +298,7 @@ def checked_config(config: Mapping[str, Any], *, allow_import: Sequence[str] = (
         if name not in (*_NAMES, *GROUPS):
             raise unknown("part of the configuration", name, (*_NAMES, *GROUPS))
     found: Config = {name: config[name] for name in _NAMES}
-    known = options(*found.values(), allow_import=allow_import)
+    known = known_options(config, allow_import=allow_import)
     for group in GROUPS:
         values = config.get(group, {})
         if not isinstance(values, Mapping):
@@ -321,12 +306,22 @@ def checked_config(config: Mapping[str, Any], *, allow_import: Sequence[str] = (
                 f"the configuration's {group} is {brief(values)}; it must be options."
             )
         prefix = "evaluation." if group == "evaluation" else ""
-        found[group] = check_options(known[group], values, f"{group} option", prefix=prefix)
+        found[group] = checked_values(known[group], values, f"{group} option", prefix=prefix)
     defaults = inspect.signature(train).parameters
     training = {name: defaults[name].default for name in known["training"]} | found["training"]
     check_counts(**{name: training[name] for name in inspect.signature(check_counts).parameters})
     found["training"] = training
     return found
+
+
+def known_options(
+    config: Mapping[str, Any], *, allow_import: Sequence[str] = ()
+) -> dict[str, Options]:
+    """Return the options that a configuration's names, those of parts among them, have."""
+    parts = config.get("algorithm", {})
+    parts = parts if isinstance(parts, Mapping) else {}
+    algorithm, family, policy = (config[name] for name in _NAMES)
+    return options(algorithm, family, policy, parts, allow_import=allow_import)
 
 
 def build(config: Mapping[str, Any], *, allow_import: Sequence[str] = ()) -> Experiment:
@@ -350,13 +345,14 @@ def build(config: Mapping[str, Any], *, allow_import: Sequence[str] = ()) -> Exp
         policy_options["trial_length"] = episodes * env.episode_length
     policy = made["policy"](env.observation_size, env.action_space, **policy_options)
     policy = _of_type(Policy, policy_name, policy)
-    algorithm = made["algorithm"](env, policy, **chosen["algorithm"])
+    known = known_options(chosen, allow_import=allow_import)["algorithm"]
+    algorithm = made["algorithm"](env, policy, **built(known, chosen["algorithm"]))
     algorithm = _of_type(Algorithm, algorithm_name, algorithm)
     evaluation = Evaluation(**chosen["evaluation"])
     return Experiment(algorithm, family, chosen["training"], evaluation)
 
 
-def _of_type(kind: type[Part], name: str, made: Any) -> Part:
+def _of_type(kind: type[Made], name: str, made: Any) -> Made:
     """Return what a factory made, if it is what it is called."""
     if not isinstance(made, kind):
         raise MetajaxError(f"{name} made a {type(made).__name__}; it must make a {kind.__name__}.")

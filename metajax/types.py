@@ -9,8 +9,9 @@ task and one stream of experience. Everywhere:
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple, dataclass_transform
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ Params = PyTree[Array]
 Memory = PyTree[Array]
 Metrics = dict[str, Array]
 Scalar = float | Float[Array, ""]  # a hyperparameter that may be traced
+Built = TypeVar("Built")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -117,6 +119,25 @@ class Trajectory:
     valid: Bool[Array, "*batch time"]
     final_input: StepInput
     initial_state: EnvState | None = None
+
+
+@pytree_dataclass
+class MetaParams:
+    """What is meta-learned, and all that an agent starts from; () where there is nothing.
+
+    Attributes:
+        policy: θ.
+        rule: the inner rule's own parameters.
+        critic: the parameters of what states or actions are worth, by its name, where adaptation
+            asks for it.
+        mean_square_reward: running mean of squared rewards, where the policy's input is rewards
+            over its root: without it the agent cannot act.
+    """
+
+    policy: Params
+    rule: Any = ()
+    critic: Any = ()
+    mean_square_reward: Any = ()
 
 
 @pytree_dataclass
@@ -266,15 +287,53 @@ class Policy(NamedTuple):
     unroll: Callable[[Params, Memory, StepInput], tuple[Memory, PolicyOutput]]
 
 
+class Made(NamedTuple):
+    """How a part was made, `factory(**options)`: what a configuration keeps of it."""
+
+    factory: Callable[..., Any]
+    options: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        """Return the call, without options that have their defaults."""
+        defaults = inspect.signature(self.factory).parameters
+        said = [
+            f"{name}={value!r}"
+            for name, value in self.options.items()
+            if repr(value) != repr(defaults[name].default)
+        ]
+        return f"{self.factory.__name__}({', '.join(said)})"
+
+
+class Part(NamedTuple, Generic[Built]):
+    """A part of an algorithm that the environment and the policy complete.
+
+    Attributes:
+        build: `(env, policy) ->` what the algorithm uses.
+        made: how; None where no factory of `metajax.parts.part` made it.
+    """
+
+    build: Callable[[Env, Policy], Built]
+    made: Made | None = None
+
+    def __repr__(self) -> str:
+        """Return how the part was made."""
+        return repr(self.made or self.build)
+
+
 class UpdateRule(NamedTuple):
     """How an inner loop learns; `rule_params` are themselves meta-learned (() if there are none).
 
     `optimizer(rule_params)` is an ordinary optax transformation, so rules compose under
-    `optax.chain`.
+    `optax.chain`. `made` is as in `Part`.
     """
 
     init: Callable[[Key[Array, ""], Params], PyTree[Array]]
     optimizer: Callable[[PyTree[Array]], Any]
+    made: Made | None = None
+
+    def __repr__(self) -> str:
+        """Return how the rule was made."""
+        return repr(self.made or self.optimizer)
 
 
 class Agent(NamedTuple):

@@ -6,9 +6,10 @@ from metajax.algorithms.anil import anil
 from metajax.algorithms.cavia import cavia
 from metajax.algorithms.dqn import dqn, maml_dqn
 from metajax.algorithms.e_maml import e_maml
+from metajax.algorithms.fomaml import fomaml
 from metajax.algorithms.joint import a2c, ppo, q_prop, reinforce, trpo
 from metajax.algorithms.learned_optimizer import learned_optimizer
-from metajax.algorithms.maml import fomaml, maml
+from metajax.algorithms.maml import maml
 from metajax.algorithms.meta_lstm import meta_lstm
 from metajax.algorithms.meta_sgd import meta_sgd
 from metajax.algorithms.promp import promp

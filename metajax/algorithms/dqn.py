@@ -6,25 +6,24 @@ cannot do.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from metajax._checks import checked
-from metajax._options import options_of
-from metajax.algorithms.inner_loop import InnerLoop, collect_batch, inner_loop
-from metajax.algorithms.objectives import double_q_loss, temporal_difference_objective
+from metajax.adaptation import InnerLoop, collect_batch, gradient_steps, q_learning
 from metajax.algorithms.replayed import replayed
 from metajax.errors import MetajaxError, check_at_least, check_at_most, check_positive
+from metajax.outer import OuterStep, adam
+from metajax.parts import made_with
 from metajax.policies import EpsilonGreedy
 from metajax.replay import all_transitions, transitions
 from metajax.rollout import over_tasks
-from metajax.types import Algorithm, Discrete, Env, Policy, PolicyOutput
+from metajax.types import Algorithm, Discrete, Env, Part, Policy, PolicyOutput, Scalar, Trial
 
 
 @checked
-def epsilon_greedy(policy: Policy, epsilon: float) -> Policy:
+def epsilon_greedy(policy: Policy, epsilon: Scalar) -> Policy:
     """Return the policy whose Q-values are the logits of `policy`, over discrete actions.
 
     Args:
@@ -49,53 +48,35 @@ def epsilon_greedy(policy: Policy, epsilon: float) -> Policy:
     return Policy(policy.init, policy.initial_memory, acting(policy.step), acting(policy.unroll))
 
 
-@options_of(inner_loop, without=("inner_max_kl",))
-def q_learning_loop(
-    env: Env,
-    policy: Policy,
-    *,
-    epsilon: float = 0.1,
-    discount: float = 0.99,
-    error_clip: float | None = 1.0,
-    **options: Any,
-) -> tuple[InnerLoop, Policy]:
-    """Return an inner loop of Q-learning steps, and its policy, which acts ε-greedily.
+def _q_learning_loop(inner: Part[InnerLoop], env: Env, policy: Policy, epsilon: Scalar):
+    """Return an inner loop of Q-learning steps on episodes of an ε-greedy policy.
 
     A step is the semi-gradient step of Q-learning on a task's episodes: it bootstraps from the
     parameters that it starts at. A meta-gradient differentiates it in full, those values included.
-
-    Args:
-        env: with discrete actions.
-        policy: its logits are Q-values.
-        epsilon: probability of a uniformly drawn action.
-        discount: γ per step.
-        error_clip: errors beyond it, in units of reward, count for no more than it; None for
-            squared errors. Where the returns of a state differ by much more, a bound makes its
-            value their median, and what happens seldom, such as a fall, is not heeded.
-
-    Raises:
-        MetajaxError: the actions are not discrete, or an option is unknown or out of range.
     """
     if not isinstance(env.action_space, Discrete):
         raise MetajaxError("Q-learning needs discrete actions; this environment's are continuous.")
-    behaviour = epsilon_greedy(policy, epsilon)
-    objective = temporal_difference_objective(behaviour, discount=discount, error_clip=error_clip)
-    return inner_loop(env, behaviour, objective, **options), behaviour
+    loop = inner.build(env, epsilon_greedy(policy, epsilon))
+    if loop.objective.loss_of_steps is None:
+        raise MetajaxError(
+            "steps of a replay were taken by other policies: inner.objective must be 'q-learning'."
+        )
+    return loop, loop.objective.loss_of_steps
 
 
-@options_of(q_learning_loop, without=("first_order", "rematerialize", "rule"))
+@checked
 def dqn(
     env: Env,
     policy: Policy,
     *,
-    outer_learning_rate: float = 1e-3,
+    inner: Part[InnerLoop] = gradient_steps(q_learning()),
+    outer: OuterStep = adam(1e-3),
+    episodes: int = 20,
+    epsilon: Scalar = 0.1,
     updates: int = 200,
     batch: int = 64,
     replay_capacity: int = 100_000,
     target_period: int = 500,
-    discount: float = 0.99,
-    error_clip: float | None = 1.0,
-    **options: Any,
 ) -> Algorithm:
     """Return double DQN: one network for all tasks (from scratch, if there is one).
 
@@ -106,31 +87,32 @@ def dqn(
     Args:
         env: with discrete actions.
         policy: its logits are Q-values.
-        outer_learning_rate: of Adam.
+        inner: objective of training, and fine-tuning on it when agents are tested.
+        outer: outer step, of Adam, of each gradient step.
+        episodes: episodes per task and meta-iteration.
+        epsilon: probability ε of a uniformly drawn action, in (0, 1].
         updates: gradient steps per meta-iteration.
-        batch: environment steps in each, drawn uniformly from the replay.
+        batch: environment steps per gradient step, drawn uniformly from the replay.
         replay_capacity: environment steps that are kept.
         target_period: gradient steps between two copies to the target network.
-        discount: γ per step.
-        error_clip: errors beyond it, in units of reward, count for no more than it; None for
-            squared errors. Where the returns of a state differ by much more, a bound makes its
-            value their median, and what happens seldom, such as a fall, is not heeded.
+
+    Raises:
+        MetajaxError: the actions are not discrete, or an option is unknown or out of range.
     """
-    if options.get("adapts") == "context":
+    loop, loss_of_steps = _q_learning_loop(inner, env, policy, epsilon)
+    if made_with(inner, "adapts") == "context":
         raise MetajaxError(
             "joint training has no use for a context, which is 0 at the start of every task; "
-            "adapts must be 'all' or 'head'."
+            "inner.adapts must be 'all' or 'head'."
         )
-    of_errors = {"discount": discount, "error_clip": error_clip}
-    loop, behaviour = q_learning_loop(env, policy, **of_errors, first_order=True, **options)
 
     def collect(meta_params, tasks, key):
-        data, _ = collect_batch(loop, meta_params, tasks, key, 1)
+        data, _ = collect_batch(loop, meta_params, tasks, key, rounds=1, episodes=episodes)
         steps = all_transitions(data.trajectory)
         return data, steps, steps.valid
 
     def loss(theta, target, steps):
-        return double_q_loss(behaviour, theta[0], target[0], steps, **of_errors)
+        return loss_of_steps(theta[0], target[0], steps)
 
     return replayed(
         env,
@@ -138,8 +120,8 @@ def dqn(
         collect,
         loss,
         name="dqn",
-        rounds=1,
-        outer_learning_rate=outer_learning_rate,
+        trial=Trial(1, episodes, 0),
+        outer=outer,
         updates=updates,
         batch=batch,
         replay_capacity=replay_capacity,
@@ -147,20 +129,22 @@ def dqn(
     )
 
 
-@options_of(q_learning_loop)
+@checked
 def maml_dqn(
     env: Env,
     policy: Policy,
     *,
+    inner: Part[InnerLoop] = gradient_steps(q_learning()),
+    outer: OuterStep = adam(1e-3),
     inner_steps: int = 1,
-    outer_learning_rate: float = 1e-3,
+    episodes: int = 20,
+    first_order: bool = False,
+    rematerialize: bool = False,
+    epsilon: Scalar = 0.1,
     updates: int = 20,
     batch: int = 20,
     replay_capacity: int = 1000,
     target_period: int = 100,
-    discount: float = 0.99,
-    error_clip: float | None = 1.0,
-    **options: Any,
 ) -> Algorithm:
     """Return MAML over Q-learning.
 
@@ -172,23 +156,28 @@ def maml_dqn(
     Args:
         env: with discrete actions.
         policy: its logits are Q-values.
-        inner_steps: K, adaptation steps during meta-training.
-        outer_learning_rate: of Adam.
+        inner: adaptation within a task, by Q-learning.
+        outer: outer step, of Adam, of each gradient step.
+        inner_steps: adaptation steps K during meta-training.
+        episodes: episodes per task and adaptation step.
+        first_order: whether inner gradients are treated as constants.
+        rematerialize: whether inner steps are computed again in the backward pass, which saves
+            memory when there are many.
+        epsilon: probability ε of a uniformly drawn action, in (0, 1].
         updates: outer gradient steps per meta-iteration.
-        batch: trials in each, drawn uniformly from the replay.
+        batch: trials per gradient step, drawn uniformly from the replay.
         replay_capacity: trials that are kept, each the K + 1 rounds of a task.
         target_period: outer gradient steps between two copies to the slow one.
-        discount: γ per step.
-        error_clip: errors beyond it, in units of reward, count for no more than it; None for
-            squared errors. Where the returns of a state differ by much more, a bound makes its
-            value their median, and what happens seldom, such as a fall, is not heeded.
+
+    Raises:
+        MetajaxError: the actions are not discrete, or an option is unknown or out of range.
     """
     check_at_least(1, inner_steps=inner_steps)
-    of_errors = {"discount": discount, "error_clip": error_clip}
-    loop, behaviour = q_learning_loop(env, policy, **of_errors, **options)
+    loop, loss_of_steps = _q_learning_loop(inner, env, policy, epsilon)
 
     def collect(meta_params, tasks, key):
-        data, _ = collect_batch(loop, meta_params, tasks, key, inner_steps + 1)
+        rounds = inner_steps + 1
+        data, _ = collect_batch(loop, meta_params, tasks, key, rounds=rounds, episodes=episodes)
         kept = dataclasses.replace(data.trajectory, output=(), initial_state=())
         every = jnp.ones(kept.reward.shape[0], bool)
         return data, dataclasses.replace(data, trajectory=kept), every
@@ -196,8 +185,11 @@ def maml_dqn(
     def loss_of_trial(shared, trial):
         support = jax.tree.map(lambda x: x[:-1], trial)
         query = transitions(jax.tree.map(lambda x: x[-1], trial.trajectory))
-        params, target = (loop.readapt(theta[0], theta[1], support)[0].policy for theta in shared)
-        return double_q_loss(behaviour, params, target, query, **of_errors)
+        params, target = (
+            loop.readapt(policy, rule, support, first_order, rematerialize)[0].policy
+            for policy, rule in shared
+        )
+        return loss_of_steps(params, target, query)
 
     def loss(theta, target, trials):
         return jnp.mean(over_tasks(loss_of_trial, (theta, target), trials))
@@ -208,8 +200,8 @@ def maml_dqn(
         collect,
         loss,
         name="maml-dqn",
-        rounds=inner_steps + 1,
-        outer_learning_rate=outer_learning_rate,
+        trial=Trial(inner_steps + 1, episodes, inner_steps),
+        outer=outer,
         updates=updates,
         batch=batch,
         replay_capacity=replay_capacity,

@@ -12,37 +12,31 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax._options import options_of
+from metajax._checks import checked
 from metajax._promotion import on_own_terms
-from metajax.algorithms.inner_loop import (
-    Adapted,
-    MetaParams,
-    learns_rule,
-    policy_gradient_loop,
-)
-from metajax.algorithms.objectives import Estimator
-from metajax.algorithms.unrolled import (
+from metajax.adaptation import Adapted, InnerLoop, gradient_steps, policy_gradient
+from metajax.errors import MetajaxError, check_at_least, check_positive
+from metajax.losses import returns
+from metajax.outer.evolution import (
     begin_particles,
     persistent_evolution_strategies,
     restart,
 )
-from metajax.errors import MetajaxError, check_at_least, check_positive
-from metajax.losses import returns
 from metajax.rollout import undiscounted_returns
-from metajax.rules import RuleName
+from metajax.rules import learned_mlp
 from metajax.steps import count_update
 from metajax.types import (
     Algorithm,
     Env,
+    MetaParams,
+    Part,
     Policy,
+    Scalar,
     Task,
     TrainState,
     Trial,
-    UpdateRule,
     pytree_dataclass,
 )
-
-_SETTLED = ("adapts", "first_order", "inner_learning_rate_decay", "rematerialize")
 
 
 @pytree_dataclass
@@ -54,23 +48,23 @@ class Life:
     rounds: Any
 
 
-@options_of(policy_gradient_loop, without=_SETTLED)
+@checked
 def learned_optimizer(
     env: Env,
     policy: Policy,
     *,
+    inner: Part[InnerLoop] = gradient_steps(
+        policy_gradient("clipped"), rule=learned_mlp(0.03), epochs=4
+    ),
+    episodes: int = 20,
     lifetime: int = 20,
     unroll: int = 4,
-    perturbation_std: float = 0.1,
-    outer_learning_rate: float = 1e-2,
-    rule: UpdateRule | RuleName = "learned-mlp",
-    inner_epochs: int = 4,
-    estimator: Estimator = "clipped",
-    **options: Any,
+    perturbation_std: Scalar = 0.1,
+    learning_rate: Scalar = 1e-2,
 ) -> Algorithm:
     """Return a learned optimizer of PPO agents, trained by persistent evolution strategies.
 
-    An adaptation step is `inner_epochs` epochs of PPO on fresh episodes, made by the rule. The
+    An adaptation step is a few epochs of PPO on fresh episodes, made by the rule. The
     agent begins with a random policy, so its adaptation curve is a learning curve; evaluate it
     with as many rounds as matter.
 
@@ -82,36 +76,35 @@ def learned_optimizer(
     Args:
         env: the environment that all tasks share.
         policy: what the rule trains; each life begins with other random parameters.
-        lifetime: adaptation steps in a life.
+        inner: adaptation by a rule that has parameters, without a critic that is learned.
+        episodes: episodes per task and adaptation step.
+        lifetime: adaptation steps of an agent.
         unroll: adaptation steps per meta-iteration, a divisor of `lifetime`.
-        perturbation_std: of the rule's parameters. Returns are noisy: ten times the papers'.
-        outer_learning_rate: of Adam on the rule's parameters, gradients shortened to a norm of 1.
-        rule: what makes a step of a gradient, one of `metajax.rules.RULES` or a rule.
-        inner_epochs: gradient steps on the same episodes in one adaptation step.
-        estimator: the inner objective.
+        perturbation_std: standard deviation of the perturbations of the rule's parameters. Returns
+            are noisy: ten times the papers'.
+        learning_rate: learning rate of Adam on the rule's parameters; gradients are shortened to a
+            norm of 1.
 
     Raises:
         MetajaxError: an option is unknown or out of range, the rule has nothing to learn, or there
             are fewer tasks than ages.
     """
-    check_at_least(1, lifetime=lifetime, unroll=unroll)
-    check_positive(perturbation_std=perturbation_std, outer_learning_rate=outer_learning_rate)
+    check_at_least(1, episodes=episodes, lifetime=lifetime, unroll=unroll)
+    check_positive(perturbation_std=perturbation_std, learning_rate=learning_rate)
     if lifetime % unroll:
         raise MetajaxError(f"unroll is {unroll}; it must divide the lifetime, {lifetime}.")
-    if options.get("baseline") == "value_network":
-        raise MetajaxError("baseline is 'value_network'; here it must be 'linear' or 'none'.")
-    if options.get("control_variate", "none") != "none":
-        raise MetajaxError("there is no critic to train here; control_variate must be 'none'.")
-    inner = {"rule": rule, "inner_epochs": inner_epochs, "estimator": estimator}
-    loop = policy_gradient_loop(env, policy, first_order=True, **inner, **options)
-    if not learns_rule(loop):
+    loop = inner.build(env, policy)
+    if loop.objective.metrics:
+        raise MetajaxError(
+            "there is no critic to train here: inner.objective.critic must be 'linear' or none, "
+            "and inner.objective.control_variate none."
+        )
+    if not loop.learns_rule:
         raise MetajaxError(
             "the rule has nothing to learn; take a learned one, such as 'learned-mlp'."
         )
     ages = lifetime // unroll
-    optimizer = on_own_terms(
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(outer_learning_rate))
-    )
+    optimizer = on_own_terms(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate)))
 
     def newborn(rule_params, key) -> Adapted:
         return loop.agent.init(MetaParams(policy.init(key), rule_params, ()), key)
@@ -126,7 +119,9 @@ def learned_optimizer(
 
     def advance(rule_params, life: Life, key):
         meta_params = MetaParams((), rule_params, ())
-        experience, adapted = loop.collect(meta_params, life.adapted, life.task, key, unroll)
+        experience, adapted = loop.collect(
+            meta_params, life.adapted, life.task, key, unroll, episodes
+        )
         earned = jnp.mean(undiscounted_returns(experience.trajectory))
         return Life(adapted, life.task, life.rounds + unroll), -earned
 
@@ -169,6 +164,6 @@ def learned_optimizer(
         return new_state, metrics
 
     agent = loop.agent._replace(init=init_agent)
-    trial = Trial(2 * unroll, loop.episodes, None)  # of a pair
+    trial = Trial(2 * unroll, episodes, None)  # of a pair
     metrics = ("return_before", "return_after", "meta_gradient_norm")
     return Algorithm(init, update, agent, "learned-optimizer", trial, metrics)

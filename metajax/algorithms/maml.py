@@ -6,48 +6,53 @@ roll out the adapted parameters θ', and so on for K steps; then improve θ by t
 """
 
 import dataclasses
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from metajax._options import options_of
-from metajax.algorithms.inner_loop import (
-    MetaParams,
+from metajax._checks import checked
+from metajax.adaptation import (
+    Experience,
+    InnerLoop,
+    behaviour_log_probs,
     collect_batch,
-    fit_critic,
-    learns_rule,
+    control,
+    fit_critics,
+    gradient_steps,
+    measured,
     metric_names,
-    policy_gradient_loop,
 )
-from metajax.algorithms.objectives import Experience, behaviour_log_probs, control
 from metajax.errors import MetajaxError, check_at_least, check_positive, is_off
 from metajax.losses import policy_gradient, returns
-from metajax.outer import Problem, adam, ppo, trpo
+from metajax.outer import OuterStep, Problem, trpo
 from metajax.steps import count_update
-from metajax.types import Algorithm, Env, Policy, TrainState, Trial
+from metajax.types import (
+    Algorithm,
+    Env,
+    MetaParams,
+    Part,
+    Policy,
+    Scalar,
+    TrainState,
+    Trial,
+)
 
-Outer = Literal["trpo", "ppo", "adam"]
 
-
-@options_of(policy_gradient_loop)
+@checked
 def maml(
     env: Env,
     policy: Policy,
     *,
+    inner: Part[InnerLoop] = gradient_steps(),
+    outer: OuterStep = trpo(),
     inner_steps: int = 1,
-    outer: Outer = "trpo",
-    outer_learning_rate: float = 1e-3,
-    outer_epochs: int = 5,
-    clip: float = 0.3,
-    max_kl: float = 0.01,
-    cg_iterations: int = 10,
-    cg_damping: float = 1e-5,
+    episodes: int = 20,
+    first_order: bool = False,
+    rematerialize: bool = False,
     credit_exploration: bool = False,
-    kl_penalty: float = 0.0,
-    target_kl: float | None = 0.01,
-    **options: Any,
+    kl_penalty: Scalar = 0.0,
+    target_kl: Scalar | None = 0.01,
 ) -> Algorithm:
     """Return MAML with policy gradients inside and TRPO, PPO or Adam outside.
 
@@ -57,9 +62,16 @@ def maml(
     Example:
         >>> import jax
         >>> import metajax
+        >>> from metajax.adaptation import gradient_steps, linear, policy_gradient
         >>> family = metajax.make("point-goal")
         >>> policy = metajax.mlp(family.env.observation_size, family.env.action_space)
-        >>> algorithm = metajax.maml(family.env, policy, inner_learning_rate=0.1, outer="ppo")
+        >>> objective = policy_gradient("likelihood_ratio", critic=linear())
+        >>> algorithm = metajax.maml(
+        ...     family.env,
+        ...     policy,
+        ...     inner=gradient_steps(objective, rule=metajax.sgd(0.1)),
+        ...     outer=metajax.outer.ppo(1e-3, epochs=5, clip=0.3),
+        ... )
         >>> tasks = {"goal": jax.numpy.zeros((20, 2))}
         >>> state = algorithm.init(jax.random.key(0), tasks)
         >>> sorted(state.meta_params.policy)
@@ -68,20 +80,20 @@ def maml(
     Args:
         env: the environment that all tasks share.
         policy: what is adapted, without a memory.
-        inner_steps: K, adaptation steps during meta-training. With 0 the tasks are trained
-            jointly, by the outer step alone.
-        outer: "trpo", "ppo" (`outer_epochs` clipped epochs that re-adapt on the stored
-            trajectories) or "adam" (one step).
-        outer_learning_rate: of Adam (ppo, adam).
-        outer_epochs: ppo only.
-        clip: ε of PPO, ppo only; of every policy whose actions are credited.
-        max_kl: trust region on the adapted policies, trpo only.
-        cg_iterations: conjugate-gradient iterations, trpo only.
-        cg_damping: added to the Fisher matrix, trpo only.
-        credit_exploration: also credit the episodes before adaptation with what they led to, as
-            E-MAML does. The inner estimator must not do so too: it is "naive", or `first_order`.
-        kl_penalty: on how far the policies that played the episodes before adaptation move in an
-            outer step, as in ProMP. 0 for none.
+        inner: adaptation within a task.
+        outer: outer step on the adapted policies' surrogate. Steps of Adam and PPO re-adapt on the
+            stored trajectories; a trust region holds the adapted policies.
+        inner_steps: adaptation steps K during meta-training. With 0 the tasks are trained jointly,
+            by the outer step alone.
+        episodes: episodes per task and adaptation step.
+        first_order: whether inner gradients are treated as constants.
+        rematerialize: whether inner steps are computed again in the backward pass, which saves
+            memory when there are many.
+        credit_exploration: whether episodes before adaptation are also credited with what they led
+            to, as in E-MAML. The inner estimator must not do so too: it is "naive", or
+            `first_order`.
+        kl_penalty: weight of how far the policies that played the episodes before adaptation move
+            in an outer step, in nats, as in ProMP; 0 for none.
         target_kl: nats per step that the penalty is doubled or halved towards, up to a thousand
             times more or less than it was; None to leave it as it is.
 
@@ -89,37 +101,14 @@ def maml(
         MetajaxError: an option is unknown or out of range, or a rule would have to be learned
             without inner steps.
     """
-    check_at_least(0, cg_damping=cg_damping, kl_penalty=kl_penalty)
+    check_at_least(0, kl_penalty=kl_penalty)
+    check_at_least(1, episodes=episodes)
     penalized = not is_off(kl_penalty)
     check_at_least(1 if penalized or credit_exploration else 0, inner_steps=inner_steps)
-    check_at_least(1, outer_epochs=outer_epochs, cg_iterations=cg_iterations)
-    check_positive(outer_learning_rate=outer_learning_rate, clip=clip, max_kl=max_kl)
     if target_kl is not None:
         check_positive(target_kl=target_kl)
-    if outer == "trpo" and options.get("estimator") == "pathwise":
-        raise MetajaxError(
-            "a trust region differentiates adaptation in forward mode, which pathwise adaptation "
-            "has not; take another estimator, or an outer step of another kind."
-        )
-    if credit_exploration and not options.get("first_order"):
-        estimator = options.get("estimator", "likelihood_ratio")
-        if estimator != "naive":
-            raise MetajaxError(
-                f"credit_exploration credits what the inner estimator {estimator!r} credits "
-                "already; take the estimator 'naive', or first_order."
-            )
-    loop = policy_gradient_loop(env, policy, **options)
-    if not inner_steps and learns_rule(loop):
-        raise MetajaxError(
-            "inner_steps is 0, and joint training has no gradient to learn a rule with; it must be "
-            "at least 1."
-        )
-    steps = {
-        "adam": lambda: adam(outer_learning_rate),
-        "ppo": lambda: ppo(outer_learning_rate, epochs=outer_epochs, clip=clip),
-        "trpo": lambda: trpo(max_kl, cg_iterations=cg_iterations, cg_damping=cg_damping),
-    }
-    step = steps[outer]()
+    loop = inner.build(env, policy)
+    _check_loop(loop, outer, inner_steps, credit_exploration and not first_order)
 
     def support_and_query(data: Experience) -> tuple[Experience, Experience]:
         """Return rounds 0 ... K-1 and round K of a task."""
@@ -132,29 +121,30 @@ def maml(
         """
         support, query = support_and_query(data)
         policy_params, rule_params = theta
-        adapted, before = loop.readapt(policy_params, rule_params, support)
+        adapted, before = loop.readapt(
+            policy_params, rule_params, support, first_order, rematerialize
+        )
         return loop.evaluate(adapted.policy, query.trajectory), before
+
+    def gain_of(log_prob, trajectory, advantage, clip=None):
+        behaviour = behaviour_log_probs(trajectory)
+        return jnp.sum(
+            policy_gradient.importance_weighted(
+                log_prob, behaviour, advantage, trajectory.valid, clip=clip
+            )
+        )
 
     def surrogate(theta, data: Experience, penalty, clip=None):
         """Return the mean surrogate of the adapted policies, their distributions, and KLs."""
-
-        def gain_of(log_prob, trajectory, advantage, clip=None):
-            behaviour = behaviour_log_probs(trajectory)
-            return jnp.sum(
-                policy_gradient.importance_weighted(
-                    log_prob, behaviour, advantage, trajectory.valid, clip=clip
-                )
-            )
 
         def of_task(data: Experience, outcome):
             (distribution, log_prob), before = readapt(theta, data)
             support, query = support_and_query(data)
             steps = jnp.sum(query.trajectory.valid)
-            gain = gain_of(log_prob, query.trajectory, query.credit.advantage, clip)
-            gain += control(query.credit, distribution, query.trajectory)
+            gain = gain_of(log_prob, query.trajectory, query.advantages.advantage, clip)
+            gain += control(query.advantages, distribution, query.trajectory)
             if credit_exploration:
                 advantage = jnp.broadcast_to(outcome, before[1].shape)
-                episodes = query.trajectory.valid.shape[0]
                 gain += episodes * gain_of(before[1], support.trajectory, advantage, clip)
             kl = jnp.zeros(inner_steps)
             if penalized:
@@ -167,23 +157,6 @@ def maml(
         if penalized:
             gain -= jnp.mean(penalty * kl)
         return gain, (distribution, kl)
-
-    def outcomes(data: Experience) -> Float[jax.Array, "task"]:
-        """Return what adaptation led to in each task, less what it did in the others on average.
-
-        In the unit of advantages, that of the whole batch, so that tasks are compared by what they
-        earned. Where no task has any, in that of the outcomes themselves.
-        """
-        credit = jax.tree.map(lambda x: x[:, -1], data.credit)
-        achieved = jnp.mean(credit.target[:, :, 0], axis=-1)
-        others = (jnp.sum(achieved) - achieved) / max(len(achieved) - 1, 1)
-        unit = jnp.sqrt(jnp.mean(credit.unit**2))
-        own_unit = returns.standard_units(achieved, jnp.ones(achieved.shape, bool))[1]
-        unit = jnp.where(unit == 0, own_unit, unit)
-        differences = achieved - others
-        if len(achieved) > 1:
-            differences = jnp.where(own_unit == 0, 0.0, differences)
-        return differences / jnp.where(unit == 0, 1.0, unit)
 
     def mean_kl(old, new, data: Experience):
         """Return KL(old ‖ new), averaged over the steps of each task, then over tasks."""
@@ -208,9 +181,8 @@ def maml(
     def init(key, tasks) -> TrainState:
         del tasks
         meta_params, critic_state, replay = loop.init(key)
-        theta = (meta_params.policy, meta_params.rule)
         learner = {
-            "outer": step.init(theta),
+            "outer": outer.init((meta_params.policy, meta_params.rule)),
             "critic": critic_state,
             "kl_penalty": jnp.full(inner_steps, kl_penalty, float) if penalized else (),
         }
@@ -218,9 +190,11 @@ def maml(
 
     def update(state: TrainState, tasks, key):
         meta_params, learner = state.meta_params, state.learner
-        data, _ = collect_batch(loop, meta_params, tasks, key, inner_steps + 1)
+        data, _ = collect_batch(
+            loop, meta_params, tasks, key, rounds=inner_steps + 1, episodes=episodes
+        )
         theta, penalty = (meta_params.policy, meta_params.rule), learner["kl_penalty"]
-        theta, outer_state, metrics = step.improve(problem(penalty), theta, learner["outer"], data)
+        theta, outer_state, metrics = outer.improve(problem(penalty), theta, learner["outer"], data)
         metrics = jax.tree.map(lambda x: x[0], metrics)  # at θ itself
         if penalized:
             moved = surrogate(theta, data, penalty)[1][1]
@@ -231,8 +205,8 @@ def maml(
                 # At 0, or at infinity, it would stay.
                 penalty = jnp.clip(penalty, kl_penalty / 1024, kl_penalty * 1024)
                 metrics["kl_penalty"] = jnp.mean(penalty)
-        critic, critic_state, replay, critic_metrics = fit_critic(loop, state, data, key)
-        metrics |= critic_metrics | loop.metrics(meta_params, data.trajectory)
+        critic, critic_state, replay, critic_metrics = fit_critics(loop, state, data, key)
+        metrics |= critic_metrics | measured(loop, meta_params, data.trajectory)
         new_state = dataclasses.replace(
             state,
             meta_params=MetaParams(policy=theta[0], rule=theta[1], critic=critic),
@@ -242,14 +216,50 @@ def maml(
         )
         return new_state, metrics
 
-    trial = Trial(inner_steps + 1, loop.episodes, inner_steps)
-    metrics = (*metric_names(loop, trial.rounds), *step.metrics)
+    trial = Trial(inner_steps + 1, episodes, inner_steps)
+    metrics = (*metric_names(loop, trial.rounds), *outer.metrics)
     if penalized:
         metrics += ("inner_kl",) if target_kl is None else ("inner_kl", "kl_penalty")
     return Algorithm(init, update, loop.agent, "maml", trial, metrics)
 
 
-@options_of(maml, without=("first_order", "rematerialize"))
-def fomaml(env: Env, policy: Policy, **options: Any) -> Algorithm:
-    """Return first-order MAML: the gradient at θ' is taken for the gradient at θ (section 5.2)."""
-    return maml(env, policy, first_order=True, **options)._replace(name="fomaml")
+def outcomes(data: Experience) -> Float[Array, "task"]:
+    """Return what adaptation led to in each task, less what it did in the others on average.
+
+    In the unit of advantages, that of the whole batch, so that tasks are compared by their returns.
+    Where no task has any, in that of the outcomes themselves.
+    """
+    advantages = jax.tree.map(lambda x: x[:, -1], data.advantages)
+    achieved = jnp.mean(advantages.target[:, :, 0], axis=-1)
+    others = (jnp.sum(achieved) - achieved) / max(len(achieved) - 1, 1)
+    unit = jnp.sqrt(jnp.mean(advantages.unit**2))
+    own_unit = returns.standard_units(achieved, jnp.ones(achieved.shape, bool))[1]
+    unit = jnp.where(unit == 0, own_unit, unit)
+    differences = achieved - others
+    if len(achieved) > 1:
+        differences = jnp.where(own_unit == 0, 0.0, differences)
+    return differences / jnp.where(unit == 0, 1.0, unit)
+
+
+def _check_loop(loop: InnerLoop, outer: OuterStep, inner_steps: int, credits_twice: bool) -> None:
+    estimator = loop.objective.estimator
+    if estimator is None:
+        raise MetajaxError(
+            "an outer step on policies needs the advantages of a policy gradient; for Q-learning "
+            "there is metajax.algorithms.maml_dqn."
+        )
+    if not outer.trains_critics and estimator == "pathwise":
+        raise MetajaxError(
+            "a trust region differentiates adaptation in forward mode, which pathwise adaptation "
+            "has not; take another estimator, or an outer step of another kind."
+        )
+    if credits_twice and estimator != "naive":
+        raise MetajaxError(
+            f"credit_exploration credits what the inner estimator {estimator!r} credits "
+            "already; take the estimator 'naive', or first_order."
+        )
+    if not inner_steps and loop.learns_rule:
+        raise MetajaxError(
+            "inner_steps is 0, and joint training has no gradient to learn a rule with; it must be "
+            "at least 1."
+        )

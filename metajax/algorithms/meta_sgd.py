@@ -1,16 +1,52 @@
 """Meta-SGD (Li et al. 2017): MAML whose inner step has a learned rate for every weight."""
 
-from typing import Any
-
-from metajax._options import options_of
+from metajax import rules
+from metajax._checks import checked
+from metajax.adaptation import InnerLoop, gradient_steps
 from metajax.algorithms.maml import maml
-from metajax.types import Algorithm, Env, Policy
+from metajax.outer import OuterStep, trpo
+from metajax.parts import check_made
+from metajax.types import Algorithm, Env, Part, Policy
 
 
-@options_of(maml, without=("rule",))
-def meta_sgd(env: Env, policy: Policy, **options: Any) -> Algorithm:
+@checked
+def meta_sgd(
+    env: Env,
+    policy: Policy,
+    *,
+    inner: Part[InnerLoop] = gradient_steps(rule=rules.meta_sgd(0.1)),
+    outer: OuterStep = trpo(),
+    inner_steps: int = 1,
+    episodes: int = 20,
+    first_order: bool = False,
+    rematerialize: bool = False,
+) -> Algorithm:
     """Return Meta-SGD: MAML with the rule `metajax.rules.meta_sgd`.
 
-    `inner_learning_rate` is where all rates begin.
+    Args:
+        env: the environment that all tasks share.
+        policy: what is adapted, without a memory.
+        inner: adaptation within a task, by this rule.
+        outer: outer step on the adapted policies' surrogate.
+        inner_steps: adaptation steps K during meta-training.
+        episodes: episodes per task and adaptation step.
+        first_order: whether inner gradients are treated as constants.
+        rematerialize: whether inner steps are computed again in the backward pass, which saves
+            memory when there are many.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range, or
+            the rule of `inner` is another.
     """
-    return maml(env, policy, rule="meta-sgd", **options)._replace(name="meta-sgd")
+    check_made("Meta-SGD", inner, "inner", "rule", be=rules.meta_sgd)
+    algorithm = maml(
+        env,
+        policy,
+        inner=inner,
+        outer=outer,
+        inner_steps=inner_steps,
+        episodes=episodes,
+        first_order=first_order,
+        rematerialize=rematerialize,
+    )
+    return algorithm._replace(name="meta-sgd")

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from metajax._promotion import on_own_terms
-from metajax.algorithms.inner_loop import Experience, InnerLoop, MetaParams, metric_names
-from metajax.errors import check_at_least, check_positive
+from metajax.adaptation import Experience, InnerLoop, measured, metric_names
+from metajax.errors import MetajaxError, check_at_least
+from metajax.outer import OuterStep, Problem
 from metajax.replay import empty_replay, extend_replay, sample_replay
 from metajax.steps import count_update
-from metajax.types import Algorithm, Env, Task, TrainState, Trial
+from metajax.types import Algorithm, Env, MetaParams, Task, TrainState, Trial
 
 # `(meta_params, tasks, key) -> (data[task, round], items[item], valid[item])`
 Collect = Callable[
@@ -31,14 +31,14 @@ def replayed(
     loss: Loss,
     *,
     name: str,
-    rounds: int,
-    outer_learning_rate: float,
+    trial: Trial,
+    outer: OuterStep,
     updates: int,
     batch: int,
     replay_capacity: int,
     target_period: int,
 ) -> Algorithm:
-    """Return the algorithm whose outer steps, of Adam, descend `loss` on items of a replay.
+    """Return the algorithm whose outer steps descend `loss` on items of a replay.
 
     Args:
         env: the environment that all tasks share.
@@ -46,20 +46,31 @@ def replayed(
         collect: play a batch of tasks; which items to keep.
         loss: of a batch of items; the slow copy is a constant.
         name: of the algorithm.
-        rounds: that `collect` plays per task.
-        outer_learning_rate: of Adam.
+        trial: what `collect` plays on each task.
+        outer: that descends a loss.
         updates: gradient steps per meta-iteration.
         batch: items in each, drawn uniformly.
         replay_capacity: items that are kept.
         target_period: gradient steps between two copies to the slow one.
 
     Raises:
-        MetajaxError: an option is out of range, or a meta-iteration has more items than are kept.
+        MetajaxError: an option is out of range, the outer step is a trust region, or a
+            meta-iteration has more items than are kept.
     """
     check_at_least(1, updates=updates, batch=batch, target_period=target_period)
-    check_at_least(1, replay_capacity=replay_capacity)
-    check_positive(outer_learning_rate=outer_learning_rate)
-    optimizer = on_own_terms(optax.adam(outer_learning_rate))
+    check_at_least(1, replay_capacity=replay_capacity, episodes=trial.episodes)
+    if not outer.trains_critics:
+        raise MetajaxError(f"{name} descends a loss of values; take the outer step 'adam'.")
+
+    def problem(target) -> Problem:
+        """Return what an outer step descends, given the slow copy."""
+
+        def of_items(theta, items, clip):
+            del clip  # there are no ratios
+            value = loss(theta, target, items)
+            return value, {"q_loss": value}
+
+        return Problem(of_items, *[_no_policies] * 3)
 
     def init(key, tasks) -> TrainState:
         meta_params, *_ = loop.init(key)
@@ -67,7 +78,7 @@ def replayed(
         items = jax.eval_shape(collect, meta_params, tasks, key)[1]
         replay = empty_replay(items, replay_capacity)
         learner = {
-            "outer": optimizer.init(theta),
+            "outer": outer.init(theta),
             "updates": jnp.zeros((), jnp.int32),
             "target": theta,
         }
@@ -80,31 +91,30 @@ def replayed(
         replay = extend_replay(state.replay, items, valid)
 
         def gradient_step(carry, key):
-            theta, target, adam, count = carry
+            theta, target, outer_state, count = carry
             drawn = sample_replay(replay, key, batch)
-            value, gradient = jax.value_and_grad(loss)(theta, target, drawn)
-            change, adam = optimizer.update(gradient, adam, theta)
-            theta, count = optax.apply_updates(theta, change), count + 1
+            theta, outer_state, found = outer.improve(problem(target), theta, outer_state, drawn)
+            count = count + 1
             target = optax.periodic_update(theta, target, count, target_period)
-            return (theta, target, adam, count), (value, optax.tree.norm(gradient))
+            return (theta, target, outer_state, count), found
 
         theta: Any = (meta_params.policy, meta_params.rule)
         start = (theta, learner["target"], learner["outer"], learner["updates"])
-        end, (losses, norms) = jax.lax.scan(
-            gradient_step, start, jax.random.split(batch_key, updates)
-        )
-        theta, target, adam, count = end
-        metrics = loop.metrics(meta_params, data.trajectory)
-        metrics |= {"q_loss": jnp.mean(losses), "meta_gradient_norm": jnp.mean(norms)}
+        end, found = jax.lax.scan(gradient_step, start, jax.random.split(batch_key, updates))
+        theta, target, outer_state, count = end
+        metrics = measured(loop, meta_params, data.trajectory) | jax.tree.map(jnp.mean, found)
         new_state = dataclasses.replace(
             state,
             meta_params=MetaParams(theta[0], theta[1], meta_params.critic),
-            learner={"outer": adam, "updates": count, "target": target},
+            learner={"outer": outer_state, "updates": count, "target": target},
             replay=replay,
             environment_steps=count_update(state.environment_steps, tasks, trial, env),
         )
         return new_state, metrics
 
-    trial = Trial(rounds, loop.episodes, rounds - 1)
-    metrics = (*metric_names(loop, rounds), "q_loss", "meta_gradient_norm")
+    metrics = (*metric_names(loop, trial.rounds), "q_loss", *outer.metrics)
     return Algorithm(init, update, loop.agent, name, trial, metrics)
+
+
+def _no_policies(*_: Any) -> Any:
+    raise MetajaxError("there are no policies to compare; take an outer step that descends a loss.")

@@ -5,35 +5,44 @@ work: plain joint training is a strong baseline for this method.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax._options import options_of
-from metajax.algorithms.inner_loop import (
-    MetaParams,
+from metajax._checks import checked
+from metajax.adaptation import (
+    InnerLoop,
     collect_batch,
-    fit_critic,
-    learns_rule,
+    fit_critics,
+    gradient_steps,
+    measured,
     metric_names,
-    policy_gradient_loop,
 )
 from metajax.errors import MetajaxError, check_at_least, check_fraction, check_positive
+from metajax.parts import check_made
 from metajax.steps import count_update
-from metajax.types import Algorithm, Env, Policy, TrainState, Trial
+from metajax.types import (
+    Algorithm,
+    Env,
+    MetaParams,
+    Part,
+    Policy,
+    Scalar,
+    TrainState,
+    Trial,
+)
 
 
-# What does not adapt in a task, Reptile does not learn.
-@options_of(policy_gradient_loop, without=("first_order", "rematerialize", "adapts"))
+@checked
 def reptile(
     env: Env,
     policy: Policy,
     *,
+    inner: Part[InnerLoop] = gradient_steps(),
     inner_steps: int = 5,
-    outer_learning_rate: float = 0.1,
-    **options: Any,
+    episodes: int = 20,
+    step_size: Scalar = 0.1,
 ) -> Algorithm:
     """Return Reptile: θ ← θ + ε (mean over tasks of θ'_K - θ), with no meta-gradient at all.
 
@@ -43,18 +52,22 @@ def reptile(
     Args:
         env: the environment that all tasks share.
         policy: what is adapted, without a memory.
-        inner_steps: K. With 1, Reptile is joint training.
-        outer_learning_rate: ε in (0, 1].
+        inner: adaptation within a task, of the whole policy: what does not adapt in a task, Reptile
+            does not learn.
+        inner_steps: adaptation steps K. With 1, Reptile is joint training.
+        episodes: episodes per task and adaptation step.
+        step_size: outer step size ε in (0, 1].
 
     Raises:
         MetajaxError: an option is out of range, or the rule has parameters, which Reptile cannot
             learn.
     """
-    check_at_least(1, inner_steps=inner_steps)
-    check_positive(outer_learning_rate=outer_learning_rate)
-    check_fraction(outer_learning_rate=outer_learning_rate)
-    loop = policy_gradient_loop(env, policy, first_order=True, **options)
-    if learns_rule(loop):
+    check_at_least(1, inner_steps=inner_steps, episodes=episodes)
+    check_positive(step_size=step_size)
+    check_fraction(step_size=step_size)
+    check_made("Reptile", inner, "inner", "adapts", be="all")
+    loop = inner.build(env, policy)
+    if loop.learns_rule:
         raise MetajaxError("reptile has no gradient to learn a rule with; take the rule 'sgd'.")
 
     def init(key, tasks) -> TrainState:
@@ -64,15 +77,17 @@ def reptile(
 
     def update(state: TrainState, tasks, key):
         meta_params = state.meta_params
-        data, adapted = collect_batch(loop, meta_params, tasks, key, inner_steps)
+        data, adapted = collect_batch(
+            loop, meta_params, tasks, key, rounds=inner_steps, episodes=episodes
+        )
         change = jax.tree.map(
             lambda adapted, old: jnp.mean(adapted, axis=0) - old, adapted.policy, meta_params.policy
         )
         policy_params = jax.tree.map(
-            lambda old, step: old + outer_learning_rate * step, meta_params.policy, change
+            lambda old, step: old + step_size * step, meta_params.policy, change
         )
-        critic, critic_state, replay, metrics = fit_critic(loop, state, data, key)
-        metrics |= loop.metrics(meta_params, data.trajectory)
+        critic, critic_state, replay, metrics = fit_critics(loop, state, data, key)
+        metrics |= measured(loop, meta_params, data.trajectory)
         metrics["meta_gradient_norm"] = optax.tree.norm(change)
         new_state = dataclasses.replace(
             state,
@@ -83,6 +98,6 @@ def reptile(
         )
         return new_state, metrics
 
-    trial = Trial(inner_steps, loop.episodes, 0 if inner_steps == 1 else inner_steps)
+    trial = Trial(inner_steps, episodes, 0 if inner_steps == 1 else inner_steps)
     metrics = (*metric_names(loop, trial.rounds), "meta_gradient_norm")
     return Algorithm(init, update, loop.agent, "reptile", trial, metrics)

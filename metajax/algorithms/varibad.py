@@ -1,7 +1,7 @@
 """VariBAD (Zintgraf et al. 2020): act on a belief about the task, learned by predicting the trial.
 
-A recurrent network says, at every step, a normal distribution of a latent variable: what it
-believes about the task. It is trained as the encoder of a variational autoencoder: from a sample of
+A recurrent network outputs, at every step, a normal distribution of a latent variable: its belief
+about the task. It is trained as the encoder of a variational autoencoder: from a sample of
 the belief at any step, decoders predict rewards and transitions of the *whole* trial, those to come
 with them. The policy acts on belief and observation, and is trained as in RL²; its gradients do not
 reach the belief.
@@ -15,50 +15,66 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax._checks import checked
 from metajax._memory import check_memory
-from metajax._options import options_of
 from metajax._promotion import on_own_terms
-from metajax.algorithms.rl2 import MetaParams, trial_learner, without_gaps
+from metajax.adaptation import TrialObjective, trial_learner, whole_trials, without_gaps
+from metajax.adaptation.trials import policy_input
 from metajax.errors import MetajaxError, check_at_least, check_positive, is_off
+from metajax.outer import OuterStep, ppo
 from metajax.policies.distributions import DiagonalNormal
 from metajax.policies.layers import affine, check_hidden, init_affine, init_perceptron, perceptron
 from metajax.policies.variational import belief, standard_normal
 from metajax.replay import Transitions, empty_replay, extend_replay, sample_replay, transitions
 from metajax.rollout import over_tasks
-from metajax.types import Algorithm, Discrete, Env, Metrics, Policy, TrainState
+from metajax.types import (
+    Algorithm,
+    Discrete,
+    Env,
+    MetaParams,
+    Metrics,
+    Part,
+    Policy,
+    Scalar,
+    TrainState,
+)
 
 
-# The critic of its policy is shared, which no trust region allows.
-@options_of(trial_learner, without=("outer", "max_kl", "cg_iterations", "cg_damping"))
+@checked
 def varibad(
     env: Env,
     policy: Policy,
     *,
-    vae_learning_rate: float = 1e-3,
+    objective: Part[TrialObjective] = whole_trials(),
+    outer: OuterStep = ppo(1e-3, epochs=4, minibatches=4, clip=0.2, max_gradient_norm=1.0),
+    episodes: int = 2,
+    vae_learning_rate: Scalar = 1e-3,
     vae_updates: int = 3,
     vae_batch: int = 20,
     replay_capacity: int = 1000,
     beliefs: int = 50,
     predictions: int = 50,
-    kl_weight: float = 0.1,
-    state_weight: float = 0.0,
+    kl_weight: Scalar = 0.1,
+    state_weight: Scalar = 0.0,
     decoder_hidden: Sequence[int] = (64, 32),
-    **options: Any,
 ) -> Algorithm:
     """Return VariBAD: RL² on beliefs that are learned by predicting.
 
     Args:
         env: the environment that all tasks share.
         policy: `metajax.policies.variational`.
-        vae_learning_rate: of Adam, for the belief and the decoders.
-        vae_updates: their gradient steps per meta-iteration.
-        vae_batch: trials in each, drawn uniformly from the replay.
+        objective: what is improved on a trial.
+        outer: outer step on all trials; no trust region, since the policy shares its critic.
+        episodes: episodes of a trial.
+        vae_learning_rate: learning rate of Adam for the belief and the decoders.
+        vae_updates: gradient steps of the belief and the decoders per meta-iteration.
+        vae_batch: trials per such step, drawn uniformly from the replay.
         replay_capacity: trials that are kept.
         beliefs: steps of a trial whose evidence lower bound counts in an update, drawn uniformly.
         predictions: steps of a trial that each of them is to predict, drawn uniformly.
-        kl_weight: of the divergence from the belief a step before.
-        state_weight: of the log-likelihood of observations beside that of rewards; 0 where only
-            rewards tell tasks apart.
+        kl_weight: weight of the divergence from the belief a step before.
+        state_weight: weight of the log-likelihood of observations, that of rewards being 1; 0 where
+            only rewards tell tasks apart.
         decoder_hidden: widths of the decoders' layers, tanh after each.
 
     Raises:
@@ -73,7 +89,9 @@ def varibad(
     check_memory(the_predictions_of_a_batch=4 * vae_batch * beliefs * predictions)
     weighs_state = not is_off(state_weight)
     latent = _latent_size(policy)
-    learner = trial_learner(env, policy, **options)
+    learner = trial_learner(
+        env, policy, objective=objective.build(env, policy), outer=outer, episodes=episodes
+    )
     optimizer = on_own_terms(optax.adam(vae_learning_rate))
 
     def init_decoder(key, inputs: int, outputs: int):
@@ -102,15 +120,15 @@ def varibad(
         return likelihood
 
     def believe(params, steps: Transitions) -> DiagonalNormal:
-        """Return the belief at every step of a trial, and the one before anything was heard."""
+        """Return the belief at every step of a trial, and the one before the first."""
 
-        def hear(memory, step_input):
+        def encode(memory, step_input):
             memory, _ = policy.step(params, memory, step_input)
             return memory, belief(memory)
 
-        _, heard = jax.lax.scan(hear, policy.initial_memory(), steps.step_input)
+        _, encoded = jax.lax.scan(encode, policy.initial_memory(), steps.step_input)
         return jax.tree.map(
-            lambda first, x: jnp.concatenate([first[None], x]), standard_normal(latent), heard
+            lambda first, x: jnp.concatenate([first[None], x]), standard_normal(latent), encoded
         )
 
     def bound(learned, steps: Transitions, key):
@@ -126,24 +144,24 @@ def varibad(
         when = jax.random.randint(belief_key, (beliefs,), 0, played)
         what = jax.random.randint(step_key, (predictions,), 0, played)
         before, now = (jax.tree.map(lambda x, t=t: x[t], believed) for t in (when, when + 1))
-        latents, told = now.sample(latent_key), jax.tree.map(lambda x: x[what], steps)
+        latents, predicted = now.sample(latent_key), jax.tree.map(lambda x: x[what], steps)
         of_all = jax.vmap(
             jax.vmap(log_likelihood, in_axes=(None, None, 0)), in_axes=(None, 0, None)
         )
-        likelihood = jnp.mean(of_all(decoders, latents, told))
+        likelihood = jnp.mean(of_all(decoders, latents, predicted))
         reconstruction = played.astype(likelihood.dtype) * likelihood
         divergence = jnp.mean(now.kl(before))
         found = {"log_likelihood": likelihood, "belief_kl": divergence}
         return reconstruction - kl_weight * divergence, found
 
-    def heard(meta_params: MetaParams, steps: Transitions) -> Transitions:
-        """Return steps as the policy hears them, rewards in its units."""
-        rewarded = learner.hear(
+    def scaled(meta_params: MetaParams, steps: Transitions) -> Transitions:
+        """Return steps as the policy's inputs, rewards in its units."""
+        rewarded = policy_input(
             meta_params, dataclasses.replace(steps.step_input, previous_reward=steps.reward)
         )
         return dataclasses.replace(
             steps,
-            step_input=learner.hear(meta_params, steps.step_input),
+            step_input=policy_input(meta_params, steps.step_input),
             reward=rewarded.previous_reward,
         )
 
@@ -187,7 +205,7 @@ def varibad(
         def step(carry, key) -> tuple[Any, Metrics]:
             learned, vae_state = carry
             replay_key, bound_key = jax.random.split(key)
-            trials = heard(meta_params, sample_replay(replay, replay_key, vae_batch))
+            trials = scaled(meta_params, sample_replay(replay, replay_key, vae_batch))
             keys = jax.random.split(bound_key, vae_batch)
             gradient, found = jax.grad(loss, has_aux=True)(learned, trials, keys)
             change, vae_state = optimizer.update(gradient, vae_state)

@@ -39,21 +39,16 @@ class FamilySpec(NamedTuple):
 
 # Algorithms that take gradient steps on the returns of a task, or fine-tune by them, and the values
 # that each does not take from the others: it has no such option, or one of another scale.
+_STEPS = ("inner.rule", "inner.learning_rate_decay")
 _NOT_SHARED = {
     **dict.fromkeys(("maml", "fomaml", "meta-sgd", "meta-lstm", "anil", "e-maml"), ()),
-    "cavia": ("inner_learning_rate",),
-    "promp": ("outer",),
-    "reptile": ("outer", "outer_learning_rate"),
-    "learned-optimizer": (
-        *("outer", "outer_learning_rate"),
-        *("inner_learning_rate", "inner_learning_rate_decay"),
-    ),
-    "reinforce": ("outer", "inner_learning_rate", "inner_learning_rate_decay", "trace"),
-    **dict.fromkeys(("a2c", "ppo"), ("outer", "inner_learning_rate", "inner_learning_rate_decay")),
-    **dict.fromkeys(
-        ("trpo", "q-prop"),
-        ("outer", "outer_learning_rate", "inner_learning_rate", "inner_learning_rate_decay"),
-    ),
+    "cavia": ("inner.rule",),
+    "promp": ("outer.name",),
+    "reptile": ("outer",),
+    "learned-optimizer": ("outer", *_STEPS),
+    "reinforce": ("outer.name", "inner.objective.gae_lambda", *_STEPS),
+    **dict.fromkeys(("a2c", "ppo"), ("outer.name", *_STEPS)),
+    **dict.fromkeys(("trpo", "q-prop"), ("outer", *_STEPS)),
 }
 
 
@@ -71,20 +66,27 @@ def gradient_presets(shared: Preset, own: Mapping[str, Preset] | None = None) ->
     }
 
 
-def merged(*presets: Preset) -> dict[str, dict[str, Any]]:
+def merged(*presets: Mapping[str, Any]) -> dict[str, Any]:
     """Return one preset of several: of a value that several have, the last."""
-    groups = dict.fromkeys(group for preset in presets for group in preset)
-    return {
-        group: {name: value for preset in presets for name, value in preset.get(group, {}).items()}
-        for group in groups
-    }
+    found: dict[str, Any] = {}
+    for preset in presets:
+        for name, value in preset.items():
+            if isinstance(value, Mapping):
+                value = merged(found.get(name, {}), value)
+            found[name] = value
+    return found
 
 
-def _without(preset: Preset, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return a preset without some options of the algorithm."""
-    kept = {group: dict(values) for group, values in preset.items()}
-    kept["algorithm"] = {k: v for k, v in preset.get("algorithm", {}).items() if k not in names}
-    if "outer" in preset:
-        steps = {} if "outer" in names else preset["outer"]
-        kept["outer"] = {step: _without(values, names) for step, values in steps.items()}
+def _without(preset: Preset, paths: tuple[str, ...]) -> dict[str, Any]:
+    """Return a preset without some options of the algorithm, by their dotted names."""
+    kept = merged(preset)
+    for path in paths:
+        *groups, name = path.split(".")
+        values = kept.get("algorithm", {})
+        for group in groups:
+            values = values.get(group, {})
+        values.pop(name, None)
+    if "outer" in kept:
+        steps = {} if "outer" in paths or "outer.name" in paths else kept["outer"]
+        kept["outer"] = {step: _without(values, paths) for step, values in steps.items()}
     return kept

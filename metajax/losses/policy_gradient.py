@@ -9,7 +9,7 @@ objective            second derivative in expectation            source
 ===================  ==========================================  ============================
 `naive`              misses how θ shapes the data; often         most public MAML code
                      further off than first order
-`likelihood_ratio`   misses how θ shapes later credit            Rothfuss et al. 2019
+`likelihood_ratio`   misses how θ shapes later rewards           Rothfuss et al. 2019
 `dice`               exact                                       Foerster et al. 2018
 `loaded_dice`        exact, with lower variance                  Farquhar et al. 2019
 `clipped`            that of `likelihood_ratio` at the           Schulman et al. 2017
@@ -17,7 +17,7 @@ objective            second derivative in expectation            source
                      on the same episodes
 ===================  ==========================================  ============================
 
-`advantage` is credit for each action and is taken as a constant. It enters without a factor
+`advantage` says how good each action was and is taken as a constant. It enters without a factor
 discount^t, as practice has it, and then no return has the resulting gradient unless discount is 1.
 "Exact" above is for the undiscounted return, or for the discounted one with discount^t · advantage
 and discount^t · baseline.
@@ -162,24 +162,24 @@ def importance_weighted(
     return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
 
 
-ControlVariate = Literal["none", "standard", "conservative", "aggressive"]
+ControlVariateKind = Literal["standard", "conservative", "aggressive"]
 
 
 def control_variate_weight(
-    advantage: Float[Array, "*shape"], estimate: Float[Array, "*shape"], variant: ControlVariate
+    advantage: Float[Array, "*shape"], estimate: Float[Array, "*shape"], kind: ControlVariateKind
 ) -> Float[Array, "*shape"]:
     """Return η, how much of the critic's advantage Q-Prop subtracts (Gu et al. 2017, section 3.2).
 
     Args:
         advantage: from returns.
         estimate: Ā(s, a) = ∇_a Q(s, μ(s)) · (a - μ(s)), the critic's.
-        variant: "standard" 1; "conservative" 1 where the two agree in sign, else 0; "aggressive"
+        kind: "standard" 1; "conservative" 1 where the two agree in sign, else 0; "aggressive"
             their common sign, 1 or -1. The last two look at the action, which leaves a bias.
     """
-    if variant == "standard":
+    if kind == "standard":
         return jnp.ones_like(advantage)
     agree = advantage * estimate
-    return (agree > 0).astype(agree.dtype) if variant == "conservative" else jnp.sign(agree)
+    return (agree > 0).astype(agree.dtype) if kind == "conservative" else jnp.sign(agree)
 
 
 def control_variate(

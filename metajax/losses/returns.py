@@ -36,9 +36,9 @@ def generalized_advantages(
     valid: Bool[Array, "time"],
     *,
     discount: Scalar,
-    trace: Scalar,
+    gae_lambda: Scalar,
 ) -> Float[Array, "time"]:
-    """Return GAE(discount, trace) advantages (Schulman et al. 2016, equation 16).
+    """Return GAE(discount, λ) advantages (Schulman et al. 2016, equation 16).
 
     Args:
         reward: `[time]`.
@@ -48,13 +48,13 @@ def generalized_advantages(
         terminated: the step ended the task: nothing follows.
         valid: the step was played.
         discount: per step.
-        trace: the paper's λ; 1 gives discounted returns minus values, 0 one-step residuals.
+        gae_lambda: λ; 1 gives discounted returns minus values, 0 one-step residuals.
     """
     last = last_steps(valid)
     next_value = jnp.where(last, final_value, jnp.append(value[1:], 0.0))
     next_value = jnp.where(terminated, 0.0, next_value)
     residual = reward + discount * next_value - value
-    return discounted_returns(residual, valid, discount * trace)
+    return discounted_returns(residual, valid, discount * gae_lambda)
 
 
 def last_steps(valid: Bool[Array, "*batch time"]) -> Bool[Array, "*batch time"]:

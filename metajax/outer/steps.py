@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from metajax._checks import checked
 from metajax._promotion import on_own_terms
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.outer.trust_region import fisher_vector_product, trust_region_step
-from metajax.types import Metrics, Params, Scalar
+from metajax.parts import part
+from metajax.types import Made, Metrics, Params, Scalar
 
 Batch = PyTree[Array]
 
@@ -43,7 +43,10 @@ class OuterStep(NamedTuple):
     - `init(params) -> state`;
     - `improve(problem, params, state, batch) -> (params, state, metrics)`; metrics are those of
       each gradient step, `[step]`;
-    - `metrics`: their names, besides those that `problem.loss` returns.
+    - `metrics`: their names, besides those that `problem.loss` returns;
+    - `trains_critics`: whether it descends `problem.loss`, which a critic's error may be part of;
+      a trust region raises the surrogate alone;
+    - `made`: as in `metajax.types.Part`.
     """
 
     init: Callable[[Params], PyTree[Array]]
@@ -51,27 +54,33 @@ class OuterStep(NamedTuple):
         [Problem, Params, PyTree[Array], Batch], tuple[Params, PyTree[Array], Metrics]
     ]
     metrics: tuple[str, ...]
+    trains_critics: bool = True
+    made: Made | None = None
+
+    def __repr__(self) -> str:
+        """Return how the step was made."""
+        return repr(self.made or self.improve)
 
 
-@checked
+@part
 def adam(
-    learning_rate: float = 1e-3,
+    learning_rate: Scalar = 1e-3,
     *,
     epochs: int = 1,
     minibatches: int = 1,
-    clip: float | None = None,
-    max_gradient_norm: float | None = None,
-    half_life: float | None = None,
+    clip: Scalar | None = None,
+    max_gradient_norm: Scalar | None = None,
+    half_life: Scalar | None = None,
 ) -> OuterStep:
     """Return steps of Adam (Kingma & Ba 2015); one of the whole batch, if nothing else is asked.
 
     Args:
-        learning_rate: of Adam.
+        learning_rate: learning rate of Adam.
         epochs: passes over the batch.
         minibatches: gradient steps per pass; their number divides the size of the batch.
         clip: ε of PPO's clipped ratio; None for unclipped ratios.
-        max_gradient_norm: longer gradients are shortened to it; None for no bound.
-        half_life: meta-iterations in which the rate halves; None for a constant one.
+        max_gradient_norm: norm that longer gradients are shortened to; None for no bound.
+        half_life: meta-iterations in which the learning rate halves; None for a constant one.
 
     Raises:
         MetajaxError: an option is out of range; later, that a batch is not divided.
@@ -109,17 +118,29 @@ def adam(
     return OuterStep(optimizer.init, improve, ("meta_gradient_norm",))
 
 
-@checked
+@part
 def ppo(
-    learning_rate: float = 1e-3,
+    learning_rate: Scalar = 1e-3,
     *,
     epochs: int = 5,
     minibatches: int = 1,
-    clip: float = 0.3,
-    max_gradient_norm: float | None = None,
-    half_life: float | None = None,
+    clip: Scalar = 0.3,
+    max_gradient_norm: Scalar | None = None,
+    half_life: Scalar | None = None,
 ) -> OuterStep:
-    """Return clipped epochs on the same experience (Schulman et al. 2017); see `adam`."""
+    """Return clipped epochs on the same experience (Schulman et al. 2017); see `adam`.
+
+    Args:
+        learning_rate: learning rate of Adam.
+        epochs: passes over the batch.
+        minibatches: gradient steps per pass; their number divides the size of the batch.
+        clip: ε of the clipped ratio.
+        max_gradient_norm: norm that longer gradients are shortened to; None for no bound.
+        half_life: meta-iterations in which the learning rate halves; None for a constant one.
+
+    Raises:
+        MetajaxError: an option is out of range; later, that a batch is not divided.
+    """
     return adam(
         learning_rate,
         epochs=epochs,
@@ -130,16 +151,16 @@ def ppo(
     )
 
 
-@checked
-def trpo(max_kl: float = 0.01, *, cg_iterations: int = 10, cg_damping: float = 1e-5) -> OuterStep:
+@part
+def trpo(max_kl: Scalar = 0.01, *, cg_iterations: int = 10, cg_damping: Scalar = 1e-5) -> OuterStep:
     """Return a natural-gradient step within a trust region (Schulman et al. 2015).
 
     It raises the surrogate alone: a critic is trained elsewhere.
 
     Args:
-        max_kl: trust region, in nats.
+        max_kl: trust region, nats of the mean divergence from the old policies.
         cg_iterations: conjugate-gradient iterations.
-        cg_damping: added to the diagonal of the Fisher matrix.
+        cg_damping: number that is added to the diagonal of the Fisher matrix.
 
     Raises:
         MetajaxError: an option is out of range.
@@ -172,7 +193,7 @@ def trpo(max_kl: float = 0.01, *, cg_iterations: int = 10, cg_damping: float = 1
         return step.params, state, jax.tree.map(lambda x: x[None], metrics)
 
     names = ("meta_gradient_norm", "step_accepted", "kl")
-    return OuterStep(lambda params: (), improve, names)
+    return OuterStep(lambda params: (), improve, names, trains_critics=False)
 
 
 def _in_turn(batch: Batch, minibatches: int) -> Batch:

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from metajax._checks import MOST_LAYERS
-from metajax._options import options_of
+from metajax._checks import MOST_LAYERS, checked
 from metajax.errors import MetajaxError, check_at_least, check_at_most
 from metajax.policies.layers import (
     affine,
@@ -22,11 +21,11 @@ from metajax.policies.layers import (
     init_perceptron,
     perceptron,
 )
-from metajax.policies.memory import Network, one_step, with_memory
+from metajax.policies.memory import Critic, Network, one_step, with_memory
 from metajax.types import ActionSpace, Memory, Policy
 
 
-@options_of(with_memory)
+@checked
 def snail(
     observation_size: int,
     action_space: ActionSpace,
@@ -36,7 +35,10 @@ def snail(
     key_size: int = 32,
     value_size: int = 32,
     bfloat16: bool = False,
-    **options: Any,
+    critic: Critic = "shared",
+    hidden: Sequence[int] = (),
+    initial_std: float = 1.0,
+    minimum_std: float = 1e-6,
 ) -> Policy:
     """Return a simple neural attentive meta-learner (Mishra et al. 2018, section 3).
 
@@ -52,6 +54,15 @@ def snail(
         key_size: of the attention's keys and queries.
         value_size: of what attention reads.
         bfloat16: multiply matrices in bfloat16; gates, softmax and sums have full precision.
+        critic: whether the value is read from the network that chooses the actions ("shared") or
+            from another of the same kind ("separate"), or there is none.
+        hidden: widths of layers between the network, whose inputs they see, too, and the outputs;
+            tanh after each.
+        initial_std: standard deviation at the start, in the policy's action units.
+        minimum_std: smallest standard deviation, in the same units.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range.
     """
     check_at_least(1, trial_length=trial_length, filters=filters)
     check_at_least(1, key_size=key_size, value_size=value_size)
@@ -131,10 +142,18 @@ def snail(
 
         return Network(init, initial_memory, step, unroll, seen + value_size)
 
-    return with_memory(network_of, observation_size, action_space, **options)
+    return with_memory(
+        network_of,
+        observation_size,
+        action_space,
+        critic=critic,
+        hidden=hidden,
+        initial_std=initial_std,
+        minimum_std=minimum_std,
+    )
 
 
-@options_of(with_memory)
+@checked
 def transformer(
     observation_size: int,
     action_space: ActionSpace,
@@ -144,7 +163,10 @@ def transformer(
     heads: int = 4,
     layers: int = 2,
     bfloat16: bool = False,
-    **options: Any,
+    critic: Critic = "shared",
+    hidden: Sequence[int] = (),
+    initial_std: float = 1.0,
+    minimum_std: float = 1e-6,
 ) -> Policy:
     """Return a causal transformer over the trial (Vaswani et al. 2017; normalized before layers).
 
@@ -158,6 +180,12 @@ def transformer(
         layers: each of attention and a perceptron.
         bfloat16: multiply matrices in bfloat16; softmax, normalization and sums have full
             precision.
+        critic: whether the value is read from the network that chooses the actions ("shared") or
+            from another of the same kind ("separate"), or there is none.
+        hidden: widths of layers between the network, whose inputs they see, too, and the outputs;
+            tanh after each.
+        initial_std: standard deviation at the start, in the policy's action units.
+        minimum_std: smallest standard deviation, in the same units.
 
     Raises:
         MetajaxError: the width is no multiple of the heads, or an option is out of range.
@@ -226,17 +254,27 @@ def transformer(
 
         return Network(init, initial_memory, one_step(unroll), unroll, width)
 
-    return with_memory(network_of, observation_size, action_space, **options)
+    return with_memory(
+        network_of,
+        observation_size,
+        action_space,
+        critic=critic,
+        hidden=hidden,
+        initial_std=initial_std,
+        minimum_std=minimum_std,
+    )
 
 
-@options_of(with_memory, without=("hidden",))
+@checked
 def window(
     observation_size: int,
     action_space: ActionSpace,
     *,
     steps: int = 10,
     hidden: Sequence[int] = (64, 64),
-    **options: Any,
+    critic: Critic = "shared",
+    initial_std: float = 1.0,
+    minimum_std: float = 1e-6,
 ) -> Policy:
     """Return a perceptron on the last few steps: what memory is worth, one learns by its lack.
 
@@ -245,6 +283,13 @@ def window(
         action_space: the environment's.
         steps: that it sees, the present one with them.
         hidden: widths of its layers, tanh after each.
+        critic: whether the value is read from the network that chooses the actions ("shared") or
+            from another of the same kind ("separate"), or there is none.
+        initial_std: standard deviation at the start, in the policy's action units.
+        minimum_std: smallest standard deviation, in the same units.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range.
     """
     check_at_least(1, steps=steps)
     check_hidden(hidden)
@@ -261,7 +306,14 @@ def window(
         nothing = lambda: jnp.zeros((steps - 1, inputs))
         return Network(init, nothing, one_step(unroll), unroll, sizes[-1])
 
-    return with_memory(network_of, observation_size, action_space, **options)
+    return with_memory(
+        network_of,
+        observation_size,
+        action_space,
+        critic=critic,
+        initial_std=initial_std,
+        minimum_std=minimum_std,
+    )
 
 
 def _remember(

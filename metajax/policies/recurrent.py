@@ -1,20 +1,18 @@
 """Recurrent policies: a memory of fixed size."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from metajax._checks import checked
-from metajax._options import options_of
 from metajax.errors import check_at_least
 from metajax.policies.layers import affine, init_affine, orthogonal
-from metajax.policies.memory import Network, with_memory
+from metajax.policies.memory import Critic, Network, with_memory
 from metajax.types import ActionSpace, Policy
 
 
-@options_of(with_memory)
+@checked
 def gru(
     observation_size: int,
     action_space: ActionSpace,
@@ -22,7 +20,10 @@ def gru(
     width: int = 64,
     initial_span: float = 2.0,
     bfloat16: bool = False,
-    **options: Any,
+    critic: Critic = "shared",
+    hidden: Sequence[int] = (),
+    initial_std: float = 1.0,
+    minimum_std: float = 1e-6,
 ) -> Policy:
     """Return a policy with gated recurrent units (Cho et al. 2014), the memory of RL².
 
@@ -43,10 +44,27 @@ def gru(
             update gates, time constants are uniform between 2, where gates are half open, and this
             (Tallec & Ollivier 2018). Where a trial is long, as long as the trial.
         bfloat16: multiply matrices in bfloat16; memory, gates and sums have full precision.
+        critic: whether the value is read from the network that chooses the actions ("shared") or
+            from another of the same kind ("separate"), or there is none.
+        hidden: widths of layers between the network, whose inputs they see, too, and the outputs;
+            tanh after each.
+        initial_std: standard deviation at the start, in the policy's action units.
+        minimum_std: smallest standard deviation, in the same units.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range.
     """
 
     network_of = gru_network(width, initial_span=initial_span, bfloat16=bfloat16)
-    return with_memory(network_of, observation_size, action_space, **options)
+    return with_memory(
+        network_of,
+        observation_size,
+        action_space,
+        critic=critic,
+        hidden=hidden,
+        initial_std=initial_std,
+        minimum_std=minimum_std,
+    )
 
 
 @checked
@@ -88,14 +106,17 @@ def gru_network(
     return network_of
 
 
-@options_of(with_memory)
+@checked
 def lstm(
     observation_size: int,
     action_space: ActionSpace,
     *,
     width: int = 64,
     bfloat16: bool = False,
-    **options: Any,
+    critic: Critic = "shared",
+    hidden: Sequence[int] = (),
+    initial_std: float = 1.0,
+    minimum_std: float = 1e-6,
 ) -> Policy:
     """Return a policy with long short-term memory (Hochreiter & Schmidhuber 1997).
 
@@ -106,6 +127,15 @@ def lstm(
         action_space: the environment's.
         width: of the memory: a cell and an output of this size.
         bfloat16: multiply matrices in bfloat16; memory, gates and sums have full precision.
+        critic: whether the value is read from the network that chooses the actions ("shared") or
+            from another of the same kind ("separate"), or there is none.
+        hidden: widths of layers between the network, whose inputs they see, too, and the outputs;
+            tanh after each.
+        initial_std: standard deviation at the start, in the policy's action units.
+        minimum_std: smallest standard deviation, in the same units.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range.
     """
 
     def cell(params, memory, x):
@@ -119,7 +149,15 @@ def lstm(
     check_at_least(1, width=width)
     nothing = lambda: (jnp.zeros(width), jnp.zeros(width))
     network_of = _recurrent(cell, nothing, 4, width, bfloat16)
-    return with_memory(network_of, observation_size, action_space, **options)
+    return with_memory(
+        network_of,
+        observation_size,
+        action_space,
+        critic=critic,
+        hidden=hidden,
+        initial_std=initial_std,
+        minimum_std=minimum_std,
+    )
 
 
 def _recurrent(cell, initial_memory, gates: int, width: int, bfloat16: bool):

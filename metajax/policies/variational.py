@@ -1,12 +1,11 @@
 """The policy of VariBAD: a belief about the task, and a perceptron that acts on it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from metajax._options import options_of
+from metajax._checks import checked
 from metajax.errors import check_at_least
 from metajax.policies.distributions import DiagonalNormal
 from metajax.policies.layers import affine, check_hidden, init_affine, init_perceptron, perceptron
@@ -15,7 +14,7 @@ from metajax.policies.recurrent import gru_network
 from metajax.types import ActionSpace, Memory, Policy
 
 
-@options_of(with_memory, without=("critic", "hidden"))
+@checked
 def variational(
     observation_size: int,
     action_space: ActionSpace,
@@ -24,7 +23,8 @@ def variational(
     width: int = 64,
     hidden: Sequence[int] = (64, 64),
     bfloat16: bool = False,
-    **options: Any,
+    initial_std: float = 1.0,
+    minimum_std: float = 1e-6,
 ) -> Policy:
     """Return a policy on beliefs (Zintgraf et al. 2020): see `metajax.algorithms.varibad`.
 
@@ -41,6 +41,11 @@ def variational(
         hidden: widths of the perceptron's layers, tanh after each.
         bfloat16: multiply the recurrent matrices in bfloat16; memory, gates and sums have full
             precision.
+        initial_std: standard deviation at the start, in the policy's action units.
+        minimum_std: smallest standard deviation, in the same units.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range.
     """
     check_at_least(1, latent=latent)
     check_hidden(hidden)
@@ -77,7 +82,14 @@ def variational(
             init, initial_memory, through(encoder.step), through(encoder.unroll), sizes[-1]
         )
 
-    return with_memory(network_of, observation_size, action_space, critic="shared", **options)
+    return with_memory(
+        network_of,
+        observation_size,
+        action_space,
+        critic="shared",
+        initial_std=initial_std,
+        minimum_std=minimum_std,
+    )
 
 
 def standard_normal(size: int) -> DiagonalNormal:

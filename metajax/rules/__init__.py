@@ -1,7 +1,6 @@
 """Update rules: how an inner loop learns."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from metajax.rules.fixed import beside, decayed, fixed, sgd
 from metajax.rules.learned import learned_lstm, learned_mlp
@@ -9,10 +8,8 @@ from metajax.rules.lstm import meta_lstm
 from metajax.rules.meta_sgd import meta_sgd
 from metajax.types import UpdateRule
 
-RuleName = Literal["sgd", "meta-sgd", "meta-lstm", "learned-lstm", "learned-mlp"]
-
 # Each begins as gradient descent with the learning rate that it is given, or close to it.
-RULES: dict[str, Callable[[float], UpdateRule]] = {
+RULES: dict[str, Callable[..., UpdateRule]] = {
     "sgd": sgd,
     "meta-sgd": meta_sgd,
     "meta-lstm": meta_lstm,
@@ -22,7 +19,6 @@ RULES: dict[str, Callable[[float], UpdateRule]] = {
 
 __all__ = [
     "RULES",
-    "RuleName",
     "beside",
     "decayed",
     "fixed",

@@ -9,7 +9,8 @@ from jax.core import Tracer
 
 from metajax._checks import checked
 from metajax._promotion import mixing_types
-from metajax.errors import MetajaxError
+from metajax.errors import MetajaxError, check_at_least
+from metajax.parts import part
 from metajax.types import Scalar, UpdateRule
 
 
@@ -48,8 +49,8 @@ def fixed(optimizer: optax.GradientTransformation, *, second_order: bool = True)
     return UpdateRule(init=lambda key, params: (), optimizer=lambda rule_params: optimizer)
 
 
-@checked
-def sgd(learning_rate: Scalar | optax.Schedule) -> UpdateRule:
+@part
+def sgd(learning_rate: Scalar | optax.Schedule = 0.1) -> UpdateRule:
     """Return plain gradient descent with step size `learning_rate`, MAML's own inner step.
 
     Example:
@@ -63,8 +64,14 @@ def sgd(learning_rate: Scalar | optax.Schedule) -> UpdateRule:
         {'weight': -1.0}
 
     Args:
-        learning_rate: step size; a schedule of the inner step, too.
+        learning_rate: step size α on the mean loss of a time step; a schedule of the inner step,
+            too.
+
+    Raises:
+        MetajaxError: the learning rate is below 0.
     """
+    if not callable(learning_rate):
+        check_at_least(0, learning_rate=learning_rate)
     return fixed(optax.sgd(learning_rate), second_order=False)  # linear: nothing to check
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from metajax._checks import MOST_LAYERS, checked
+from metajax._checks import MOST_LAYERS
 from metajax.errors import check_at_least, check_at_most, check_positive
+from metajax.parts import part
 from metajax.rules.coordinatewise import log_and_sign, lstm_step, map_weights, zeros
 from metajax.types import Scalar, UpdateRule, pytree_dataclass
 
@@ -31,7 +32,7 @@ class LSTMOptimizerState:
     layers: Any
 
 
-@checked
+@part
 def learned_lstm(learning_rate: Scalar = 0.0, *, hidden: int = 20, layers: int = 2) -> UpdateRule:
     """Return the coordinatewise LSTM optimizer of Andrychowicz et al. (2016).
 
@@ -97,7 +98,7 @@ class MLPOptimizerState:
     count: Any
 
 
-@checked
+@part
 def learned_mlp(
     learning_rate: Scalar = 0.0, *, hidden: int = 32, scale: float = 1e-2
 ) -> UpdateRule:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from metajax._checks import checked
 from metajax.errors import MetajaxError, check_at_least
+from metajax.parts import part
 from metajax.rules.coordinatewise import log_and_sign, lstm_step, map_weights, zeros
 from metajax.types import Scalar, UpdateRule, pytree_dataclass
 
@@ -33,8 +33,8 @@ class MetaLSTMState:
     gates: Any
 
 
-@checked
-def meta_lstm(learning_rate: Scalar, *, hidden: int = 20) -> UpdateRule:
+@part
+def meta_lstm(learning_rate: Scalar = 0.1, *, hidden: int = 20) -> UpdateRule:
     """Return the LSTM meta-learner, which begins as gradient descent.
 
     The update needs the loss: `optimizer.update(gradient, state, params, value=loss)`. The

@@ -136,13 +136,15 @@ _BALANCING = {
         "episodes": 1,
         "updates": 100,
         "batch": 128,
-        "outer_learning_rate": 5e-4,
+        "outer": {"learning_rate": 5e-4},
         "target_period": 200,
         "replay_capacity": 300_000,
-        # Of the steps that look alike few end in a fall: clipped errors leave them out.
-        "error_clip": None,
-        # Fine-tuning an agent that balances can only hurt it.
-        "inner_learning_rate": 1e-4,
+        "inner": {
+            # Of the steps that look alike few end in a fall: clipped errors leave them out.
+            "objective": {"error_clip": None},
+            # Fine-tuning an agent that balances can only hurt it.
+            "rule": {"learning_rate": 1e-4},
+        },
     },
     "training": {"iterations": 200, "tasks": 16},
     "evaluation": {"every": 50, "tasks": 40, "episodes": 10, "mode": True},

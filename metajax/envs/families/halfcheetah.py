@@ -191,9 +191,8 @@ _DIRECTION = {
     "policy": {"initial_std": 0.5},
     "family": {"episode_length": 100},
     "algorithm": {
-        "outer": "ppo",
-        "inner_learning_rate": 0.2,
-        "outer_learning_rate": 1.5e-3,
+        "inner": {"rule": {"learning_rate": 0.2}},
+        "outer": {"name": "ppo", "learning_rate": 1.5e-3},
     },
     # There are only two tasks: a small batch gives more meta-iterations for the same steps.
     "training": {"iterations": 250, "tasks": 6},
@@ -203,10 +202,9 @@ _VELOCITY = {
     "policy": {"initial_std": 0.5},
     "family": {"episode_length": 100},
     "algorithm": {
-        "outer": "ppo",
         "episodes": 10,
-        "inner_learning_rate": 0.2,
-        "outer_learning_rate": 1.5e-3,
+        "inner": {"rule": {"learning_rate": 0.2}},
+        "outer": {"name": "ppo", "learning_rate": 1.5e-3},
     },
     "training": {"iterations": 200, "tasks": 20},
     "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
@@ -214,11 +212,13 @@ _VELOCITY = {
 _VELOCITY_BY_MEMORY = {
     "policy": {"initial_std": 0.5},
     "algorithm": {
-        "chunk": 100,
-        "minibatches": 20,
-        "outer_learning_rate": 5e-4,
         # Control costs: the standard deviation has to shrink, but not at once.
-        "entropy_weight": 0.005,
+        "objective": {
+            "chunk": 100,
+            "entropy_weight": 0.005,
+            "critic": {"minibatches": 20, "learning_rate": 5e-4},
+        },
+        "outer": {"minibatches": 20, "learning_rate": 5e-4},
     },
     "training": {"iterations": 1000, "tasks": 40},
     "evaluation": {"every": 100, "tasks": 60},

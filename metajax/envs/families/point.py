@@ -151,11 +151,12 @@ _GOAL = {
     # episodes let it run away.
     "policy": {"initial_std": 0.045},
     "algorithm": {
-        "outer": "adam",
-        "inner_learning_rate": 0.04,
-        "inner_learning_rate_decay": 0.25,
-        "outer_learning_rate": 5e-4,
-        "trace": 0.95,
+        "inner": {
+            "rule": {"learning_rate": 0.04},
+            "learning_rate_decay": 0.25,
+            "objective": {"gae_lambda": 0.95},
+        },
+        "outer": {"name": "adam", "learning_rate": 5e-4},
     },
     "training": {"iterations": 500, "tasks": 40},
     "evaluation": {"every": 100, "tasks": 40, "episodes": 20, "final_tasks": 400},
@@ -164,9 +165,11 @@ _GOAL = {
         "trpo": {
             "policy": {"initial_std": 1.0},
             "algorithm": {
-                "inner_learning_rate": 0.1,
-                "inner_learning_rate_decay": 0.5,
-                "trace": 1.0,
+                "inner": {
+                    "rule": {"learning_rate": 0.1},
+                    "learning_rate_decay": 0.5,
+                    "objective": {"gae_lambda": 1.0},
+                },
             },
             "training": {"tasks": 20},
         }
@@ -174,9 +177,9 @@ _GOAL = {
 }
 _GOAL_OF_OTHERS = {
     # As with MAML: what later epochs gain on old episodes, the unadapted policy loses.
-    "promp": {"algorithm": {"outer_learning_rate": 2.5e-4, "outer_epochs": 2}},
+    "promp": {"algorithm": {"outer": {"learning_rate": 2.5e-4, "epochs": 2}}},
     # The gradient of a log-probability grows as the standard deviation shrinks.
-    "learned-optimizer": {"algorithm": {"inner_learning_rate": 0.003}},
+    "learned-optimizer": {"algorithm": {"inner": {"rule": {"learning_rate": 0.003}}}},
 }
 
 SPECS = (

@@ -94,14 +94,14 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
 
 _GOAL = {
     "policy": {"initial_std": 0.5},
-    "algorithm": {"outer": "ppo", "episodes": 10},
+    "algorithm": {"outer": {"name": "ppo"}, "episodes": 10},
     "training": {"iterations": 200, "tasks": 20},
     "evaluation": {"every": 50, "tasks": 20, "episodes": 20},
     "outer": {
         # A trust region is as long at any standard deviation: the literature's values serve.
         "trpo": {
             "policy": {"initial_std": 1.0},
-            "algorithm": {"inner_learning_rate": 0.1, "inner_learning_rate_decay": 0.5},
+            "algorithm": {"inner": {"rule": {"learning_rate": 0.1}, "learning_rate_decay": 0.5}},
         }
     },
 }

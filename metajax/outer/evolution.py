@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from metajax.losses import returns
 from metajax.rollout import over_tasks
-from metajax.types import pytree_dataclass
+from metajax.types import Scalar, pytree_dataclass
 
 # `(meta_params, state, key) -> (state, loss)`: some steps of an inner problem, and their mean loss.
 Advance = Callable[[Any, Any, Key[Array, ""]], tuple[Any, Float[Array, ""]]]
@@ -92,7 +92,7 @@ def persistent_evolution_strategies(
     particles: Particles,
     key: Key[Array, ""],
     *,
-    std: float,
+    std: Scalar,
 ) -> tuple[PyTree[Array], Particles, Float[Array, "pair"]]:
     """Return an estimate of the meta-gradient, the particles moved on, and their mean losses.
 

@@ -1,0 +1,70 @@
+"""Adaptation: how an agent learns inside a task, and the parts that it is made of."""
+
+from metajax.adaptation.advantages import Advantages
+from metajax.adaptation.control_variates import CONTROL_VARIATES, ControlVariate, q_prop
+from metajax.adaptation.critics import CRITICS, Critic, linear, value_network
+from metajax.adaptation.gradient_steps import (
+    INNER_LOOPS,
+    Adapted,
+    InnerLoop,
+    collect_batch,
+    fit_critics,
+    gradient_steps,
+    measured,
+    metric_names,
+)
+from metajax.adaptation.objectives import (
+    OBJECTIVES,
+    Experience,
+    Objective,
+    behaviour_log_probs,
+    control,
+    evaluate_actions,
+    policy_gradient,
+    q_learning,
+)
+from metajax.adaptation.trials import (
+    TRIAL_OBJECTIVES,
+    TrialLearner,
+    TrialObjective,
+    trial_learner,
+    whole_trials,
+    without_gaps,
+)
+
+__all__ = [
+    "CONTROL_VARIATES",
+    "CRITICS",
+    "INNER_LOOPS",
+    "OBJECTIVES",
+    "TRIAL_OBJECTIVES",
+    "Adapted",
+    "Advantages",
+    "ControlVariate",
+    "Critic",
+    "Experience",
+    "InnerLoop",
+    "Objective",
+    "TrialLearner",
+    "TrialObjective",
+    "behaviour_log_probs",
+    "collect_batch",
+    "control",
+    "evaluate_actions",
+    "fit_critics",
+    "gradient_steps",
+    "linear",
+    "measured",
+    "metric_names",
+    "policy_gradient",
+    "q_learning",
+    "q_prop",
+    "trial_learner",
+    "value_network",
+    "whole_trials",
+    "without_gaps",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
