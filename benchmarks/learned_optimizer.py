@@ -24,11 +24,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from metajax.algorithms.inner_loop import MetaParams, policy_gradient_loop
 
 import metajax
 from metajax.algorithms import learned_optimizer
-from metajax.algorithms.inner_loop import MetaParams, policy_gradient_loop
-from metajax.rules import beside, fixed, learned_mlp
+from metajax.rules import from_optax, learned_mlp
 
 NAME = "learned-optimizer"
 LIFETIME, EPISODES, EPOCHS = 20, 20, 4
@@ -57,7 +57,7 @@ def lives(agent, family, meta_params, key, tasks) -> np.ndarray:
 def with_optimizer(optimizer):
     """Return an agent that begins with random weights and trains them by `optimizer`."""
     family, policy = problem()
-    rule = fixed(optimizer, second_order=False)
+    rule = from_optax(optimizer, second_order=False)
     loop = policy_gradient_loop(family.env, policy, rule=rule, first_order=True, **INNER)
 
     def init(meta_params, key):
@@ -150,7 +150,7 @@ def main():
     adam = optax.adam(rows["Adam, tuned"]["rate"])
     for name, rule in {
         "learned-mlp beside SGD": learned_mlp(0.03),
-        "learned-mlp beside Adam": beside(learned_mlp(), fixed(adam, second_order=False)),
+        "learned-mlp beside Adam": sum_of_rules(learned_mlp(), from_optax(adam, second_order=False)),
     }.items():
         if name not in rows:
             compare(name, *learned(rule, arguments.iterations, arguments.tasks))

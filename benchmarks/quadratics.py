@@ -21,14 +21,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-
 from metajax.algorithms.unrolled import (
     begin_particles,
     persistent_evolution_strategies,
     restart,
     truncated_gradient,
 )
-from metajax.rules import fixed, learned_lstm, learned_mlp
+
+from metajax.rules import from_optax, learned_lstm, learned_mlp
 from metajax.types import UpdateRule, pytree_dataclass
 
 DIMENSIONS, STEPS, UNROLL, HELD_OUT, LONG = 10, 100, 20, 1000, 1000
@@ -201,7 +201,7 @@ def main():
         )
 
     for name, (make, rates) in TUNED.items():
-        rules = {rate: fixed(make(rate), second_order=False) for rate in rates}
+        rules = {rate: from_optax(make(rate), second_order=False) for rate in rates}
         tuned = {r: measure(rule, (), tune_key)[:, :-1].mean() for r, rule in rules.items()}
         rate = min(tuned, key=tuned.__getitem__)
         add(name, measure(rules[rate], (), test_key), learning_rate=rate)

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 from metajax.policies.mlp import value_network
-from metajax.rules import fixed, meta_lstm, meta_sgd, sgd
+from metajax.rules import from_optax, meta_lstm, meta_sgd, sgd
 from metajax.types import UpdateRule
 
 SHOTS, TASKS, STEPS = 5, 25, (0, 1, 5, 10)
@@ -65,7 +65,7 @@ METHODS = {
     "cavia": Method(sgd(1.0), context=5),
     # Steps of plain gradients diverge on some task in the end, and take the mean with them.
     "reptile": Method(
-        fixed(optax.adam(0.01, b1=0.0), second_order=False), inner_steps=8, reptile=1.0
+        from_optax(optax.adam(0.01, b1=0.0), second_order=False), inner_steps=8, reptile=1.0
     ),
 }
 

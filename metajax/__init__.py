@@ -7,7 +7,7 @@ Example:
     >>> import metajax
     >>> family = metajax.make("point-goal", episode_length=10)
     >>> policy = metajax.mlp(family.env.observation_size, family.env.action_space)
-    >>> algorithm = metajax.maml(family.env, policy, outer="adam", episodes=2)
+    >>> algorithm = metajax.maml(family.env, policy, outer=metajax.outer.adam(), episodes=2)
     >>> result = metajax.train(
     ...     algorithm, family, iterations=1, tasks=2, evaluation=None, report=None
     ... )
@@ -24,7 +24,7 @@ imported when they are first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from metajax import algorithms, envs, policies, rules
+from metajax import adaptation, algorithms, envs, outer, policies, rules
 from metajax._version import __version__
 from metajax.algorithms import (
     a2c,
@@ -53,7 +53,7 @@ from metajax.errors import MetajaxError
 from metajax.evaluation import adaptation_curve, evaluate
 from metajax.policies import gru, lstm, mlp, transformer, variational, window
 from metajax.rollout import check_env, rollout
-from metajax.rules import beside, decayed, fixed, learned_lstm, learned_mlp, sgd
+from metajax.rules import decayed, from_optax, learned_lstm, learned_mlp, sgd, sum_of_rules
 from metajax.train import Evaluation, train
 from metajax.types import (
     Agent,
@@ -104,10 +104,10 @@ __all__ = [
     "UpdateRule",
     "__version__",
     "a2c",
+    "adaptation",
     "adaptation_curve",
     "algorithms",
     "anil",
-    "beside",
     "cavia",
     "check_env",
     "decayed",
@@ -118,8 +118,8 @@ __all__ = [
     "envs",
     "evaluate",
     "export",
-    "fixed",
     "fomaml",
+    "from_optax",
     "gru",
     "learned_lstm",
     "learned_mlp",
@@ -132,6 +132,7 @@ __all__ = [
     "meta_lstm",
     "meta_sgd",
     "mlp",
+    "outer",
     "plotting",
     "policies",
     "ppo",
@@ -148,6 +149,7 @@ __all__ = [
     "run_directory",
     "sgd",
     "snail",
+    "sum_of_rules",
     "train",
     "transformer",
     "trpo",

@@ -13,7 +13,7 @@ import pytest
 
 from metajax.algorithms import ALGORITHMS
 from metajax.errors import MetajaxError
-from metajax.rules import RULES, decayed, fixed, sgd
+from metajax.rules import RULES, decayed, from_optax, sgd
 
 sys.path.insert(0, str(Path(__file__).parent / "contracts"))
 from test_algorithm_contract import TASKS, VARIANTS, build, family_of
@@ -99,6 +99,6 @@ def test_the_rate_of_a_rule_may_be_traced(rule):
 
 def test_an_optimizer_that_has_no_derivative_is_refused_where_its_rate_is_a_number():
     with pytest.raises(MetajaxError, match="eps_root"):
-        fixed(optax.adam(0.1))
-    jax.eval_shape(lambda rate: fixed(optax.adam(rate)).optimizer(()).init(jnp.ones(2)), 0.1)
-    assert fixed(optax.adam(0.1, eps_root=1e-8)) and sgd(0.1)
+        from_optax(optax.adam(0.1))
+    jax.eval_shape(lambda rate: from_optax(optax.adam(rate)).optimizer(()).init(jnp.ones(2)), 0.1)
+    assert from_optax(optax.adam(0.1, eps_root=1e-8)) and sgd(0.1)

@@ -28,7 +28,7 @@ from metajax.errors import MetajaxError
 from metajax.losses import policy_gradient, returns
 from metajax.policies import mlp
 from metajax.rollout import rollout
-from metajax.rules import fixed, sgd
+from metajax.rules import from_optax, sgd
 from metajax.types import (
     Continuous,
     Env,
@@ -499,9 +499,9 @@ def test_orders_agree_where_the_return_has_no_curvature(on_bandit, first_order):
 
 def test_inner_adam_needs_a_smooth_root(on_bandit):
     with pytest.raises(MetajaxError, match="eps_root=1e-8"):
-        fixed(optax.adam(0.1))
-    rough = fixed(optax.adam(0.1), second_order=False)
-    smooth = fixed(optax.adam(0.1, eps_root=1e-8))
+        from_optax(optax.adam(0.1))
+    rough = from_optax(optax.adam(0.1), second_order=False)
+    smooth = from_optax(optax.adam(0.1, eps_root=1e-8))
     options = {"estimator": "dice", "inner_steps": 2}
     found = on_bandit(quadratic, rule=smooth, **options)
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(found))

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from metajax.errors import MetajaxError
-from metajax.rules import beside, decayed, fixed, meta_lstm, meta_sgd, sgd
+from metajax.rules import decayed, from_optax, meta_lstm, meta_sgd, sgd, sum_of_rules
 from metajax.rules.coordinatewise import log_and_sign
 
 
@@ -33,13 +33,13 @@ def test_steps_after_the_first_are_shorter_by_the_decay():
 
 def test_fixed_is_the_optimizer_itself():
     optimizer = optax.chain(optax.clip(1.0), optax.sgd(0.1, momentum=0.9))
-    found = steps(fixed(optimizer), [3.0, 0.5])
+    found = steps(from_optax(optimizer), [3.0, 0.5])
     np.testing.assert_allclose(found, [-0.1, -0.1 - 0.1 * (0.5 + 0.9)], rtol=1e-6)
 
 
 def test_rules_beside_one_another_add_their_steps():
     """Each with its own memory: momentum, and the count that decays."""
-    rule = beside(decayed(sgd(0.5), 0.25), fixed(optax.sgd(0.1, momentum=0.9)))
+    rule = sum_of_rules(decayed(sgd(0.5), 0.25), from_optax(optax.sgd(0.1, momentum=0.9)))
     found = np.diff(steps(rule, [1.0, 2.0, -4.0]), prepend=0.0)
     expected = [-0.5 - 0.1, -0.25 - 0.1 * 2.9, 0.5 - 0.1 * (-4 + 0.9 * 2.9)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -57,8 +57,8 @@ def test_rules_beside_one_another_add_their_steps():
 )
 def test_optimizers_without_a_finite_derivative_are_refused(optimizer):
     with pytest.raises(MetajaxError, match="no finite derivative at a zero gradient"):
-        fixed(optimizer)
-    assert fixed(optimizer, second_order=False).optimizer(()) is optimizer
+        from_optax(optimizer)
+    assert from_optax(optimizer, second_order=False).optimizer(()) is optimizer
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_optimizers_without_a_finite_derivative_are_refused(optimizer):
     ],
 )
 def test_smooth_optimizers_are_accepted(optimizer):
-    assert fixed(optimizer).optimizer(()) is optimizer
+    assert from_optax(optimizer).optimizer(()) is optimizer
 
 
 # --- learned rules -------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from metajax.rules.fixed import beside, decayed, fixed, sgd
+from metajax.rules.from_optax import decayed, from_optax, sgd, sum_of_rules
 from metajax.rules.learned import learned_lstm, learned_mlp
 from metajax.rules.lstm import meta_lstm
 from metajax.rules.meta_sgd import meta_sgd
@@ -19,14 +19,14 @@ RULES: dict[str, Callable[..., UpdateRule]] = {
 
 __all__ = [
     "RULES",
-    "beside",
     "decayed",
-    "fixed",
+    "from_optax",
     "learned_lstm",
     "learned_mlp",
     "meta_lstm",
     "meta_sgd",
     "sgd",
+    "sum_of_rules",
 ]
 
 

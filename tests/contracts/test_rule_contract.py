@@ -10,26 +10,26 @@ import pytest
 
 import metajax.rules
 from metajax.rules import (
-    beside,
     decayed,
-    fixed,
+    from_optax,
     learned_lstm,
     learned_mlp,
     meta_lstm,
     meta_sgd,
     sgd,
+    sum_of_rules,
 )
 from metajax.types import UpdateRule
 
 RULES = {
-    "beside": [
-        beside(learned_mlp(hidden=4), fixed(optax.sgd(0.1, momentum=0.5))),
-        beside(meta_lstm(0.1), meta_sgd(0.1)),
+    "sum_of_rules": [
+        sum_of_rules(learned_mlp(hidden=4), from_optax(optax.sgd(0.1, momentum=0.5))),
+        sum_of_rules(meta_lstm(0.1), meta_sgd(0.1)),
     ],
-    "fixed": [
-        fixed(optax.sgd(0.1, momentum=0.5)),
-        fixed(optax.adam(0.1, eps_root=1e-8)),
-        fixed(optax.rmsprop(0.1, eps_in_sqrt=True)),
+    "from_optax": [
+        from_optax(optax.sgd(0.1, momentum=0.5)),
+        from_optax(optax.adam(0.1, eps_root=1e-8)),
+        from_optax(optax.rmsprop(0.1, eps_in_sqrt=True)),
     ],
     "decayed": [decayed(meta_sgd(0.2), 0.3)],
     "learned_lstm": [learned_lstm(0.1, hidden=4)],

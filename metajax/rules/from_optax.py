@@ -15,7 +15,7 @@ from metajax.types import Scalar, UpdateRule
 
 
 @checked
-def fixed(optimizer: optax.GradientTransformation, *, second_order: bool = True) -> UpdateRule:
+def from_optax(optimizer: optax.GradientTransformation, *, second_order: bool = True) -> UpdateRule:
     """Return the rule that applies `optimizer` unchanged.
 
     A second-order meta-gradient differentiates the optimizer's update with respect to the
@@ -72,7 +72,7 @@ def sgd(learning_rate: Scalar | optax.Schedule = 0.1) -> UpdateRule:
     """
     if not callable(learning_rate):
         check_at_least(0, learning_rate=learning_rate)
-    return fixed(optax.sgd(learning_rate), second_order=False)  # linear: nothing to check
+    return from_optax(optax.sgd(learning_rate), second_order=False)  # linear: nothing to check
 
 
 @checked
@@ -87,7 +87,7 @@ def decayed(rule: UpdateRule, decay: Scalar) -> UpdateRule:
 
 
 @checked
-def beside(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
+def sum_of_rules(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
     """Return the rule whose steps are the sum of two rules' steps.
 
     A learned rule beside a good optimizer has only to learn what that lacks (Harrison et al. 2022).
