@@ -49,12 +49,12 @@ from metajax.algorithms import (
     varibad,
 )
 from metajax.envs import make
+from metajax.envs.rollouts import check_env, rollout
 from metajax.errors import MetajaxError
-from metajax.evaluation import adaptation_curve, evaluate
 from metajax.policies import gru, lstm, mlp, transformer, variational, window
-from metajax.rollout import check_env, rollout
 from metajax.rules import decayed, from_optax, learned_lstm, learned_mlp, sgd, sum_of_rules
-from metajax.train import Evaluation, train
+from metajax.runs.load import load
+from metajax.training import Evaluation, adaptation_curve, evaluate, train
 from metajax.types import (
     Agent,
     Algorithm,
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
         presets,
         reference_agents,
         rendering,
-        run_directory,
+        runs,
     )
 
 __all__ = [
@@ -124,6 +124,7 @@ __all__ = [
     "learned_lstm",
     "learned_mlp",
     "learned_optimizer",
+    "load",
     "losses",
     "lstm",
     "make",
@@ -146,7 +147,7 @@ __all__ = [
     "rl2",
     "rollout",
     "rules",
-    "run_directory",
+    "runs",
     "sgd",
     "snail",
     "sum_of_rules",

@@ -2,6 +2,6 @@
 
 import sys
 
-from metajax.cli import main
+from metajax.cli.app import main
 
 sys.exit(main())

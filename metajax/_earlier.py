@@ -1,4 +1,4 @@
-"""Configurations of runs from before 0.9, whose algorithms had flat options."""
+"""Configurations of runs from before 0.9, whose options had other names and places."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -43,6 +43,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "chunk": ("objective.chunk",),
     "burn_in": ("objective.burn_in",),
 }
+EVALUATION = {"mode": "deterministic"}
 _PARTS = ("outer", "rule", "baseline", "control_variate")  # names, once they are there
 
 
@@ -92,6 +93,13 @@ def translated(options: Mapping[str, Any], places: Collection[str]) -> dict[str,
         if place is not None:
             _put(found, place, value)
     return {name: found[name] for name in found if name.partition(".")[0] in places}
+
+
+def evaluation_of_today(options: Any) -> Any:
+    """Return earlier options of the evaluation as they are now; what are no options as it is."""
+    if not isinstance(options, Mapping):
+        return options
+    return {EVALUATION.get(name, name): value for name, value in options.items()}
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:

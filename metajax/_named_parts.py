@@ -98,7 +98,7 @@ def factory_of(kind: Any, name: str, allow_import: Sequence[str]) -> Callable[..
     Raises:
         MetajaxError: there is none, or it cannot or may not be imported.
     """
-    known, what = NAMED[kind], _what(kind)
+    known, what = NAMED[kind], kind_name(kind)
     if module_of(name) is None:
         if name not in known:
             raise unknown(what, name, known)
@@ -108,7 +108,7 @@ def factory_of(kind: Any, name: str, allow_import: Sequence[str]) -> Callable[..
     return factory
 
 
-def _what(kind: Any) -> str:
+def kind_name(kind: Any) -> str:
     """Return a kind in words, such as "outer step"."""
     name = (get_args(kind) or (kind,))[0].__name__
     return "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()

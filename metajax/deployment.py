@@ -1,28 +1,20 @@
 """Agents outside the compiled program, one real environment at a time."""
 
-import warnings
 from collections import deque
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from metajax import checkpoint, presets
 from metajax._checks import checked
+from metajax.envs.rollouts import first_previous
 from metajax.errors import MetajaxError
-from metajax.evaluation import has_memory
-from metajax.rollout import first_previous
-from metajax.run_directory import RunDirectory, open_run, read_metrics
-from metajax.selection import ranked, scores
-from metajax.train import RunState, agent_part, make_segment
+from metajax.training.evaluation import has_memory
 from metajax.types import Agent, Continuous, Env, StepInput, Trajectory
 
 KEPT_EPISODES = 100  # complete ones, for `adapt`: however long an agent acts, its memory is bounded
-Step = int | Literal["best"] | None  # of a checkpoint; None for the newest
 
 
 class HostAgent:
@@ -31,7 +23,7 @@ class HostAgent:
     One trial is `reset()`, then per step `act(observation)` and `observe(...)` with what came of
     it, and `adapt()` whenever it should learn from the episodes since it last did, of which the
     newest `KEPT_EPISODES` are kept. Agents that adapt in their memory learn as they go: they keep
-    no step, and `adapt` does nothing. Made by `simulate` or `load`.
+    no step, and `adapt` does nothing. Made by `simulate` or `metajax.load`.
     """
 
     def __init__(self, agent: Agent, env: Env, meta_params: PyTree[Array], *, seed: int = 0):
@@ -41,7 +33,7 @@ class HostAgent:
         self._act = jax.jit(
             lambda adapted, memory, step_input, key: agent.act(adapted, memory, step_input, key)
         )
-        self._mode = jax.jit(
+        self._act_greedily = jax.jit(
             lambda adapted, memory, step_input: agent.act(adapted, memory, step_input, None)
         )
         self._adapt = jax.jit(agent.adapt)
@@ -58,12 +50,12 @@ class HostAgent:
         self._time = 0
         self._pending = None
 
-    def act(self, observation: np.ndarray, *, mode: bool = False) -> np.ndarray:
+    def act(self, observation: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """Return the control for one step, clipped and scaled as the environment would.
 
         Args:
             observation: `[observation]`.
-            mode: take the most likely action instead of a sample.
+            deterministic: take the distribution's mode instead of a sample.
 
         Raises:
             MetajaxError: the observation has the wrong size, or `observe` was forgotten.
@@ -71,8 +63,8 @@ class HostAgent:
         if self._pending is not None:
             raise MetajaxError("act was called twice; call observe with the outcome in between.")
         step_input = StepInput(self._observation(observation), *self._previous)
-        if mode:
-            memory, action, output = self._mode(self.adapted, self._memory, step_input)
+        if deterministic:
+            memory, action, output = self._act_greedily(self.adapted, self._memory, step_input)
         else:
             memory, action, output = self._act(
                 self.adapted, self._memory, step_input, self._next_key()
@@ -174,85 +166,3 @@ def simulate(agent: Agent, env: Env, meta_params: PyTree[Array], *, seed: int = 
         seed: of the actions it samples.
     """
     return HostAgent(agent, env, meta_params, seed=seed)
-
-
-@checked
-def load(
-    path: str | Path, *, seed: int = 0, step: Step = None, allow_import: Sequence[str] = ()
-) -> HostAgent:
-    """Return the agent that a run directory holds.
-
-    Args:
-        path: of the run directory.
-        seed: which of the seeds trained side by side.
-        step: a saved iteration, "best" or None for the newest; see `load_run`.
-        allow_import: modules outside metajax that the run's names may be imported from.
-
-    Raises:
-        MetajaxError: the directory holds no run, no such seed, or no good checkpoint.
-    """
-    experiment, state = load_run(path, step=step, allow_import=allow_import)
-    seeds = state.discarded.shape[0]
-    if not 0 <= seed < seeds:
-        raise MetajaxError(f"the run has seeds 0 to {seeds - 1}, not {seed}.")
-    meta_params = jax.tree.map(lambda x: x[seed], state.train_state.meta_params)
-    return simulate(experiment.algorithm.agent, experiment.family.env, meta_params, seed=seed)
-
-
-@checked
-def load_run(
-    path: str | Path,
-    *,
-    step: Step = None,
-    backend: str | None = None,
-    allow_import: Sequence[str] = (),
-) -> tuple[presets.Experiment, RunState]:
-    """Return the experiment of a run directory and what its agents are made of.
-
-    Of the saved state that is the iteration and the meta-parameters; nothing else is read.
-
-    Args:
-        path: of the run directory.
-        step: a saved iteration; None for the newest; "best" for the one with the highest score on
-            validation tasks. If that is damaged, a warning says which good one with a score is
-            taken instead.
-        backend: another physics engine than the run's.
-        allow_import: modules outside metajax that the run's names may be imported from.
-
-    Raises:
-        MetajaxError: the directory holds no run or no such checkpoint, or the run was not trained
-            to keep the best.
-    """
-    with open_run(path, lock=False) as run:
-        if backend is not None:
-            run.config.setdefault("family", {})["backend"] = backend
-        experiment = presets.build(run.config, allow_import=allow_import)
-        program = make_segment(
-            experiment.algorithm,
-            experiment.family,
-            length=1,
-            tasks=experiment.training["tasks"],
-            seeds=experiment.training["seeds"],
-        )
-        template = agent_part(jax.eval_shape(program.init, jax.random.key(0)))
-        wanted = _best_first(run) if step == "best" else step
-        return experiment, checkpoint.restore(run.checkpoints, template, step=wanted, part=True)[1]
-
-
-def _best_first(run: RunDirectory) -> list[int]:
-    """Return the saved iterations that have a score, the best one first."""
-    records = read_metrics(run.metrics) if run.metrics.exists() else []
-    saved = checkpoint.saved_steps(run.checkpoints)
-    # What is scored beyond the newest is still being saved.
-    found = {i: s for i, s in scores(records).items() if i <= max(saved, default=0)}
-    order = ranked(found)
-    if not order:
-        raise MetajaxError(
-            f"{run.path} has no best agent yet: it takes training with keep 'best', and an "
-            "evaluation."
-        )
-    if order[0] not in saved:
-        warnings.warn(
-            f"{run.path}: the best checkpoint, of step {order[0]}, is gone.", stacklevel=3
-        )
-    return order

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from metajax.errors import MetajaxError, unknown
-from metajax.evaluation import adaptation_curve, interquartile_mean, resampled_over
 from metajax.presets import MEMORY_AGENTS
-from metajax.recorder import training_returns
-from metajax.run_directory import open_run, read_metrics
+from metajax.runs.directory import open_run, read_metrics
+from metajax.runs.recorder import training_returns
+from metajax.training.evaluation import adaptation_curve, interquartile_mean, resampled_over
 
 FORMATS = (".png", ".pdf", ".svg")
 

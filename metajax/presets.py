@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from metajax._earlier import is_earlier, named_parts, translated
+from metajax._earlier import evaluation_of_today, is_earlier, named_parts, translated
 from metajax._imported import check_factory, imported, module_of
 from metajax._named_parts import (
     NAME,
@@ -29,7 +29,8 @@ from metajax.envs import FAMILIES, FamilySpec
 from metajax.envs.specs import Preset, merged
 from metajax.errors import MetajaxError, brief, unknown
 from metajax.policies import gru, lstm, mlp, snail, transformer, variational, window
-from metajax.train import Evaluation, check_counts, train
+from metajax.training import Evaluation, train
+from metajax.training.checks import check_counts
 from metajax.types import Algorithm, Policy, TaskFamily
 
 Config = dict[str, Any]
@@ -230,13 +231,15 @@ def described(config: Config, path: str | Path) -> Config:
     if not {*_NAMES, *GROUPS} <= config.keys():
         raise MetajaxError(
             f"the run {path} was trained from Python and keeps no configuration to build it from; "
-            "give one to metajax.train(..., config=...)."
+            "load its agent by metajax.load(run, algorithm=..., family=...), or give one to "
+            "metajax.train(..., config=...)."
         )
     return _of_today(config)
 
 
 def _of_today(config: Config) -> Config:
-    """Return a configuration whose algorithm has today's options."""
+    """Return a configuration whose algorithm and evaluation have today's options."""
+    config = config | {"evaluation": evaluation_of_today(config["evaluation"])}
     of_algorithm, name = config["algorithm"], config["algorithm_name"]
     if not isinstance(of_algorithm, Mapping) or name not in ALGORITHMS:
         return config

@@ -21,11 +21,11 @@ from metajax.adaptation.objectives import (
     evaluate_actions,
     policy_gradient,
 )
+from metajax.envs.rollouts import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, is_off
 from metajax.losses import returns
 from metajax.outer.trust_region import fisher_vector_product, natural_step
 from metajax.parts import part
-from metajax.rollout import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.rules import decayed, sgd
 from metajax.types import (
     Agent,

@@ -12,12 +12,12 @@ from metajax.adaptation.advantages import Advantages, generalized_advantages
 from metajax.adaptation.control_variates import ControlVariate
 from metajax.adaptation.critics import Critic, linear
 from metajax.adaptation.pathwise import check_pathwise, forward_over_reverse, pathwise_returns
+from metajax.envs.rollouts import check_policy
 from metajax.errors import MetajaxError, check_at_least, check_fraction, check_positive
 from metajax.losses import policy_gradient as losses
 from metajax.losses import returns, temporal_difference
 from metajax.parts import part
 from metajax.replay import Transitions, transitions
-from metajax.rollout import check_policy
 from metajax.types import (
     Env,
     Metrics,

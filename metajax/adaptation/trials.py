@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
+from metajax.envs.rollouts import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_fraction, check_positive
 from metajax.losses import policy_gradient, returns
 from metajax.outer import OuterStep, Problem, adam
 from metajax.parts import part
-from metajax.rollout import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.steps import count_update
 from metajax.types import (
     Agent,

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from metajax._checks import checked
 from metajax.adaptation import InnerLoop, collect_batch, gradient_steps, q_learning
 from metajax.algorithms.replayed import replayed
+from metajax.envs.rollouts import over_tasks
 from metajax.errors import MetajaxError, check_at_least, check_at_most, check_positive
 from metajax.outer import OuterStep, adam
 from metajax.parts import made_with
 from metajax.policies import EpsilonGreedy
 from metajax.replay import all_transitions, transitions
-from metajax.rollout import over_tasks
 from metajax.types import Algorithm, Discrete, Env, Part, Policy, PolicyOutput, Scalar, Trial
 
 

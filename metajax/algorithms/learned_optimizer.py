@@ -15,6 +15,7 @@ import optax
 from metajax._checks import checked
 from metajax._promotion import on_own_terms
 from metajax.adaptation import Adapted, InnerLoop, gradient_steps, policy_gradient
+from metajax.envs.rollouts import undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses import returns
 from metajax.outer.evolution import (
@@ -22,7 +23,6 @@ from metajax.outer.evolution import (
     persistent_evolution_strategies,
     restart,
 )
-from metajax.rollout import undiscounted_returns
 from metajax.rules import learned_mlp
 from metajax.steps import count_update
 from metajax.types import (

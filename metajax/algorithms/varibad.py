@@ -20,13 +20,13 @@ from metajax._memory import check_memory
 from metajax._promotion import on_own_terms
 from metajax.adaptation import TrialObjective, trial_learner, whole_trials, without_gaps
 from metajax.adaptation.trials import policy_input
+from metajax.envs.rollouts import over_tasks
 from metajax.errors import MetajaxError, check_at_least, check_positive, is_off
 from metajax.outer import OuterStep, ppo
 from metajax.policies.distributions import DiagonalNormal
 from metajax.policies.layers import affine, check_hidden, init_affine, init_perceptron, perceptron
 from metajax.policies.variational import belief, standard_normal
 from metajax.replay import Transitions, empty_replay, extend_replay, sample_replay, transitions
-from metajax.rollout import over_tasks
 from metajax.types import (
     Algorithm,
     Discrete,

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from metajax.envs.rollouts import over_tasks
 from metajax.losses import returns
-from metajax.rollout import over_tasks
 from metajax.types import Scalar, pytree_dataclass
 
 # `(meta_params, state, key) -> (state, loss)`: some steps of an inner problem, and their mean loss.

@@ -15,10 +15,10 @@ from metajax._checks import checked
 from metajax.envs.drawings import Body, Drawing, Plot
 from metajax.envs.splits import sample_batch
 from metajax.errors import MetajaxError, unknown
-from metajax.evaluation import has_memory
 from metajax.rendering import films, plots
 from metajax.rendering.bodies import MOST_FRAMES_PER_SECOND, frames
 from metajax.rendering.recording import record
+from metajax.training.evaluation import has_memory
 from metajax.types import Agent, EnvState, TaskFamily
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
-from metajax.evaluation import has_memory
-from metajax.rollout import first_previous, play_on
+from metajax.envs.rollouts import first_previous, play_on
+from metajax.training.evaluation import has_memory
 from metajax.types import Agent, EnvState, Task, TaskFamily, pytree_dataclass
 
 

@@ -3,7 +3,7 @@
     checkpoints/120/manifest.json    path, shape, dtype and digest of every leaf of the state
     checkpoints/120/state/           the arrays, written by Orbax: leaf i is directory i
     checkpoints/tmp-*                being written or deleted
-    checkpoints/aside-*              given up when the run went on from an earlier step
+    checkpoints/superseded-*         given up when the run went on from an earlier step
 
 A step appears under its number by one rename when all of it is written, so a process killed at
 any moment leaves whole steps behind. Nothing read here is trusted: the size of the manifest is
@@ -13,8 +13,6 @@ too: `PyTreeCheckpointer().restore(".../120/state")`.
 """
 
 import contextlib
-import hashlib
-import logging
 import os
 import re
 import shutil
@@ -25,149 +23,34 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from metajax._records import (
-    DamagedError,
-    check_same,
-    read_bounded,
-    read_record,
-    shown,
-    write_record,
-)
+import jax
 from metajax.errors import MetajaxError
+from metajax.runs.arrays import (
+    STATE,
+    Leaf,
+    digest_of,
+    leaves_of,
+    placed,
+    read_array,
+    reason_of,
+    write_arrays,
+)
+from metajax.runs.records import DamagedError, check_same, read_record, shown, write_record
 
-__all__ = ["Checkpointer", "restore", "saved_steps"]
+__all__ = ["Checkpointer", "restore", "saved_kinds", "saved_steps"]
 
 _KIND = "metajax checkpoint"
 _FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
-_STATE = "state"
 _TEMPORARY = "tmp-"
-_ASIDE = "aside-"
+_SUPERSEDED = "superseded-"
+_ASIDE = "aside-"  # what earlier versions called these
+_OURS = (_TEMPORARY, _SUPERSEDED, _ASIDE)
 _NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 _MANIFEST_LIMIT = 1 << 24  # bytes; enough for some 50 000 leaves
-
-
-# ---------------------------------------------------------------------------------------------
-# Leaves
-# ---------------------------------------------------------------------------------------------
-
-
-class _Leaf(NamedTuple):
-    """One leaf of a state, or of the template of one.
-
-    Attributes:
-        path: how Python code would reach it from `state`.
-        kind: its dtype and shape as text; the dtype of a typed key names the generator.
-        data: what is stored for it: the leaf itself, or the data of a typed key.
-    """
-
-    path: str
-    kind: str
-    data: Any
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _leaves(state: PyTree) -> list[_Leaf]:
-    leaves = []
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
-        path = "state" + jax.tree_util.keystr(keys)
-        data = leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-        if _is_key(leaf):
-            abstract = isinstance(leaf, jax.ShapeDtypeStruct)
-            key_data = jax.random.key_data
-            data = jax.eval_shape(key_data, leaf) if abstract else key_data(leaf)
-        elif not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
-            raise MetajaxError(f"{path} is no array of numbers or keys, it cannot be a checkpoint.")
-        kind = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        leaves.append(_Leaf(path, kind, data))
-    return leaves
-
-
-def _digest(data: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{data.dtype}{list(data.shape)}".encode())
-    digest.update(data.tobytes())
-    return digest.hexdigest()
-
-
-def _key_implementation(key: Any) -> Any:
-    found = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)  # a shape is enough
-    return found[0]
-
-
-def _placed(value: np.ndarray, like: Any) -> Any:
-    """Return the stored `value` as what `like`, a leaf of the template, is."""
-    if not hasattr(like, "dtype"):
-        return type(like)(value.item())
-    if isinstance(like, np.ndarray):
-        return value
-    if isinstance(like, np.generic):
-        return value[()]
-    # No aliasing: the trainer donates what it is given. What was not committed to a device stays
-    # so, or the next jitted call would compile again.
-    array = jax.device_put(value, may_alias=False)
-    if _is_key(like):
-        array = jax.random.wrap_key_data(array, impl=_key_implementation(like))
-    committed = like.committed if isinstance(like, jax.Array) else like.sharding is not None
-    return jax.device_put(array, like.sharding) if committed else array
-
-
-# ---------------------------------------------------------------------------------------------
-# Orbax
-# ---------------------------------------------------------------------------------------------
-
-
-def _write_arrays(directory: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write `arrays` to `directory / "state"` with Orbax.
-
-    Each becomes a directory with one uncompressed file: so `_read_array` can read it without a
-    parser between it and whoever made the file, and a damaged byte belongs to one leaf.
-    """
-    # What Orbax logs as an error it raises too; and at every save it misses the one common file.
-    quiet = lambda record: "orbax" not in record.pathname
-    logger = logging.getLogger("absl")
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
-    with contextlib.ExitStack() as stack:
-        logger.addFilter(quiet)
-        stack.callback(logger.removeFilter, quiet)
-        try:
-            os.fspath(directory).encode()
-        except UnicodeEncodeError:  # TensorStore takes UTF-8 paths alone
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            stack.callback(os.close, descriptor)
-            directory = Path(f"/dev/fd/{descriptor}")
-        checkpointer = stack.enter_context(ocp.Checkpointer(handler))
-        checkpointer.save(directory / _STATE, args=ocp.args.PyTreeSave(arrays))
-        (directory / _STATE / "commit_success.txt").unlink(missing_ok=True)  # names this machine
-
-
-def _read_array(file: Path, like: Any) -> np.ndarray:
-    """Return the array in a file of `_write_arrays`, of the shape and dtype of `like`."""
-    if not like.size:
-        return np.empty(like.shape, like.dtype)  # Orbax stores no array without elements
-    size = like.size * like.dtype.itemsize
-    content = read_bounded(file, size)
-    if len(content) < size:
-        raise DamagedError(f"{shown(file)} has {len(content)} bytes instead of {size}.")
-    return np.frombuffer(bytearray(content), like.dtype).reshape(like.shape)
-
-
-def _reason(error: Exception) -> str:
-    """Return why something failed in a few words, out of what may be pages from TensorStore."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if found := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(found[1]))
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -176,7 +59,7 @@ def _reason(error: Exception) -> str:
 
 
 def _list(directory: Path) -> tuple[list[int], list[str]]:
-    steps, junk = [], []
+    steps, unexpected = [], []
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
         for entry in entries:
             if (
@@ -185,21 +68,21 @@ def _list(directory: Path) -> tuple[list[int], list[str]]:
                 and os.path.lexists(os.path.join(entry.path, _MANIFEST))
             ):
                 steps.append(int(entry.name))
-            elif not entry.name.startswith((_TEMPORARY, _ASIDE)) and os.path.lexists(entry.path):
-                junk.append(shown(entry.name))
-    return sorted(steps), sorted(junk)
+            elif not entry.name.startswith(_OURS) and os.path.lexists(entry.path):
+                unexpected.append(shown(entry.name))
+    return sorted(steps), sorted(unexpected)
 
 
 def _steps(directory: Path) -> tuple[list[int], list[str]]:
     """Return the steps saved in `directory`, oldest first, and the names of what is no step."""
     try:
         for _ in range(20):
-            steps, junk = _list(directory)
+            steps, unexpected = _list(directory)
             if steps:  # a list made while the only step gives way to the next may hold neither
                 break
     except OSError as error:
         raise MetajaxError(f"cannot list {shown(directory)}: {error.strerror}.") from None
-    return steps, junk
+    return steps, unexpected
 
 
 def saved_steps(directory: str | os.PathLike) -> list[int]:
@@ -220,6 +103,47 @@ def _check_arrangement(directory: Path, paths: Collection[str]) -> None:
         )
 
 
+class _Manifest(NamedTuple):
+    """What a step says of its leaves, by path and in their order: what they are, and digests."""
+
+    kinds: dict[str, str]
+    digests: dict[str, str]
+
+
+def _read_manifest(directory: Path, step: int) -> _Manifest:
+    """Return the manifest in the directory of one step.
+
+    Raises:
+        DamagedError: it is not what was saved.
+        MetajaxError: it is of a newer format.
+    """
+    file = directory / _MANIFEST
+    manifest = read_record(file, _KIND, _FORMAT_VERSION, _MANIFEST_LIMIT)
+    try:
+        leaves = manifest["leaves"]
+        kinds = {leaf["path"]: leaf["kind"] for leaf in leaves}
+        digests = {leaf["path"]: leaf["sha256"] for leaf in leaves}
+        same = manifest["step"] == step
+    except (TypeError, KeyError):
+        same = False
+    if not same:
+        raise DamagedError(f"{shown(file)} is not the manifest of step {step}.")
+    return _Manifest(kinds, digests)
+
+
+def saved_kinds(directory: str | os.PathLike) -> dict[str, str]:
+    """Return dtype and shape of each leaf of the newest good step in `directory`, by path.
+
+    Raises:
+        MetajaxError: there is none.
+    """
+    directory = Path(directory).absolute()
+    for step in saved_steps(directory)[::-1]:
+        with contextlib.suppress(DamagedError):
+            return _read_manifest(directory / str(step), step).kinds
+    raise MetajaxError(f"there is no checkpoint in {shown(directory)}.")
+
+
 def _load(directory: Path, step: int, template: PyTree, part: bool) -> PyTree:
     """Return the state in the directory of one step, or the part of it that is asked for.
 
@@ -227,17 +151,8 @@ def _load(directory: Path, step: int, template: PyTree, part: bool) -> PyTree:
         DamagedError: it is not what was saved; names file and leaf.
         MetajaxError: it is not a state like `template`, or of a newer format.
     """
-    manifest_file = directory / _MANIFEST
-    manifest = read_record(manifest_file, _KIND, _FORMAT_VERSION, _MANIFEST_LIMIT)
-    try:
-        kinds = {leaf["path"]: leaf["kind"] for leaf in manifest["leaves"]}
-        digests = {leaf["path"]: leaf["sha256"] for leaf in manifest["leaves"]}
-        same = manifest["step"] == step
-    except (TypeError, KeyError):
-        same = False
-    if not same:
-        raise DamagedError(f"{shown(manifest_file)} is not the manifest of step {step}.")
-    leaves = _leaves(template)
+    kinds, digests = _read_manifest(directory, step)
+    leaves = leaves_of(template)
     expected = {leaf.path: leaf.kind for leaf in leaves}
     if not part:
         _check_arrangement(directory, kinds)
@@ -247,10 +162,10 @@ def _load(directory: Path, step: int, template: PyTree, part: bool) -> PyTree:
     values, problems = [], []
     indices = {path: str(index) for index, path in enumerate(kinds)}
     for leaf in leaves:
-        file = directory / _STATE / indices[leaf.path] / ".".join("0" * max(1, leaf.data.ndim))
+        file = directory / STATE / indices[leaf.path] / ".".join("0" * max(1, leaf.data.ndim))
         try:
-            value = _read_array(file, leaf.data)
-            if _digest(value) != digests[leaf.path]:
+            value = read_array(file, leaf.data)
+            if digest_of(value) != digests[leaf.path]:
                 raise DamagedError(f"{shown(file)} is not what was saved.")
             values.append(value)
         except DamagedError as error:
@@ -259,7 +174,7 @@ def _load(directory: Path, step: int, template: PyTree, part: bool) -> PyTree:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise DamagedError(f"{'; '.join(problems[:3])}{more}.")
     like, structure = jax.tree.flatten(template)
-    return structure.unflatten(map(_placed, values, like))
+    return structure.unflatten(map(placed, values, like))
 
 
 def restore(
@@ -291,7 +206,7 @@ def restore(
     wanted = None if step is None else [step] if isinstance(step, int) else list(step)
     damaged = {}
     while True:
-        steps, junk = _steps(directory)  # anew each time: a step may be gone meanwhile
+        steps, unexpected = _steps(directory)  # anew each time: a step may be gone meanwhile
         candidates = steps if wanted is None else [one for one in wanted[::-1] if one in steps]
         left = [one for one in candidates if one not in damaged]
         if not left:
@@ -303,9 +218,9 @@ def restore(
             if os.path.lexists(directory / str(newest)):
                 damaged[newest] = f"step {newest} is damaged: {error}"
             continue
-        if junk:
-            names = ", ".join(junk[:5]) + (" ..." if len(junk) > 5 else "")
-            warnings.warn(f"{shown(directory)}: ignored what is no step: {names}.", stacklevel=2)
+        if unexpected:
+            names = ", ".join(unexpected[:5]) + (" ..." if len(unexpected) > 5 else "")
+            warnings.warn(f"{shown(directory)}: ignored unexpected entries, which are no steps: {names}.", stacklevel=2)
         for problem in damaged.values():
             message = f"{problem.rstrip('.')}; restored step {newest} instead."
             warnings.warn(f"{shown(directory)}: {message}", stacklevel=2)
@@ -336,7 +251,7 @@ def _delete(path: Path) -> None:
 class Checkpointer:
     """Saves the state of one run in the background, and restores it.
 
-    One per directory: the caller holds the lock of the run (see `metajax.run_directory`). Use it
+    One per directory: the caller holds the lock of the run (see `metajax.runs.directory`). Use it
     in a `with` statement or call `close`: a save that failed is raised by the next `save`, `wait`,
     `restore` or `close`, whichever comes first.
     """
@@ -383,7 +298,7 @@ class Checkpointer:
         """
         if step < 0:
             raise MetajaxError(f"the step of a checkpoint must be at least 0, got {step}.")
-        leaves = _leaves(state)
+        leaves = leaves_of(state)
         self.wait()
         # No view of an array may outlive this line: it would keep the buffer from being donated.
         copies = [leaf._replace(data=np.array(leaf.data, copy=True)) for leaf in leaves]
@@ -404,17 +319,17 @@ class Checkpointer:
                     self._pending = None
 
     def restore(self, template: PyTree, *, step: int | None = None) -> tuple[int, PyTree]:
-        """Restore as `metajax.checkpoint.restore` does, to go on from there.
+        """Restore as `metajax.runs.checkpoint.restore` does, to go on from there.
 
-        Newer steps are renamed `aside-<step>`, so that nothing takes them for this run's future.
+        Newer steps are renamed `superseded-<step>`, so that nothing takes them for this run's future.
         """
         self.wait()
         step, state = restore(self._directory, template, step=step)
         for name in os.listdir(self._directory):
             if _NUMBER.fullmatch(name) and int(name) > step:
-                aside = self._directory / f"{_ASIDE}{name}"
-                _delete(aside)
-                os.rename(self._directory / name, aside)
+                superseded = self._directory / f"{_SUPERSEDED}{name}"
+                _delete(superseded)
+                os.rename(self._directory / name, superseded)
         return step, state
 
     def close(self) -> None:
@@ -444,7 +359,7 @@ class Checkpointer:
         """Take a step out of sight at once, to be deleted at leisure."""
         os.rename(self._directory / str(step), self._directory / f"{_TEMPORARY}{purpose}-{step}")
 
-    def _write(self, step: int, leaves: list[_Leaf], protect: Collection[int]) -> None:
+    def _write(self, step: int, leaves: list[Leaf], protect: Collection[int]) -> None:
         final = self._directory / str(step)
         temporary = self._directory / f"{_TEMPORARY}{step}"
         try:
@@ -456,9 +371,9 @@ class Checkpointer:
                     room.write(bytes(leaf.data.nbytes + 8192))
             os.unlink(temporary / "room")
             stored = {str(i): leaf.data for i, leaf in enumerate(leaves) if leaf.data.size}
-            _write_arrays(temporary, stored)
+            write_arrays(temporary, stored)
             records = [
-                {"path": leaf.path, "kind": leaf.kind, "sha256": _digest(leaf.data)}
+                {"path": leaf.path, "kind": leaf.kind, "sha256": digest_of(leaf.data)}
                 for leaf in leaves
             ]
             manifest = {"step": step, "leaves": records}
@@ -470,7 +385,7 @@ class Checkpointer:
             with contextlib.suppress(OSError):
                 self._clear()
             raise MetajaxError(
-                f"cannot save step {step} to {shown(self._directory)}: {_reason(error)}."
+                f"cannot save step {step} to {shown(self._directory)}: {reason_of(error)}."
             ) from error
         with contextlib.suppress(OSError, MetajaxError):  # one step too many is no reason to stop
             others = [one for one in saved_steps(self._directory) if one != step]

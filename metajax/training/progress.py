@@ -1,18 +1,19 @@
 """Progress as text: one live line on a terminal, lines now and then elsewhere."""
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Display
 
-from metajax._tables import course, decimals, held_out_course, plural
-from metajax.recorder import Progress, training_returns
+from metajax._text import count, course, decimals, duration, plural, show
+from metajax.runs.recorder import Progress, training_returns
+from metajax.training.evaluation import finite_mean, iqm
 
 Report = Callable[[Progress], None] | Literal["print"] | None
 
@@ -53,7 +54,7 @@ def reporter(report: Report) -> Reporter:
 
 def _lines() -> Reporter:
     start_clock, stop_clock = _clock(
-        SECONDS_OF_SILENCE, lambda text, seconds: say(f"{text}: {duration(seconds)}")
+        SECONDS_OF_SILENCE, lambda text, seconds: show(f"{text}: {duration(seconds)}")
     )
     current, last_line = "", 0.0
 
@@ -70,22 +71,22 @@ def _lines() -> Reporter:
         if text != current:
             current = text
             if not quiet:
-                say(f"{text} ...")
+                show(f"{text} ...")
             start_clock(text)
         elif is_time():
             stop_clock()  # these lines take its place
-            say(f"{text}: {done} of {total}")
+            show(f"{text}: {done} of {total}")
 
     def segment(progress: Progress) -> None:
         stop_clock()
         if is_time() or progress.iteration == progress.iterations:
-            say(f"{progress.iteration}/{progress.iterations}: {status(progress)}")
+            show(f"{progress.iteration}/{progress.iterations}: {status(progress)}")
         if progress.returns is not None:
-            say(held_out(progress))
+            show(held_out(progress))
         if progress.validation is not None:
-            say(validated(progress))
+            show(validated(progress))
 
-    return Reporter(stage, say, segment, stop_clock)
+    return Reporter(stage, show, segment, stop_clock)
 
 
 def _live(console: Console) -> Reporter:
@@ -130,18 +131,18 @@ def _live(console: Console) -> Reporter:
 
 
 def _clock(
-    interval: float, show: Callable[[str, float], None]
+    interval: float, display: Callable[[str, float], None]
 ) -> tuple[Callable[[str], None], Callable[[], None]]:
-    """Return `start(text)`, after which `show(text, seconds)` is called now and then, and `stop`.
+    """Return `start(text)`, whose thread calls `display(text, seconds)` now and then, and `stop`.
 
-    By a thread of its own: compiling holds the one that started it.
+    A thread of its own: compiling holds the one that started it.
     """
     over = threading.Event()
 
     def run(text: str, over: threading.Event) -> None:
         start = time.monotonic()
         while not over.wait(interval):
-            show(text, time.monotonic() - start)
+            display(text, time.monotonic() - start)
 
     def start(text: str) -> None:
         nonlocal over
@@ -150,34 +151,6 @@ def _clock(
         threading.Thread(target=run, args=(text, over), daemon=True).start()
 
     return start, lambda: over.set()
-
-
-def say(text: str = "") -> None:
-    """Print; where the reader is gone, go on in silence."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        silence()
-
-
-def silence() -> None:
-    """Send what is still printed nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def duration(seconds: float) -> str:
-    """Return "1:02:03", or "2:03" of less than an hour."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def count(number: float) -> str:
-    """Return a large number with three digits: "4.2M"."""
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g}{suffix}"
-    return f"{number:.0f}"
 
 
 def status(progress: Progress) -> str:
@@ -199,8 +172,8 @@ def status(progress: Progress) -> str:
 def held_out(progress: Progress) -> str:
     """Return the line about a segment's evaluation."""
     assert progress.returns is not None
-    went = held_out_course(progress.returns, joint=len(training_returns(progress.metrics)) == 1)
-    return f"held-out tasks after {plural(progress.iteration, 'iteration')}: {went}"
+    returns = held_out_course(progress.returns, joint=len(training_returns(progress.metrics)) == 1)
+    return f"held-out tasks after {plural(progress.iteration, 'iteration')}: {returns}"
 
 
 def validated(progress: Progress) -> str:
@@ -208,7 +181,38 @@ def validated(progress: Progress) -> str:
     best = progress.selection
     digits = decimals(progress.score, best.score)
     after = plural(progress.iteration, "iteration")
-    said = f"validation tasks after {after}: {progress.score:.{digits}f}"
+    text = f"validation tasks after {after}: {progress.score:.{digits}f}"
     if best.iteration == progress.iteration:
-        return f"{said}, the best so far"
-    return f"{said}, best {best.score:.{digits}f} after {best.iteration}"
+        return f"{text}, the best so far"
+    return f"{text}, best {best.score:.{digits}f} after {best.iteration}"
+
+
+def held_out_course(returns: Float[np.ndarray, "seed task round episode"], *, joint: bool) -> str:
+    """Return the returns on held-out tasks: interquartile means, and means where those hide them.
+
+    Args:
+        returns: of an evaluation.
+        joint: nothing adapted in training: what follows the first round is fine-tuning.
+    """
+    per_task = np.asarray(returns, np.float64).mean(axis=3)
+    rounds = np.moveaxis(per_task, 2, 0).reshape(per_task.shape[2], -1)
+    finite = [values[np.isfinite(values)] for values in rounds]
+    means = [iqm(values) for values in rounds]
+    text = course(*means)
+    if joint and len(means) > 1:
+        digits = decimals(*means)
+        text = f"{means[0]:.{digits}f}, fine-tuned {course(*means[1:], digits=digits)}"
+    if any(map(_mean_is_elsewhere, finite)):
+        text += f" (mean {course(*finite_mean(rounds.T))})"
+    if missing := rounds.shape[1] - min(map(len, finite)):
+        text += f", {missing} of {plural(rounds.shape[1], 'task')} not finite"
+    return text
+
+
+def _mean_is_elsewhere(values: Float[np.ndarray, "task"]) -> bool:
+    """Return whether the mean lies outside of the middle half, of which the other one is."""
+    if not values.size:
+        return False
+    low, high = np.quantile(values, (0.25, 0.75))
+    slack = 1e-9 * np.abs(values).max()  # rounding, where all are equal
+    return not low - slack <= values.mean() <= high + slack

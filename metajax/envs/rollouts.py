@@ -87,7 +87,7 @@ def play_on(
     *,
     episodes: int,
 ) -> tuple[tuple[Memory, Previous], Trajectory]:
-    """Play more episodes of a trial that has begun; see `rollout`.
+    """Play more episodes of a trial that has started; see `rollout`.
 
     Args:
         key: consumed.
@@ -140,8 +140,8 @@ def _episode(key, env: Env, task: Task, act: Act, carried):
 def over_tasks(function: Callable, shared: PyTree, *arguments: PyTree) -> PyTree:
     """Return `function(shared, ...)` of every task: `vmap` over the leading axis of the rest.
 
-    Where the surrounding mesh has an axis "task", every device plays its share by itself: physics
-    is then no concern of the partitioner, and neither is how an engine batches its worlds.
+    Where the surrounding mesh has an axis "task", every device plays the tasks that it holds:
+    physics is then no concern of the partitioner, and neither is how an engine batches its environments.
 
     Args:
         function: of what is shared and one task's slices of `arguments`. What it closes over
@@ -229,7 +229,7 @@ def check_policy(env: Env, policy: Policy) -> tuple[Any, Any]:
         policy: one that is to act in it.
 
     Returns:
-        (params, output), the shapes of its parameters and of what it says at the first step.
+        (params, output), the shapes of its parameters and of its output at the first step.
 
     Raises:
         MetajaxError: it does not take the environment's observations, or chooses other actions.

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from metajax.checkpoint import Checkpointer, restore
+from metajax.runs.checkpoint import Checkpointer, restore
 from metajax.errors import MetajaxError
-from metajax.run_directory import MetricsLog, RunDirectory, create_run, open_run, read_metrics
-from metajax.selection import Selection, ranked, scores
+from metajax.runs.directory import MetricsLog, RunDirectory, create_run, open_run, read_metrics
+from metajax.runs.selection import Selection, ranked, scores
 
 State = TypeVar("State")
 
 
 class Progress(NamedTuple):
-    """What `report` is told after every segment.
+    """What `report` is given after every segment.
 
     Attributes:
         iteration: meta-iterations done, of `iterations`.
@@ -133,11 +133,11 @@ class _Directory:
         if self._resume and self._checkpointer.latest_step() is not None:
             iteration, state = self._checkpointer.restore(template)
         elif self._resume and self._run.metrics.exists() and self._run.metrics.stat().st_size:
-            aside = self._run.metrics.with_name("metrics-before.jsonl")
-            self._run.metrics.replace(aside)
+            superseded = self._run.metrics.with_name("metrics-before.jsonl")
+            self._run.metrics.replace(superseded)
             print(
                 f"{self._run.path} has no good checkpoint: starting over; what it had recorded is "
-                f"kept in {aside.name}.",
+                f"kept in {superseded.name}.",
                 file=sys.stderr,
             )
         self._log = self._opened.enter_context(MetricsLog(self._run.metrics, iteration=iteration))

@@ -1,24 +1,37 @@
-"""Returns as the command line shows them: a progress line's course, an evaluation's tables."""
+"""What the command line shows: what runs on what, tables of returns, the commands that follow."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import jax
 import numpy as np
 import rich.box
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
+from metajax import presets
+from metajax._alarms import without_alarms
+from metajax._text import decimals, plural
+from metajax._version import __version__
 from metajax.envs.splits import Split, number_of_tasks
-from metajax.evaluation import (
+from metajax.shutdown import graceful_shutdown
+from metajax.training.evaluation import (
     adaptation_curve,
+    finite_mean,
     has_memory,
     hurtful_steps,
-    iqm,
     resampled_over,
     trial_total,
 )
+from metajax.training.progress import reporter
 from metajax.types import Algorithm, TaskDistribution, TaskFamily
 
+SAMPLED, DETERMINISTIC = "sampled", "deterministic"  # actions
 FEW_TASKS = 6  # that have a row each
 FEW_ROUNDS = 8  # that have a column each
 
@@ -30,53 +43,6 @@ _TASKS: dict[Split, str] = {
 }
 
 Returns = Float[np.ndarray, "seed task round episode"]
-
-
-def plural(count: int, noun: str) -> str:
-    """Return "1 task" or "2 tasks"."""
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
-def course(*returns: float, digits: int | None = None) -> str:
-    """Return numbers that follow one another as "-1.0 -> 2.5", all with the same digits."""
-    digits = decimals(*returns) if digits is None else digits
-    return " -> ".join(f"{x:.{digits}f}" for x in returns)
-
-
-def decimals(*returns: float) -> int:
-    """Return how many tell numbers of this size apart: a pull of an arm pays 0 or 1."""
-    return 1 if any(abs(x) >= 10 for x in returns) else 2
-
-
-def held_out_course(returns: Returns, *, joint: bool) -> str:
-    """Return how held-out tasks went: interquartile means, and means where those hide them.
-
-    Args:
-        returns: of an evaluation.
-        joint: nothing adapted in training: what follows the first round is fine-tuning.
-    """
-    per_task = np.asarray(returns, np.float64).mean(axis=3)
-    rounds = np.moveaxis(per_task, 2, 0).reshape(per_task.shape[2], -1)
-    finite = [values[np.isfinite(values)] for values in rounds]
-    middles = [iqm(values) for values in rounds]
-    text = course(*middles)
-    if joint and len(middles) > 1:
-        digits = decimals(*middles)
-        text = f"{middles[0]:.{digits}f}, fine-tuned {course(*middles[1:], digits=digits)}"
-    if any(map(_mean_is_elsewhere, finite)):
-        text += f" (mean {course(*_finite_mean(rounds.T))})"
-    if missing := rounds.shape[1] - min(map(len, finite)):
-        text += f", {missing} of {plural(rounds.shape[1], 'task')} not finite"
-    return text
-
-
-def _mean_is_elsewhere(values: Float[np.ndarray, "task"]) -> bool:
-    """Return whether the mean lies outside of the middle half, of which the other one is."""
-    if not values.size:
-        return False
-    low, high = np.quantile(values, (0.25, 0.75))
-    slack = 1e-9 * np.abs(values).max()  # rounding, where all are equal
-    return not low - slack <= values.mean() <= high + slack
 
 
 def curve_text(
@@ -95,27 +61,25 @@ def curve_text(
     different = number_of_tasks(family.test)
     each = f" ({tasks // different} of each)" if 0 < different <= tasks else ""
     memory = has_memory(algorithm.agent)
-    learned = "adaptation steps"
-    if memory or algorithm.joint:
-        learned = "rounds heard" if memory else "fine-tuning steps"
     curve = adaptation_curve(returns)
+    learned, labels = _labels(algorithm, len(curve), episodes)
     digits = decimals(*(summary.mean for summary in curve))
     paragraphs = [
         f"Return with {acting} actions ({plural(seeds, 'seed')} x "
         f"{plural(tasks, _TASKS[split])}{each} x {plural(episodes, 'episode')})"
     ]
     table = _table(learned, "interquartile mean", f"95 % interval\n{resampled_over(seeds)}", "mean")
-    for k, summary in enumerate(curve):
+    for label, summary in zip(labels, curve, strict=True):
         low, high = (f"{x:.{digits}f}" for x in (summary.low, summary.high))
-        middle, mean = (f"{x:.{digits}f}" for x in (summary.iqm, summary.mean))
-        table.add_row(str(k), middle, f"{low} ... {high}", mean)
+        iqm, mean = (f"{x:.{digits}f}" for x in (summary.iqm, summary.mean))
+        table.add_row(label, iqm, f"{low} ... {high}", mean)
     paragraphs.append(_drawn(table))
     if parts := _parts(returns, family):
-        paragraphs.append(_parts_text(parts, f"mean by {learned}", digits))
-    for k, summary in enumerate(curve):
+        paragraphs.append(_parts_text(parts, f"mean by {learned}", labels, digits))
+    for label, summary in zip(labels, curve, strict=True):
         if summary.not_finite:
             paragraphs.append(
-                f"{learned} {k}: the return of {summary.not_finite} of "
+                f"{learned} {label}: the return of {summary.not_finite} of "
                 f"{plural(seeds * tasks, 'task')} is not finite; all numbers are of the others."
             )
     if memory:
@@ -124,6 +88,18 @@ def curve_text(
     if tasks > 1 and (hurtful := hurtful_steps(curve)):
         paragraphs.append(_hurt(returns, hurtful, algorithm))
     return "\n".join(paragraphs)
+
+
+def _labels(algorithm: Algorithm, rounds: int, episodes: int) -> tuple[str, list[str]]:
+    """Return what the rounds of an evaluation count, and the label of each.
+
+    Agents with a memory adapt in every episode of a trial, others between rounds.
+    """
+    if has_memory(algorithm.agent):
+        firsts = range(1, rounds * episodes + 1, episodes)
+        span = lambda first: f"{first}" if episodes == 1 else f"{first}-{first + episodes - 1}"
+        return "episode of the trial", [span(first) for first in firsts]
+    return f"{'fine-tuning' if algorithm.joint else 'adaptation'} steps", [*map(str, range(rounds))]
 
 
 def _table(*columns: str) -> Table:
@@ -140,10 +116,12 @@ def _drawn(table: Table) -> str:
     return capture.get().rstrip()
 
 
-def _parts_text(parts: Sequence[tuple[str, np.ndarray]], title: str, digits: int) -> str:
-    rounds = len(parts[0][1])
+def _parts_text(
+    parts: Sequence[tuple[str, np.ndarray]], title: str, labels: Sequence[str], digits: int
+) -> str:
+    rounds = len(labels)
     shown = np.unique(np.linspace(0, rounds - 1, min(rounds, FEW_ROUNDS)).round().astype(int))
-    table = _table(title, *map(str, shown))
+    table = _table(title, *(labels[k] for k in shown))
     for name, means in parts:
         table.add_row(name, *(f"{means[k]:.{digits}f}" for k in shown))
     return _drawn(table)
@@ -154,19 +132,12 @@ def _parts(returns: Returns, family: TaskFamily) -> list[tuple[str, np.ndarray]]
     per_task = np.asarray(returns, np.float64).mean(axis=3)
     parts = []
     if len(returns) > 1:
-        parts += [(f"seed {i}", _finite_mean(of_seed)) for i, of_seed in enumerate(per_task)]
+        parts += [(f"seed {i}", finite_mean(of_seed)) for i, of_seed in enumerate(per_task)]
     names = task_names(family.test)
     if names and per_task.shape[1] % len(names) == 0:  # tasks come in their order
         for name, of_task in zip(names, np.split(per_task, len(names), axis=1), strict=True):
-            parts.append((name, _finite_mean(of_task.reshape(-1, of_task.shape[2]))))
+            parts.append((name, finite_mean(of_task.reshape(-1, of_task.shape[2]))))
     return parts
-
-
-def _finite_mean(values: Float[np.ndarray, "sample part"]) -> Float[np.ndarray, "part"]:
-    """Return the mean over the first axis of what is finite; NaN where nothing is."""
-    finite = np.isfinite(values)
-    total = np.where(finite, values, 0.0).sum(axis=0)
-    return np.where(finite.any(axis=0), total / np.maximum(finite.sum(axis=0), 1), np.nan)
 
 
 def task_names(distribution: TaskDistribution) -> list[str]:
@@ -202,7 +173,7 @@ def task_names(distribution: TaskDistribution) -> list[str]:
 
 
 def _trial_total_text(returns: Returns, digits: int) -> str:
-    """Return what is said of the total reward of a trial, in which agents with a memory live."""
+    """Return the line about the total reward of a trial, which agents with a memory maximize."""
     seeds, _, rounds, episodes = returns.shape
     total = trial_total(returns)
     text = (
@@ -211,13 +182,13 @@ def _trial_total_text(returns: Returns, digits: int) -> str:
         f"{total.low:.{digits}f} ... {total.high:.{digits}f} {resampled_over(seeds)}"
     )
     if seeds > 1:
-        of_seeds = _finite_mean(returns.sum(axis=(2, 3)).T)
+        of_seeds = finite_mean(returns.sum(axis=(2, 3)).T)
         text += "; means of the seeds " + ", ".join(f"{x:.{digits}f}" for x in of_seeds)
     return text
 
 
 def _hurt(returns: Returns, hurtful: Sequence[int], algorithm: Algorithm) -> str:
-    """Return what is said where adaptation hurts beyond doubt after the steps `hurtful`."""
+    """Return the warning that adaptation hurts beyond doubt after the steps `hurtful`."""
     steps = ", ".join(map(str, hurtful)) + (" step" if hurtful == [1] else " steps")
     before, after = (returns[:, :, k].mean(-1) for k in (0, hurtful[0]))
     worse = np.mean(~(after >= before))  # what is not finite is no better
@@ -226,3 +197,68 @@ def _hurt(returns: Returns, hurtful: Sequence[int], algorithm: Algorithm) -> str
         f"below that before; after {hurtful[0]} on {worse:.0%} of the tasks."
         + ("" if has_memory(algorithm.agent) else " A smaller inner learning rate may help.")
     )
+
+
+_ENGINES = {
+    "jax": "pure JAX",
+    "mjx": "MJX, MuJoCo in JAX",
+    "warp": "MuJoCo Warp",
+    "spring": "Brax spring",
+    "positional": "Brax positional",
+    "generalized": "Brax generalized",
+}
+
+
+def what_runs(
+    config: presets.Config, experiment: presets.Experiment, *, resume: bool
+) -> tuple[str, str]:
+    """Return what is about to run on what, and why there."""
+    backend = experiment.family.backend
+    devices = jax.devices()
+    used = config["training"]["devices"]
+    kind = "CPU" if devices[0].platform == "cpu" else devices[0].device_kind
+    program = (
+        f"metajax {__version__}: {config['algorithm_name']} on {experiment.family.name}, "
+        f"JAX {jax.__version__} on {plural(used, f'{kind} device')}"
+        + (f" of {len(devices)}" if len(devices) > used else "")
+    )
+    engine = _ENGINES.get(backend, backend)
+    if backend == "mujoco":
+        engine = f"C MuJoCo on {plural(os.cpu_count() or 1, 'thread')}"
+    if backend == "warp" and devices[0].platform == "cpu":
+        engine += ", slow on a CPU"
+    if backend == "jax":
+        return program, f"physics: none ({engine})"
+    found = "no accelerator" if devices[0].platform == "cpu" else devices[0].device_kind
+    asked = config["family"].get("backend", backend) != "auto"  # where a family has but one engine
+    why = "as before" if resume else "as asked for" if asked else f"{found} found"
+    return program, f'physics: {engine} (backend "{backend}": {why})'
+
+
+def command(*words: object) -> str:
+    """Return a command as it is typed."""
+    return shlex.join(["metajax", *map(str, words)])
+
+
+def on_run(name: str, directory: Path, config: presets.Config, *words: object) -> str:
+    """Return a command on a run, with permission to import what the run is made of."""
+    modules = presets.modules_of(config)
+    permission = ["--allow-import", ",".join(modules)] if modules else []
+    return command(name, directory, *words, *permission)
+
+
+@contextlib.contextmanager
+def at_work(what: str) -> Iterator[None]:
+    """Show what is going on and for how long; a signal ends the process at once."""
+    progress = reporter("print")
+
+    def farewell(name: str) -> None:
+        progress.close()
+        print(f"{name}: stopped.", file=sys.stderr, flush=True)
+
+    with without_alarms(), graceful_shutdown() as shutdown, shutdown.at_once(farewell):
+        progress.stage(what)
+        try:
+            yield
+        finally:
+            progress.close()

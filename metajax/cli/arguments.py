@@ -1,6 +1,6 @@
 """Command-line options from dataclasses, and option help from docstrings.
 
-Parsing is tyro's; what a user reads of a mistake is one sentence of ours.
+Parsing is tyro's; the message about a mistake is one sentence of ours.
 """
 
 import collections.abc
@@ -32,7 +32,7 @@ def summary_of(factory: Callable) -> str:
 
 
 def help_of(factory: Callable) -> dict[str, str]:
-    """Return what a Google-style docstring says about each argument or attribute."""
+    """Return the text of a Google-style docstring on each argument or attribute."""
     doc = inspect.getdoc(factory) or ""
     section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)*)", doc, re.MULTILINE)
     entries = re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.M)
@@ -74,7 +74,7 @@ _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 
 
 def _read_plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Say how tyro reads numbers, names, paths, choices, and several or none of these."""
+    """Return how tyro reads numbers, names, paths, choices, and several or none of these."""
     kind, optional, several = info.type, False, False
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
@@ -123,7 +123,7 @@ def _read_plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 def _read_ranges(kind: Any) -> PrimitiveConstructorSpec:
-    """Say how tyro reads a mapping of names to as many numbers each, none by default."""
+    """Return how tyro reads a mapping of names to as many numbers each, none by default."""
     count = len(typing.get_args(typing.get_args(kind)[1]))
     numbers = " ".join(["NUMBER"] * count)
 
@@ -156,7 +156,7 @@ def parse(
         options: a dataclass.
         arguments: what was typed.
         program: the words before them.
-        hint: what to say of a word that does not belong here; None for nothing in particular.
+        hint: returns the sentence about a word that does not belong here; None for none of its own.
 
     Raises:
         MetajaxError: an option does not exist, or its value is missing or of the wrong kind.
@@ -186,8 +186,8 @@ def parse(
         inner = [flag for flag in here if flag.rpartition(".")[2] == word.removeprefix("--")]
         if inner:
             raise unknown("option", word, inner, see=f"{program} --help")
-        if (said := hint(word)) is not None:
-            raise MetajaxError(said)
+        if (sentence := hint(word)) is not None:
+            raise MetajaxError(sentence)
         if not word.startswith("-"):
             raise MetajaxError(f"unexpected {word!r}; see {program} --help.")
         raise unknown("option", word, here, see=f"{program} --help")

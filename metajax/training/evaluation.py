@@ -1,5 +1,6 @@
 """The adaptation curve of any agent on held-out tasks."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -8,12 +9,70 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from metajax._checks import checked
+from metajax._checks import checked, checked_fields
 from metajax._memory import check_memory, experience_bytes
+from metajax.envs.rollouts import (
+    first_previous,
+    over_tasks,
+    play_on,
+    rollout,
+    undiscounted_returns,
+)
 from metajax.envs.splits import even_count, number_of_tasks, sample_batch, sample_index
 from metajax.errors import check_at_least
-from metajax.rollout import first_previous, over_tasks, play_on, rollout, undiscounted_returns
-from metajax.types import Agent, Env, Task, TaskDistribution, TaskFamily
+from metajax.types import Agent, Algorithm, Env, Task, TaskDistribution, TaskFamily
+
+
+@checked_fields("evaluation.")
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How held-out tasks are evaluated during training.
+
+    Attributes:
+        every: meta-iterations between evaluations; there is one at the end in any case.
+        tasks: held-out tasks per evaluation and seed; of finitely many, each equally often: rounded
+            up to a multiple of their number, if that is within twice as many or `final_tasks`.
+        rounds: adaptation steps + 1; may exceed what training uses. None for 4; of an agent with a
+            memory, for at most ten rounds, of at least five steps, that are together a trial as in
+            training.
+        episodes: episodes per task and round; None for 20, or for that trial.
+        final_tasks: held-out tasks per seed of the evaluation at the end, which repeats evaluations
+            of `tasks` tasks; those of the last one that are too many are left out, unless there
+            are finitely many.
+        deterministic: whether separate episodes of deterministic actions are scored: of the
+            distribution's mode, of a Q-network's most valuable action; adaptation always learns
+            from sampled actions.
+    """
+
+    every: int = 50
+    tasks: int = 20
+    rounds: int | None = None
+    episodes: int | None = None
+    final_tasks: int = 40
+    deterministic: bool = False
+
+    def __post_init__(self):
+        """Check that counts are at least 1."""
+        counts = dataclasses.asdict(self)
+        del counts["deterministic"]
+        check_at_least(1, **{f"evaluation.{k}": v for k, v in counts.items() if v is not None})
+
+    def batch(self, family: TaskFamily) -> int:
+        """Return how many held-out tasks an evaluation takes: `tasks`, or as many as are even."""
+        return even_count(family.test, self.tasks, most=self.final_tasks)
+
+    def sizes(self, algorithm: Algorithm, env: Env) -> dict[str, int]:
+        """Return the number of "rounds" and of "episodes" in each, for an algorithm's agent."""
+        rounds, episodes = self.rounds or 4, self.episodes or 20
+        if has_memory(algorithm.agent):
+            trial = algorithm.trial.rounds * algorithm.trial.episodes
+            # The middle half of single pulls, whose reward is 0 or 1, is far from their mean.
+            fewest = math.ceil(5 / env.episode_length)
+            rounds = self.rounds or max(
+                n for n in range(1, 11) if n == 1 or (trial % n == 0 and trial // n >= fewest)
+            )
+            episodes = self.episodes or max(1, trial // rounds)
+        return {"rounds": rounds, "episodes": episodes}
 
 
 @checked
@@ -26,13 +85,13 @@ def evaluate(
     tasks: int,
     rounds: int,
     episodes: int,
-    mode: bool = False,
+    deterministic: bool = False,
 ) -> Float[Array, "task round episode"]:
     """Return the undiscounted returns of every episode on fresh held-out tasks.
 
     A round is `episodes` episodes with what the agent has learnt so far, then one `adapt`. So for
     a gradient-based agent round k holds the returns after k gradient steps, each from a fresh
-    batch of `episodes` episodes. A memory lives through the whole trial, all rounds of a task.
+    batch of `episodes` episodes. A memory is kept through the whole trial, all rounds of a task.
 
     Of finitely many tasks each is played equally often, and they come in their own order: tasks
     are rounded up to a multiple of their number (see `even_count`).
@@ -62,8 +121,8 @@ def evaluate(
         tasks: how many held-out tasks, at least.
         rounds: how many rounds, adaptation steps + 1.
         episodes: episodes per round.
-        mode: score separate episodes that take the distribution's mode, and a memory of their
-            own; agents always learn from sampled actions.
+        deterministic: whether separate episodes of deterministic actions (the distribution's mode)
+            are scored, with a memory of their own; agents always learn from sampled actions.
 
     Raises:
         MetajaxError: a number is below 1, or the episodes do not fit into memory.
@@ -71,7 +130,7 @@ def evaluate(
     check_at_least(1, tasks=tasks, rounds=rounds, episodes=episodes)
     tasks = even_count(family.test, tasks)
     trials = draw_trials(family.test, key, tasks)
-    plan = {"rounds": rounds, "episodes": episodes, "mode": mode}
+    plan = {"rounds": rounds, "episodes": episodes, "deterministic": deterministic}
     return evaluate_on(trials, agent, family.env, meta_params, **plan)
 
 
@@ -101,7 +160,7 @@ def evaluate_on(
     *,
     rounds: int,
     episodes: int,
-    mode: bool = False,
+    deterministic: bool = False,
 ) -> Float[Array, "task round episode"]:
     """Return what `evaluate` does, on these tasks of `env`, with these keys `[task]`."""
     tasks, keys = trials
@@ -109,17 +168,17 @@ def evaluate_on(
     check_memory(the_episodes_of_an_evaluation=experience_bytes(env, steps))
 
     def trial(meta_params, task, key):
-        return _trial(agent, env, meta_params, task, key, rounds, episodes, mode)
+        return _trial(agent, env, meta_params, task, key, rounds, episodes, deterministic)
 
     return over_tasks(trial, meta_params, tasks, keys)
 
 
 def has_memory(agent: Agent) -> bool:
-    """Return whether an agent adapts inside a memory, which lives through a trial."""
+    """Return whether an agent adapts inside a memory, which is kept through a trial."""
     return bool(jax.tree.leaves(jax.eval_shape(agent.initial_memory)))
 
 
-def _trial(agent: Agent, env: Env, meta_params, task: Task, key, rounds, episodes, mode):
+def _trial(agent: Agent, env: Env, meta_params, task: Task, key, rounds, episodes, deterministic):
     init_key, rounds_key = jax.random.split(key)
     start = (agent.initial_memory(), first_previous(env))
     parallel = not has_memory(agent)  # nothing connects the episodes of a round
@@ -134,16 +193,16 @@ def _trial(agent: Agent, env: Env, meta_params, task: Task, key, rounds, episode
         return play_on(key, env, task, act, carried, episodes=episodes)
 
     def round_(carry, key):
-        adapted, carried, of_modes = carry
+        adapted, carried, separate = carry
         sample_key, adapt_key, score_key = jax.random.split(key, 3)
         carried, trajectory = play(adapted, carried, sample_key, sampled=True)
         scored = trajectory
-        if mode:
-            of_modes, scored = play(adapted, of_modes, score_key, sampled=False)
+        if deterministic:
+            separate, scored = play(adapted, separate, score_key, sampled=False)
         new_adapted = agent.adapt(meta_params, adapted, trajectory, adapt_key)
-        return (new_adapted, carried, of_modes), undiscounted_returns(scored)
+        return (new_adapted, carried, separate), undiscounted_returns(scored)
 
-    carry = (agent.init(meta_params, init_key), start, start if mode else ())
+    carry = (agent.init(meta_params, init_key), start, start if deterministic else ())
     return jax.lax.scan(round_, carry, jax.random.split(rounds_key, rounds))[1]
 
 
@@ -182,6 +241,13 @@ def iqm(values: Float[np.ndarray, "..."]) -> float:
         return math.nan
     cut = len(values) // 4
     return float(np.partition(values, (cut, len(values) - cut - 1))[cut : len(values) - cut].mean())
+
+
+def finite_mean(values: Float[np.ndarray, "sample part"]) -> Float[np.ndarray, "part"]:
+    """Return the mean over the first axis of what is finite; NaN where nothing is."""
+    finite = np.isfinite(values)
+    total = np.where(finite, values, 0.0).sum(axis=0)
+    return np.where(finite.any(axis=0), total / np.maximum(finite.sum(axis=0), 1), np.nan)
 
 
 def interquartile_mean(

@@ -1,4 +1,4 @@
-"""Experience kept for later: steps out of their episodes, and a ring of items in the program."""
+"""A ring of items inside the program, the newest in place of the oldest."""
 
 import functools
 
@@ -6,59 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from metajax._memory import bytes_of, check_memory
 from metajax.errors import MetajaxError
-from metajax.losses import returns
-from metajax.types import StepInput, Trajectory, pytree_dataclass
-
-
-@pytree_dataclass
-class Transitions:
-    """Steps of any episodes, in any order.
-
-    Attributes:
-        step_input: what the policy saw before each action.
-        action: that it took.
-        reward: earned by it.
-        terminated: the step ended the task itself.
-        next_input: what the policy saw after it, at the end of an episode too.
-        valid: the step was played.
-    """
-
-    step_input: StepInput
-    action: Shaped[Array, "..."]
-    reward: Float[Array, "*batch"]
-    terminated: Bool[Array, "*batch"]
-    next_input: StepInput
-    valid: Bool[Array, "*batch"]
-
-
-def transitions(trajectory: Trajectory) -> Transitions:
-    """Return the steps of episodes, with the axes that they have."""
-    valid = trajectory.valid
-    last, time = returns.last_steps(valid), valid.ndim - 1
-
-    def following(x, final):
-        final = jnp.expand_dims(final, time)
-        shifted = jnp.concatenate([jax.lax.slice_in_dim(x, 1, None, axis=time), final], axis=time)
-        return jnp.where(jnp.expand_dims(last, range(last.ndim, x.ndim)), final, shifted)
-
-    return Transitions(
-        trajectory.step_input,
-        trajectory.action,
-        trajectory.reward,
-        trajectory.terminated,
-        jax.tree.map(following, trajectory.step_input, trajectory.final_input),
-        valid,
-    )
-
-
-def all_transitions(trajectory: Trajectory) -> Transitions:
-    """Return the steps of all episodes, `[item, ...]`."""
-    axes = trajectory.valid.ndim
-    return jax.tree.map(lambda x: jax.lax.collapse(x, 0, axes), transitions(trajectory))
+from metajax.types import pytree_dataclass
 
 
 @pytree_dataclass
@@ -113,8 +65,8 @@ def extend_replay(replay: Replay, batch: PyTree, valid: Bool[Array, "item"]) -> 
 def sample_replay(replay: Replay, key: Key[Array, ""], count: int) -> PyTree:
     """Return `count` items `[item, ...]` drawn uniformly, with replacement; `key` is consumed.
 
-    Of an empty replay every number drawn is NaN and every flag is true: where no one can be told,
-    inside a program, what is learned from it is not finite either, and is discarded.
+    Of an empty replay every number drawn is NaN and every flag is true: inside a program, which
+    cannot raise, what is learned from it is not finite either, and is discarded.
 
     Raises:
         MetajaxError: the replay is empty and not traced, or the items do not fit into memory.

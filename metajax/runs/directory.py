@@ -2,7 +2,7 @@
 
     lock            held by the one process that trains here
     config.json     configuration and library versions, written once
-    checkpoints/    see `metajax.checkpoint`
+    checkpoints/    see `metajax.runs.checkpoint`
     metrics.jsonl   one JSON object per line, in the order of the iterations
     metrics-before.jsonl    what a run whose checkpoints were gone had recorded when it started over
 
@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from metajax._records import check_same, plain, read_record, shown, write_record
+from metajax.runs.records import check_same, plain, read_record, shown, write_record
 from metajax._version import __version__
 from metajax.errors import MetajaxError
 

@@ -1,0 +1,141 @@
+"""What is said of an option that does not exist where it was typed, but does elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metajax import presets
+from metajax._earlier import EVALUATION, moved
+from metajax._named_parts import (
+    NAMED,
+    NONE,
+    Choice,
+    Options,
+    factory_of,
+    kind_name,
+    options_with,
+    paths,
+)
+from metajax.algorithms import ALGORITHMS
+from metajax.cli.arguments import flags
+from metajax.cli.options import (
+    DEFAULT_ALGORITHM,
+    DEFAULT_FAMILY,
+    OPTIONS,
+    PREFIXED,
+    train_options,
+)
+from metajax.envs import FAMILIES
+
+
+def of_another(
+    flag: str,
+    names: Mapping[str, str],
+    parts: Mapping[str, Any],
+    program: str,
+    *,
+    allow_import: Sequence[str] = (),
+) -> str | None:
+    """Return the sentence about an option that something else has than what was chosen, or None.
+
+    Args:
+        flag: the option.
+        names: of the "algorithm", "family" and "policy" that were chosen.
+        parts: the algorithm's parts that were chosen, as in `presets.options`.
+        program: the words before it.
+        allow_import: modules outside metajax that may be imported.
+    """
+    option = flag.replace("--no-", "--", 1).replace(".no-", ".", 1)
+    chosen = (names[name] for name in ("algorithm", "family", "policy"))
+    known = presets.options(*chosen, parts=parts, allow_import=allow_import)
+    sentence = (
+        _of_earlier(flag, option, known)
+        or _of_another_part(flag, option, known["algorithm"])
+        or _of_another_name(flag, option, names)
+    )
+    if sentence is None:
+        return of_other_commands(flag, program)
+    return f"{sentence} See {program} --help."
+
+
+def _of_earlier(flag: str, option: str, known: Mapping[str, Options]) -> str | None:
+    """Return the sentence about an option that earlier versions had under another name."""
+    name = option.removeprefix("--").replace("-", "_")
+    place = moved(name, paths(known["algorithm"]))
+    if place is not None:
+        return f"{flag} is now {flag_of('algorithm', place)}."
+    group, _, name = name.partition(".")
+    if group == "evaluation" and name in EVALUATION:
+        return f"{flag} is now {flag_of(group, EVALUATION[name])}."
+    return None
+
+
+def _of_another_part(flag: str, option: str, known: Options) -> str | None:
+    """Return the sentence about an option of a part that was not chosen."""
+    words = option.removeprefix("--").replace("-", "_").split(".")
+    for length in range(len(words) - 1, 0, -1):  # the innermost part that there is
+        choice = paths(known).get(".".join(words[:length]))
+        if not isinstance(choice, Choice):
+            continue
+        owners = _owners(choice.kind, words[length:])
+        if not owners or choice.name in owners:
+            return None
+        named = _listed([repr(name) for name in owners])
+        return (
+            f"{flag} is an option of the {kind_name(choice.kind)} {named}; this one is "
+            f"{choice.name or NONE!r}."
+        )
+    return None
+
+
+def _owners(kind: Any, words: Sequence[str]) -> list[str]:
+    """Return the names of parts of a kind that have an option, or may have one inside a part."""
+    return [name for name in NAMED[kind] if _has(kind, name, words)]
+
+
+def _has(kind: Any, name: str, words: Sequence[str]) -> bool:
+    factory = factory_of(kind, name, ())
+    option = options_with(name, factory, values={}, chosen={}, positional=True).get(words[0])
+    if option is None or len(words) == 1:
+        return option is not None
+    return isinstance(option, Choice) and bool(_owners(option.kind, words[1:]))
+
+
+def _of_another_name(flag: str, option: str, names: Mapping[str, str]) -> str | None:
+    """Return the sentence about an option of another algorithm, family or policy."""
+    trainers = {policy: name for name in ALGORITHMS for policy in presets.policies(name)}
+    groups = {
+        "algorithm": {name: (name, DEFAULT_FAMILY) for name in ALGORITHMS},
+        "family": {name: (DEFAULT_ALGORITHM, name) for name in FAMILIES},
+        "policy": {name: (trainers[name], DEFAULT_FAMILY, name) for name in presets.POLICIES},
+    }
+    for group, candidates in groups.items():
+        owners = [
+            name
+            for name, chosen in candidates.items()
+            if option in (flag_of(group, known) for known in paths(presets.options(*chosen)[group]))
+        ]
+        if owners:
+            mine = f"the policy {names[group]}" if group == "policy" else names[group]
+            return f"{mine} has no {flag}; it is an option of {_listed(owners)}."
+    return None
+
+
+def of_other_commands(flag: str, program: str) -> str | None:
+    """Return the sentence about an option that other commands have, or None."""
+    known = OPTIONS | {"train": train_options(DEFAULT_ALGORITHM, DEFAULT_FAMILY)}
+    owners = [f"metajax {name}" for name, options in known.items() if flag in flags(options)]
+    if not owners:
+        return None
+    return f"{program} has no {flag}; it is an option of {_listed(owners)}. See {program} --help."
+
+
+def flag_of(group: str, option: str) -> str:
+    """Return an option of a group as it is typed."""
+    return f"--{f'{group}.' if group in PREFIXED else ''}{option.replace('_', '-')}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    most = 6
+    if len(names) > most + 1:
+        names = [*names[:most], f"{len(names) - most} others"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

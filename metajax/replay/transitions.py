@@ -1,0 +1,55 @@
+"""Steps out of their episodes, each with the input that follows it."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+from metajax.losses import returns
+from metajax.types import StepInput, Trajectory, pytree_dataclass
+
+
+@pytree_dataclass
+class Transitions:
+    """Steps of any episodes, in any order.
+
+    Attributes:
+        step_input: what the policy saw before each action.
+        action: that it took.
+        reward: of the step.
+        terminated: the step ended the task itself.
+        next_input: what the policy saw after it, at the end of an episode too.
+        valid: the step was played.
+    """
+
+    step_input: StepInput
+    action: Shaped[Array, "..."]
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    next_input: StepInput
+    valid: Bool[Array, "*batch"]
+
+
+def transitions(trajectory: Trajectory) -> Transitions:
+    """Return the steps of episodes, with the axes that they have."""
+    valid = trajectory.valid
+    last, time = returns.last_steps(valid), valid.ndim - 1
+
+    def following(x, final):
+        final = jnp.expand_dims(final, time)
+        shifted = jnp.concatenate([jax.lax.slice_in_dim(x, 1, None, axis=time), final], axis=time)
+        return jnp.where(jnp.expand_dims(last, range(last.ndim, x.ndim)), final, shifted)
+
+    return Transitions(
+        trajectory.step_input,
+        trajectory.action,
+        trajectory.reward,
+        trajectory.terminated,
+        jax.tree.map(following, trajectory.step_input, trajectory.final_input),
+        valid,
+    )
+
+
+def all_transitions(trajectory: Trajectory) -> Transitions:
+    """Return the steps of all episodes, `[item, ...]`."""
+    axes = trajectory.valid.ndim
+    return jax.tree.map(lambda x: jax.lax.collapse(x, 0, axes), transitions(trajectory))

@@ -1,0 +1,379 @@
+"""Training on the host: it starts segments, reads what they return and saves their state."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from metajax._checks import Seed, checked
+from metajax._memory import check_memory
+from metajax._text import count, plural
+from metajax.envs.splits import number_of_tasks
+from metajax.errors import check_at_least
+from metajax.runs.recorder import Progress, open_recorder
+from metajax.runs.selection import Keep, validation_score
+from metajax.shutdown import graceful_shutdown
+from metajax.steps import counted
+from metajax.training.checks import check_counts, check_devices, check_keep
+from metajax.training.discards import check_discards
+from metajax.training.evaluation import Evaluation
+from metajax.training.opening import (
+    Call,
+    Compiled,
+    Reached,
+    announce,
+    episode_bytes,
+    open_training,
+)
+from metajax.training.program import ENVIRONMENT_STEPS, NOT_FINITE, OnNan, RunState
+from metajax.training.progress import Report, reporter
+from metajax.training.sharding import default_devices
+from metajax.types import Algorithm, TaskFamily
+
+
+class Result(NamedTuple):
+    """What `train` returns.
+
+    Attributes:
+        state: of all seeds (`state.train_state.meta_params` has a leading `seed` axis).
+        metrics: of all iterations of this call, `[iteration, seed]` each.
+        returns: final held-out returns `[seed, task, round, episode]`, None without evaluation.
+        agent: meta-parameters, with a leading `seed` axis, that `returns` are of: those of the
+            best agent with `keep="best"`, else the newest.
+        agent_iteration: which iteration they are of.
+        compile_seconds: spent tracing and compiling.
+        train_seconds: wall time after compiling.
+        interrupted: the signal that ended training early, or None.
+    """
+
+    state: RunState
+    metrics: dict[str, np.ndarray]
+    returns: np.ndarray | None
+    agent: PyTree[Array]
+    agent_iteration: int
+    compile_seconds: float
+    train_seconds: float
+    interrupted: int | None
+
+    def meta_params(self, seed: int = 0):
+        """Return the meta-parameters of one seed, of `agent`."""
+        return jax.tree.map(lambda x: x[seed], self.agent)
+
+
+@checked
+def train(
+    algorithm: Algorithm,
+    family: TaskFamily,
+    *,
+    iterations: int = 200,
+    tasks: int = 20,
+    seeds: int = 1,
+    seed: Seed = 0,
+    segment: int = 10,
+    evaluation: Evaluation | None = Evaluation(),
+    devices: int | None = None,
+    on_nan: OnNan = "skip",
+    max_discarded: int | None = 20,
+    keep: Keep = "newest",
+    patience: int | None = None,
+    run_directory: str | Path | None = None,
+    resume: bool = False,
+    config: dict[str, Any] | None = None,
+    report: Report = "print",
+    started: Callable[[], None] | None = None,
+) -> Result:
+    """Meta-train, evaluate on held-out tasks, and keep everything needed to go on.
+
+    Example:
+        >>> import metajax
+        >>> family = metajax.make("bernoulli-bandit", arms=2)
+        >>> policy = metajax.mlp(family.env.observation_size, family.env.action_space)
+        >>> algorithm = metajax.reinforce(family.env, policy, episodes=3)
+        >>> result = metajax.train(
+        ...     algorithm, family, iterations=2, tasks=4, seeds=3, evaluation=None, report=None
+        ... )
+        >>> result.metrics["entropy"].shape
+        (2, 3)
+
+    Args:
+        algorithm: from `metajax.maml(...)`, say.
+        family: from `metajax.make(...)`.
+        iterations: meta-iterations in all.
+        tasks: meta-batch size, tasks per meta-iteration and seed.
+        seeds: independent runs in the same program.
+        seed: seed of all randomness. The same program on the same devices gives the same bits. With
+            another number of seeds, tasks or devices it is another program: the random numbers of
+            a seed stay, rounding does not, so what is learned has the same distribution, no more.
+        segment: meta-iterations between two looks of the host (progress, metrics, checkpoint).
+        evaluation: how held-out tasks are evaluated; None for not at all.
+        devices: number of devices that tasks are sharded over; None for as many as help, see
+            `metajax.training.sharding.default_devices`.
+        on_nan: what follows an update that is not finite: "skip" discards it and goes on, "halt"
+            stops.
+        max_discarded: updates discarded in a row, of any one seed, after which training stops;
+            on_nan="skip". None for never.
+        keep: which agent is evaluated at the end, and kept as well as the newest: "newest", or
+            "best", the one with the highest return, mean over seeds, on validation tasks, which are
+            neither training nor held-out ones (where a family has no others: on training tasks, but
+            other episodes). They are played whenever held-out tasks are evaluated.
+        patience: evaluations on validation tasks in a row without a better agent after which
+            training stops; `keep="best"`. None for never.
+        run_directory: where metrics and checkpoints go; None keeps nothing.
+        resume: continue the run in `run_directory` instead of starting one there.
+        config: kept in the run directory, as JSON.
+        report: "print" prints progress on stdout; None prints nothing; a function is called after
+            every segment, instead.
+        started: called once, before anything is compiled: from here on nothing is refused.
+
+    Returns:
+        See `Result`. On SIGTERM or Ctrl-C the current segment is finished and saved first; while
+        the program is still compiled, with nothing to save, the process ends at once (in an
+        interactive session, training does once it is compiled).
+
+    Raises:
+        MetajaxError: an argument is out of range, the environment breaks its promises, the run
+            directory cannot be used, or something was not finite, with `on_nan="halt"` or
+            `max_discarded` times in a row; the state is saved.
+    """
+    check_counts(iterations=iterations, tasks=tasks, seeds=seeds, segment=segment, devices=devices)
+    if max_discarded is not None:
+        check_at_least(1, max_discarded=max_discarded)
+    check_keep(family, keep, patience, evaluation, iterations)
+    devices = default_devices(family, tasks) if devices is None else devices
+    check_devices(tasks, devices)
+    episodes = episode_bytes(algorithm, family, tasks * seeds, devices)
+    check_memory(devices=devices, the_episodes_of_an_iteration=episodes)
+    with contextlib.ExitStack() as stack:
+        shutdown = stack.enter_context(graceful_shutdown(announce))
+        reporting = reporter(report)
+        stack.callback(reporting.close)
+        call = Call(
+            algorithm=algorithm,
+            family=family,
+            iterations=iterations,
+            tasks=tasks,
+            seeds=seeds,
+            segment=segment,
+            evaluation=evaluation,
+            devices=devices,
+            on_nan=on_nan,
+            max_discarded=max_discarded,
+            patience=patience,
+            run_directory=run_directory,
+            chooses=keep == "best",
+            key=jax.random.key(seed),
+            shutdown=shutdown,
+            reporting=reporting,
+        )
+        open_files = lambda: stack.enter_context(
+            open_recorder(run_directory, config, resume=resume)
+        )
+        compiled, reached = open_training(call, open_files, started or (lambda: None))
+        start = time.perf_counter()
+        reached, metrics = _train_on(call, compiled, reached)
+        return _concluded(call, compiled, reached, metrics, start)
+
+
+# ---------------------------------------------------------------------------------------------
+# Segments
+# ---------------------------------------------------------------------------------------------
+
+
+def _train_on(
+    call: Call, compiled: Compiled, reached: Reached
+) -> tuple[Reached, dict[str, np.ndarray]]:
+    """Run segments until training is over; return how far it has come, and this call's metrics."""
+    recorder, reporting = compiled.recorder, call.reporting
+    saved = f", saved in {call.run_directory}" if call.run_directory else ""
+    history: list[dict[str, np.ndarray]] = []
+    start = reached.done
+    if _is_unfinished(call, reached):
+        size = plural(min(call.segment, call.iterations), "iteration")
+        reporting.stage(f"training, {size} at a time")
+    while _is_unfinished(call, reached) and call.shutdown.requested is None:
+        before = reached.discards
+        reached, progress = _after_segment(call, compiled, reached, start)
+        history.append(progress.metrics)
+        recorder.record(progress)
+        recorder.save(reached.done, reached.state, reached.selection.iteration)
+        reporting.segment(progress)
+        check_discards(
+            before,
+            reached.discards,
+            reached.done,
+            progress.discarded,
+            on_nan=call.on_nan,
+            max_discarded=call.max_discarded,
+            saved=saved,
+        )
+    return reached, _concatenate(history)
+
+
+def _is_unfinished(call: Call, reached: Reached) -> bool:
+    exhausted = call.patience is not None and reached.selection.since >= call.patience
+    return reached.done < call.iterations and not exhausted
+
+
+def _after_segment(
+    call: Call, compiled: Compiled, reached: Reached, start: int
+) -> tuple[Reached, Progress]:
+    """Return how far training has come after one more segment, and what there is to report.
+
+    Args:
+        call: of `train`.
+        compiled: the program.
+        reached: before the segment; its state is donated.
+        start: the iteration that this call of `train` started from.
+    """
+    done, stop = reached.done, min(reached.done + call.segment, call.iterations)
+    every = None if call.evaluation is None else call.evaluation.every
+    if every is not None:  # evaluations are at multiples of `every`, however cut
+        stop = min(stop, done - done % every + every)
+    start_of_segment = time.perf_counter()
+    state, metrics, _ = compiled.run(reached.state, call.key, *call.arguments(stop, False, 0))
+    jax.block_until_ready(state)
+    elapsed = time.perf_counter() - start_of_segment
+    seconds = reached.seconds + elapsed
+
+    returns = None
+    if every is not None and stop % every == 0 and stop < call.iterations:
+        state, _, returns = compiled.run(state, call.key, *call.arguments(stop, True, 0))
+        returns = np.asarray(returns)
+    validation, score, selection, best = None, -math.inf, reached.selection, reached.best
+    if every is not None and call.chooses and stop % every == 0:
+        arguments = call.arguments(stop, True, 0, validate=True)
+        state, _, validation = compiled.run(state, call.key, *arguments)
+        validation = np.asarray(validation)
+        adaptations = call.algorithm.trial.adaptations
+        score = validation_score(validation.mean(axis=-1), adaptations)
+        selection = selection.after(stop, score)
+        if selection.iteration == stop:
+            best = _copied(state.train_state.meta_params)
+
+    metrics = {name: np.asarray(m)[: stop - done] for name, m in metrics.items()}
+    steps_after = counted(metrics.pop(ENVIRONMENT_STEPS)).sum(axis=1)
+    discards = reached.discards.after(done, metrics.pop(NOT_FINITE), compiled.names)
+    steps = int(steps_after[-1])
+    progress = Progress(
+        iteration=stop,
+        iterations=call.iterations,
+        environment_steps=steps,
+        steps_after=steps_after,
+        steps_per_second=(steps - reached.environment_steps) / elapsed,
+        metrics=metrics,
+        discarded=np.asarray(state.discarded),
+        returns=returns,
+        seconds_left=seconds / (stop - start) * (call.iterations - stop),
+        not_finite=discards.first,
+        validation=validation,
+        score=score,
+        selection=selection,
+    )
+    return Reached(state, stop, steps, seconds, discards, selection, best), progress
+
+
+def _copied(tree: PyTree[Array]) -> PyTree[Array]:
+    """Return copies that stay when the program is given the originals for good."""
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), tree)
+
+
+def _concatenate(history: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if not history:
+        return {}
+    return {name: np.concatenate([m[name] for m in history]) for name in history[0]}
+
+
+# ---------------------------------------------------------------------------------------------
+# Final evaluation
+# ---------------------------------------------------------------------------------------------
+
+
+def _concluded(
+    call: Call,
+    compiled: Compiled,
+    reached: Reached,
+    metrics: dict[str, np.ndarray],
+    start: float,
+) -> Result:
+    """Return the result of training, after the final evaluation of the best agent or the newest.
+
+    Args:
+        call: of `train`.
+        compiled: the program.
+        reached: when training ended; its state is donated.
+        metrics: of this call's iterations.
+        start: when the program was compiled, by `time.perf_counter`.
+    """
+    state, best, of_iteration = reached.state, reached.best, reached.done
+    newest = state.train_state.meta_params
+    if best is not None and reached.selection.iteration is not None:
+        of_iteration = reached.selection.iteration
+        state = _with_agent(state, best, of_iteration)
+    returns = None
+    if call.evaluation is not None:
+        again = lambda state, repeat: compiled.run(
+            state, call.key, *call.arguments(of_iteration, True, repeat)
+        )
+        state, returns = _evaluate_finally(call, call.evaluation, again, state)
+    if returns is not None:
+        compiled.recorder.record_final(reached.done, returns, of_iteration)
+    agent = state.train_state.meta_params
+    if best is not None:
+        state = _with_agent(state, newest, reached.done)
+    return Result(
+        state=state,
+        metrics=metrics,
+        returns=returns,
+        agent=agent,
+        agent_iteration=of_iteration,
+        compile_seconds=compiled.seconds,
+        train_seconds=time.perf_counter() - start,
+        interrupted=call.shutdown.requested,
+    )
+
+
+def _evaluate_finally(
+    call: Call, evaluation: Evaluation, evaluate_batch: Callable, state: RunState
+) -> tuple[RunState, np.ndarray | None]:
+    """Return the state and the returns of `final_tasks` tasks; None if it is interrupted.
+
+    Args:
+        call: of `train`; of finitely many held-out tasks, none is left out.
+        evaluation: how.
+        evaluate_batch: `(state, repeat) -> (state, metrics, returns)`.
+        state: donated.
+    """
+    family = call.family
+    size = evaluation.batch(family)
+    repeats = -(-evaluation.final_tasks // size)
+    wanted = repeats * size if number_of_tasks(family.test) else evaluation.final_tasks
+    sizes = evaluation.sizes(call.algorithm, family.env)
+    # Both kinds of episodes are played, those it learns from and those that are scored.
+    sizes["episodes"] *= 1 + evaluation.deterministic
+    episodes = repeats * size * call.seeds * math.prod(sizes.values())
+    what = (
+        f"evaluating {plural(wanted, 'held-out task')} ({count(episodes)} episodes, "
+        f"{count(episodes * family.env.episode_length)} steps)"
+    )
+    batches = []
+    for repeat in range(repeats):
+        if call.shutdown.requested is not None:
+            return state, None
+        call.reporting.stage(what, done=repeat * size, total=wanted)
+        state, _, batch = evaluate_batch(state, repeat)
+        batches.append(np.asarray(batch))
+    return state, np.concatenate(batches, axis=1)[:, :wanted]
+
+
+def _with_agent(state: RunState, meta_params: PyTree[Array], iteration: int) -> RunState:
+    """Return the state with the meta-parameters of another iteration."""
+    number = jax.device_put(np.int32(iteration), state.iteration.sharding)
+    train_state = dataclasses.replace(state.train_state, meta_params=meta_params)
+    return dataclasses.replace(state, iteration=number, train_state=train_state)

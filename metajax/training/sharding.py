@@ -1,0 +1,68 @@
+"""Tasks over devices: the mesh, and where what a program returns is kept."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from metajax.types import TaskFamily
+
+Shardings = tuple[NamedSharding, NamedSharding, NamedSharding]
+
+
+def default_devices(family: TaskFamily, tasks: int) -> int:
+    """Return how many devices serve a meta-batch best.
+
+    The most that `tasks` can be sharded evenly over; for the C engine, which uses every core from
+    wherever it is called, one. A CPU is several devices only where JAX was configured so before it
+    started (`jax.config.update("jax_num_cpu_devices", n)`; the command line does).
+    """
+    if family.backend == "mujoco":
+        return 1
+    return max(n for n in range(1, jax.device_count() + 1) if tasks % n == 0)
+
+
+def task_mesh(devices: int) -> Mesh:
+    """Return the mesh whose axis "task" runs over the first `devices` devices."""
+    # Auto: the compiler carries the sharding of the tasks through everything made from them.
+    return jax.make_mesh((devices,), ("task",), axis_types=(AxisType.Auto,))
+
+
+def by_task(mesh: Mesh | None, tasks: PyTree) -> PyTree:
+    """Return `tasks[task]`, sharded over the mesh; as they are without one."""
+    if mesh is None:
+        return tasks
+    sharding = NamedSharding(mesh, PartitionSpec("task"))
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), tasks)
+
+
+def on_mesh(mesh: Mesh | None, function: Callable) -> Callable:
+    """Return `function`, traced once, where `over_tasks` finds the mesh."""
+
+    @jax.jit  # for its cache: physics takes as long to trace as to compile
+    @functools.wraps(function)
+    def placed(*arguments: Any) -> Any:
+        if mesh is None:
+            return function(*arguments)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return placed
+
+
+def out_shardings(mesh: Mesh | None, evaluation_tasks: int) -> Shardings | None:
+    """Return the shardings of a segment's state, metrics and returns; None for one device.
+
+    Args:
+        mesh: over which tasks are sharded.
+        evaluation_tasks: of an evaluation, 0 without one; its returns stay where their task is.
+    """
+    if mesh is None:
+        return None
+    replicated = NamedSharding(mesh, PartitionSpec())
+    even = evaluation_tasks > 0 and evaluation_tasks % mesh.size == 0
+    returns = NamedSharding(mesh, PartitionSpec(None, "task")) if even else replicated
+    return replicated, replicated, returns
