@@ -120,7 +120,9 @@ def _parts_text(
     parts: Sequence[tuple[str, np.ndarray]], title: str, labels: Sequence[str], digits: int
 ) -> str:
     rounds = len(labels)
-    shown = np.unique(np.linspace(0, rounds - 1, min(rounds, FEW_ROUNDS)).round().astype(int))
+    shown = np.unique(
+        np.linspace(0, rounds - 1, min(rounds, FEW_ROUNDS)).round().astype(int)
+    ).tolist()
     table = _table(title, *(labels[k] for k in shown))
     for name, means in parts:
         table.add_row(name, *(f"{means[k]:.{digits}f}" for k in shown))

@@ -141,7 +141,8 @@ def over_tasks(function: Callable, shared: PyTree, *arguments: PyTree) -> PyTree
     """Return `function(shared, ...)` of every task: `vmap` over the leading axis of the rest.
 
     Where the surrounding mesh has an axis "task", every device plays the tasks that it holds:
-    physics is then no concern of the partitioner, and neither is how an engine batches its environments.
+    physics is then no concern of the partitioner, and neither is how an engine batches its
+    environments.
 
     Args:
         function: of what is shared and one task's slices of `arguments`. What it closes over
