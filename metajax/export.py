@@ -73,7 +73,7 @@ class GymnasiumEnv(gymnasium.Env):
         """Take one step; see `gymnasium.Env.step`.
 
         Raises:
-            ResetNeeded: no episode has begun, or this one is over.
+            ResetNeeded: no episode has started, or this one is over.
         """
         state = self._state
         if state is None or state.terminated or state.truncated:
@@ -84,7 +84,7 @@ class GymnasiumEnv(gymnasium.Env):
 
 
 class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
-    """A task family as a `gymnasium.vector.VectorEnv`: many worlds in one compiled step.
+    """A task family as a `gymnasium.vector.VectorEnv`: many environments in one compiled step.
 
     Where an episode is over, the next step starts another one instead, without a reward
     (`AutoresetMode.NEXT_STEP`). See `GymnasiumEnv` for spaces, actions and tasks.
@@ -108,8 +108,8 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
 
         Args:
             family: the family.
-            num_envs: worlds.
-            tasks: `[num_envs]`, one for every world; None draws another one for every episode.
+            num_envs: number of environments.
+            tasks: `[num_envs]`, one for every environment; None draws another one for every episode.
             split: where they are drawn from.
 
         Raises:
@@ -149,7 +149,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode in every world; see `GymnasiumEnv.reset`, with a leading axis.
+        """Start an episode in every environment; see `GymnasiumEnv.reset`, with a leading axis.
 
         Raises:
             MetajaxError: there is no such option, or tasks are none of the family's.
@@ -162,13 +162,13 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
     def step(
         self, actions
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take one step in every world; see `gymnasium.vector.VectorEnv.step`.
+        """Take one step in every environment; see `gymnasium.vector.VectorEnv.step`.
 
-        Where worlds have started again, the last value has all tasks as "task", and which worlds
+        Where environments have started again, the last value has all tasks as "task", and which
         those are as "_task".
 
         Raises:
-            ResetNeeded: no episode has begun.
+            ResetNeeded: no episode has started.
         """
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset before step: no episode is under way.")

@@ -68,7 +68,7 @@ class StepInput:
 
     At the first step of a trial the previous action and reward are 0 and `previous_end` is False.
     At the first step of a later episode they are those of the last step of the episode before,
-    and `previous_end` is True: a memory hears how each episode ended.
+    and `previous_end` is True: a memory's input says how each episode ended.
     """
 
     observation: Float[Array, "*batch observation"]
@@ -79,7 +79,7 @@ class StepInput:
 
 @pytree_dataclass
 class PolicyOutput:
-    """What a policy says at one step.
+    """What a policy outputs at one step.
 
     Attributes:
         distribution: over actions (see `metajax.policies.distributions`).
@@ -100,8 +100,8 @@ class Trajectory:
     Attributes:
         step_input: what the policy saw before each action.
         action: as the policy sampled it, before the environment clips or scales.
-        output: what the policy said when it acted (the behaviour distribution).
-        reward: earned by each action.
+        output: the policy's outputs when it acted (the behaviour distribution).
+        reward: of each action.
         terminated: this step ended the task itself (bootstrap with 0).
         truncated: this step was the last one allowed (bootstrap from `final_input`).
         valid: this step was played.

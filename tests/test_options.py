@@ -3,9 +3,9 @@
 import inspect
 
 import pytest
+from metajax._options import options_of
 
 from metajax._arguments import help_of
-from metajax._options import options_of
 from metajax.algorithms import ALGORITHMS
 from metajax.errors import MetajaxError
 

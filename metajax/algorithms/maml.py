@@ -89,9 +89,9 @@ def maml(
         first_order: whether inner gradients are treated as constants.
         rematerialize: whether inner steps are computed again in the backward pass, which saves
             memory when there are many.
-        credit_exploration: whether episodes before adaptation are also credited with what they led
-            to, as in E-MAML. The inner estimator must not do so too: it is "naive", or
-            `first_order`.
+        credit_exploration: whether the gradient of what adaptation achieves includes how θ chose
+            the episodes before it, as in E-MAML. The inner estimator must not do so too: it is
+            "naive", or `first_order`.
         kl_penalty: weight of how far the policies that played the episodes before adaptation move
             in an outer step, in nats, as in ProMP; 0 for none.
         target_kl: nats per step that the penalty is doubled or halved towards, up to a thousand
@@ -255,7 +255,7 @@ def _check_loop(loop: InnerLoop, outer: OuterStep, inner_steps: int, credits_twi
         )
     if credits_twice and estimator != "naive":
         raise MetajaxError(
-            f"credit_exploration credits what the inner estimator {estimator!r} credits "
+            f"credit_exploration counts what the inner estimator {estimator!r} counts "
             "already; take the estimator 'naive', or first_order."
         )
     if not inner_steps and loop.learns_rule:

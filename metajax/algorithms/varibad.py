@@ -74,7 +74,7 @@ def varibad(
         predictions: steps of a trial that each of them is to predict, drawn uniformly.
         kl_weight: weight of the divergence from the belief a step before.
         state_weight: weight of the log-likelihood of observations, that of rewards being 1; 0 where
-            only rewards tell tasks apart.
+            tasks differ in rewards alone.
         decoder_hidden: widths of the decoders' layers, tanh after each.
 
     Raises:

@@ -144,7 +144,7 @@ def robot_env(
         episode_length: steps per episode.
         healthy: `(task, state) -> healthy`; the episode terminates where it is False. None if it
             never does.
-        dynamics: of the task's world.
+        dynamics: of the task.
         example: a task, if `noise` or `observe` looks at it: its shapes say how long an
             observation is.
 

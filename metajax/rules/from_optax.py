@@ -90,7 +90,7 @@ def decayed(rule: UpdateRule, decay: Scalar) -> UpdateRule:
 def sum_of_rules(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
     """Return the rule whose steps are the sum of two rules' steps.
 
-    A learned rule beside a good optimizer has only to learn what that lacks (Harrison et al. 2022).
+    A learned rule added to a good optimizer has only to learn what that lacks (Harrison et al. 2022).
 
     Args:
         rule: one of them; its parameters are the first of a pair.
@@ -107,7 +107,7 @@ def sum_of_rules(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
             for part, part_params in zip((rule, nominal), rule_params, strict=True)
         ]
 
-        def begin(params) -> Any:
+        def start(params) -> Any:
             return tuple(part.init(params) for part in parts)
 
         def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -120,6 +120,6 @@ def sum_of_rules(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
             )
             return optax.tree.add(*steps), state
 
-        return optax.GradientTransformationExtraArgs(begin, update)
+        return optax.GradientTransformationExtraArgs(start, update)
 
     return UpdateRule(init, optimizer)

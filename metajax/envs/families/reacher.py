@@ -32,7 +32,7 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
 
     The task is {"goal": [xy]}, uniform in a disk of radius 0.2 m around the shoulder. Held-out
     goals have their squared radius in the held-out strips of the range (`metajax.envs.splits`):
-    thin rings, spread evenly over the disk.
+    thin rings, distributed evenly over the disk.
 
     The goal body of the model is removed: it is no part of the mechanics here, and two joints
     fewer to simulate.
