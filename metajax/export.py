@@ -70,7 +70,7 @@ class GymnasiumEnv(gymnasium.Env):
         return _observation(state), {"task": jax.tree.map(np.array, task)}
 
     def step(self, action) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one step; see `gymnasium.Env.step`.
+        """Take one step; see `gymnasium.Env.step`. The last value has the environment's metrics.
 
         Raises:
             ResetNeeded: no episode has started, or this one is over.
@@ -80,7 +80,8 @@ class GymnasiumEnv(gymnasium.Env):
             raise gymnasium.error.ResetNeeded("call reset before step: no episode is under way.")
         state = self._state = self._step(state, _as_action(action, self.action_space))
         ends = bool(state.terminated), bool(state.truncated)
-        return _observation(state), float(state.reward), *ends, {}
+        measured = {name: float(value) for name, value in state.metrics.items()}
+        return _observation(state), float(state.reward), *ends, measured
 
 
 class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
@@ -109,7 +110,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         Args:
             family: the family.
             num_envs: number of environments.
-            tasks: `[num_envs]`, one for every environment; None draws another one for every episode.
+            tasks: `[num_envs]`, one for each; None draws another one for every episode.
             split: where they are drawn from.
 
         Raises:
@@ -164,8 +165,8 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one step in every environment; see `gymnasium.vector.VectorEnv.step`.
 
-        Where environments have started again, the last value has all tasks as "task", and which
-        those are as "_task".
+        The last value has the environment's metrics, `[num_envs]` each. Where environments have
+        started again, it has all tasks as "task", and which those are as "_task".
 
         Raises:
             ResetNeeded: no episode has started.
@@ -178,6 +179,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         state = self._state = self._step(self._state, actions, key, self._tasks is None)
         info = {"task": jax.tree.map(np.array, state.task), "_task": over} if over.any() else {}
         ends = np.array(state.terminated), np.array(state.truncated)
+        info |= jax.tree.map(np.array, state.metrics)
         return _observation(state), np.array(state.reward), *ends, info
 
 

@@ -87,7 +87,7 @@ def play_on(
     *,
     episodes: int,
 ) -> tuple[tuple[Memory, Previous], Trajectory]:
-    """Play more episodes of a trial that has begun; see `rollout`.
+    """Play more episodes of a trial that has started; see `rollout`.
 
     Args:
         key: consumed.
@@ -126,14 +126,17 @@ def _episode(key, env: Env, task: Task, act: Act, carried):
             new_state.truncated & ~ended,
             ~ended,
         )
+        record = record, new_state.metrics
         new_carry = (new_state, new_memory, (action, new_state.reward, end), ended | end)
         return _select(ended, carry, new_carry), record
 
     carry = (initial_state, memory, previous, jnp.zeros((), bool))
-    carry, record = jax.lax.scan(step, carry, jnp.arange(env.episode_length))
+    carry, (record, metrics) = jax.lax.scan(step, carry, jnp.arange(env.episode_length))
     state, memory, previous, _ = carry
     final_input = StepInput(state.observation, *previous)
-    trajectory = Trajectory(*record, final_input=final_input, initial_state=initial_state)
+    trajectory = Trajectory(
+        *record, final_input=final_input, initial_state=initial_state, metrics=metrics
+    )
     return (memory, previous), trajectory
 
 
@@ -141,7 +144,7 @@ def over_tasks(function: Callable, shared: PyTree, *arguments: PyTree) -> PyTree
     """Return `function(shared, ...)` of every task: `vmap` over the leading axis of the rest.
 
     Where the surrounding mesh has an axis "task", every device plays its share by itself: physics
-    is then no concern of the partitioner, and neither is how an engine batches its worlds.
+    is then no concern of the partitioner, and neither is how an engine batches its environments.
 
     Args:
         function: of what is shared and one task's slices of `arguments`. What it closes over
@@ -229,7 +232,7 @@ def check_policy(env: Env, policy: Policy) -> tuple[Any, Any]:
         policy: one that is to act in it.
 
     Returns:
-        (params, output), the shapes of its parameters and of what it says at the first step.
+        (params, output), the shapes of its parameters and of what it outputs at the first step.
 
     Raises:
         MetajaxError: it does not take the environment's observations, or chooses other actions.

@@ -51,6 +51,8 @@ class EnvState:
         time: steps taken since the reset.
         task: the task this episode is played on; constant.
         simulator: whatever else the environment carries (positions, velocities, a key ...).
+        metrics: what else is measured after each step and after a reset, a number by name, such as
+            "success" (0 or 1) or "distance"; no agent sees it.
     """
 
     observation: Float[Array, "*batch observation"]
@@ -60,6 +62,7 @@ class EnvState:
     time: Int[Array, "*batch"]
     task: Task
     simulator: PyTree[Array]
+    metrics: dict[str, Float[Array, "*batch"]] = dataclasses.field(default_factory=dict)
 
 
 @pytree_dataclass
@@ -108,6 +111,7 @@ class Trajectory:
         final_input: what the policy would have seen after the last valid step of each episode.
         initial_state: where each episode started, for those who may simulate it again; None if it
             was not played in the program.
+        metrics: the environment's after each action, by name.
     """
 
     step_input: StepInput
@@ -119,6 +123,7 @@ class Trajectory:
     valid: Bool[Array, "*batch time"]
     final_input: StepInput
     initial_state: EnvState | None = None
+    metrics: dict[str, Float[Array, "*batch time"]] = dataclasses.field(default_factory=dict)
 
 
 @pytree_dataclass
