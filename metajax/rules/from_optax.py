@@ -90,7 +90,8 @@ def decayed(rule: UpdateRule, decay: Scalar) -> UpdateRule:
 def sum_of_rules(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
     """Return the rule whose steps are the sum of two rules' steps.
 
-    A learned rule added to a good optimizer has only to learn what that lacks (Harrison et al. 2022).
+    A learned rule that is added to a good optimizer has only to learn what that lacks (Harrison et
+    al. 2022).
 
     Args:
         rule: one of them; its parameters are the first of a pair.
