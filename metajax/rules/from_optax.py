@@ -43,8 +43,8 @@ def from_optax(optimizer: optax.GradientTransformation, *, second_order: bool = 
     if second_order and not is_smooth():
         raise MetajaxError(
             "the inner optimizer's update has no finite derivative at a zero gradient, so "
-            "second-order meta-gradients would be NaN; give it a smooth root (for optax.adam: "
-            "eps_root=1e-8) or use first-order gradients."
+            "second-order meta-gradients would be NaN; give optax.adam eps_root=1e-8, leave "
+            "optax.clip_by_global_norm out, or use first-order gradients."
         )
     return UpdateRule(init=lambda key, params: (), optimizer=lambda rule_params: optimizer)
 
