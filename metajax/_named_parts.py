@@ -185,10 +185,12 @@ def options_with(
 
 
 def _named(value: Any) -> Mapping[str, Any]:
-    """Return any description as a mapping."""
+    """Return any description as a mapping; of what is none, an empty one."""
     if value is None:
         return {NAME: NONE}
-    return {NAME: value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {NAME: value}
+    return value if isinstance(value, Mapping) else {}  # `checked_values` refuses it
 
 
 def _choice(
