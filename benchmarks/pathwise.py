@@ -23,10 +23,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from metajax.algorithms.objectives import Experience, policy_gradient_objective
 
 import metajax
-from metajax.algorithms.objectives import Experience, policy_gradient_objective
-from metajax.diagnostics import quality
+from metajax.diagnostics import estimator_error
 
 LENGTH, EPISODES = 20, 20
 CASES: dict[str, dict[str, Any]] = {
@@ -85,11 +85,11 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
 
     reference = many("score function", case["reference"], jax.random.key(2))
     truth = jnp.mean(reference, axis=0)
-    uncertain = float(quality(reference, truth).spread) / len(reference) ** 0.5
+    uncertain = float(estimator_error(reference, truth).std) / len(reference) ** 0.5
     trajectory = jax.jit(play)(jax.random.key(3))
     rows = []
     for method in METHODS:
-        found = quality(many(method, repeats, jax.random.key(4)), truth)
+        found = estimator_error(many(method, repeats, jax.random.key(4)), truth)
         programs = [
             jax.jit(of(method)).lower(flat, trajectory).compile() for of in (gradient_of, along_of)
         ]
@@ -101,8 +101,8 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
                 "case": name,
                 "method": method,
                 "bias": float(found.bias),
-                "bias_error": float(np.hypot(uncertain, float(found.spread) / repeats**0.5)),
-                "spread": float(found.spread),
+                "bias_error": float(np.hypot(uncertain, float(found.std) / repeats**0.5)),
+                "spread": float(found.std),
                 "cosine": float(found.cosine),
                 "milliseconds": once,
                 "milliseconds_second_order": again,

@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from metajax.algorithms.unrolled import (
-    begin_particles,
+    init_particles,
     persistent_evolution_strategies,
     restart,
     truncated_gradient,
@@ -142,17 +142,17 @@ def train(training: Training, key):
             gradient, states, losses = truncated_gradient(
                 advance_some, rule_params, particles.plus, step_key
             )
-            particles = begin_particles(rule_params, states)
+            particles = init_particles(rule_params, states)
         updates, adam_state = adam.update(gradient, adam_state)
         return (optax.apply_updates(rule_params, updates), adam_state, particles), jnp.mean(losses)
 
     init_key, begin_key, validation_key, train_key = jax.random.split(key, 4)
     rule_params = rule.init(init_key, jnp.zeros(DIMENSIONS))
-    particles = begin_particles(rule_params, begin_all(rule_params, begin_key))
+    particles = init_particles(rule_params, begin_all(rule_params, begin_key))
     # The problems are at different steps, so that every meta-iteration sees early and late ones.
     ages = jnp.arange(training.problems) % (STEPS // UNROLL) * UNROLL
     fields = vars(particles.plus) | {"steps": ages}
-    particles = begin_particles(rule_params, Inner(**fields))
+    particles = init_particles(rule_params, Inner(**fields))
     carry = rule_params, adam.init(rule_params), particles
 
     @jax.jit

@@ -42,6 +42,11 @@ MOVED: dict[str, tuple[str, ...]] = {
     "value_weight": ("objective.value_weight",),
     "chunk": ("objective.chunk",),
     "burn_in": ("objective.burn_in",),
+    "beliefs": ("model.beliefs",),
+    "predictions": ("model.predictions",),
+    "kl_weight": ("model.kl_weight",),
+    "state_weight": ("model.state_weight",),
+    "decoder_hidden": ("model.decoder_hidden",),
 }
 EVALUATION = {"mode": "deterministic"}
 _PARTS = ("outer", "rule", "baseline", "control_variate")  # names, once they are there

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 from metajax._checks import check_options
 from metajax._imported import check_factory, imported, module_of, options_of
 from metajax.adaptation import (
+    BELIEF_MODELS,
     CONTROL_VARIATES,
     CRITICS,
     INNER_LOOPS,
     OBJECTIVES,
     TRIAL_OBJECTIVES,
+    BeliefModel,
     ControlVariate,
     Critic,
     InnerLoop,
@@ -37,6 +39,7 @@ NAMED: dict[Any, Mapping[str, Callable[..., Any]]] = {
     Part[Critic]: CRITICS,
     Part[ControlVariate]: CONTROL_VARIATES,
     Part[TrialObjective]: TRIAL_OBJECTIVES,
+    Part[BeliefModel]: BELIEF_MODELS,
 }
 NAME = "name"
 NONE = "none"
@@ -182,10 +185,12 @@ def options_with(
 
 
 def _named(value: Any) -> Mapping[str, Any]:
-    """Return any description as a mapping."""
+    """Return any description as a mapping; of what is none, an empty one."""
     if value is None:
         return {NAME: NONE}
-    return {NAME: value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {NAME: value}
+    return value if isinstance(value, Mapping) else {}  # `checked_values` refuses it
 
 
 def _choice(

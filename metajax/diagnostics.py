@@ -20,7 +20,7 @@ def meta_gradient(
     """Return the meta-gradient of one `update`, of policy and rule parameters, uphill.
 
     It is read from the first moment of the outer optimizer, so the algorithm must take one step of
-    Adam: `maml(..., outer="adam")` and its relatives.
+    Adam: `maml(..., outer=metajax.outer.adam())` and its relatives.
 
     Args:
         algorithm: with an outer step of Adam.
@@ -38,7 +38,7 @@ def meta_gradient(
     if not isinstance(steps, Tracer) and steps != 1:
         raise MetajaxError(
             f"an update of {algorithm.name} takes {steps} steps of Adam; it must take one, as with "
-            'outer="adam", outer_epochs=1 or updates=1.'
+            "outer=adam(epochs=1) or updates=1."
         )
     gradient = lambda new, old: (_ADAM_MEMORY * old - new) / (1 - _ADAM_MEMORY)
     return jax.tree.map(
@@ -54,29 +54,29 @@ def _adam(algorithm: Algorithm, state: TrainState):
     if not isinstance(adam, optax.ScaleByAdamState):
         raise MetajaxError(
             f"{algorithm.name} has no outer step of Adam, whose memory holds the meta-gradient, as "
-            'maml(..., outer="adam") has.'
+            "maml(..., outer=adam()) has."
         )
     return adam
 
 
-class Quality(NamedTuple):
-    """Of an estimator of a gradient, relative to the norm of the true one.
+class EstimatorError(NamedTuple):
+    """Error of an estimator of a gradient, relative to the norm of the true one.
 
     Attributes:
-        bias: ‖mean - exact‖ / ‖exact‖; of n samples it holds noise of about spread / √n.
-        spread: √(trace of the covariance) / ‖exact‖, of a single estimate.
+        bias: ‖mean - exact‖ / ‖exact‖; of n samples it holds noise of about std / √n.
+        std: √(trace of the covariance) / ‖exact‖, of a single estimate.
         cosine: mean cosine similarity of a single estimate and the exact gradient.
     """
 
     bias: Float[Array, ""]
-    spread: Float[Array, ""]
+    std: Float[Array, ""]
     cosine: Float[Array, ""]
 
 
-def quality(
+def estimator_error(
     estimates: Float[Array, "sample parameter"], exact: Float[Array, "parameter"]
-) -> Quality:
-    """Return bias, spread and direction of independent estimates of a gradient.
+) -> EstimatorError:
+    """Return bias, standard deviation and direction of independent estimates of a gradient.
 
     Args:
         estimates: one per row, at least 2.
@@ -84,9 +84,9 @@ def quality(
     """
     norm, mean = jnp.linalg.norm(exact), jnp.mean(estimates, axis=0)
     deviations = jnp.sum((estimates - mean[None]) ** 2, axis=1)
-    spread = jnp.sqrt(jnp.sum(deviations) / (len(estimates) - 1)) / norm
+    std = jnp.sqrt(jnp.sum(deviations) / (len(estimates) - 1)) / norm
     cosines = jax.vmap(lambda estimate: cosine_similarity(estimate, exact))(estimates)
-    return Quality(jnp.linalg.norm(mean - exact) / norm, spread, jnp.mean(cosines))
+    return EstimatorError(jnp.linalg.norm(mean - exact) / norm, std, jnp.mean(cosines))
 
 
 def cosine_similarity(a: PyTree[Array], b: PyTree[Array]) -> Float[Array, ""]:

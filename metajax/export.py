@@ -70,21 +70,22 @@ class GymnasiumEnv(gymnasium.Env):
         return _observation(state), {"task": jax.tree.map(np.array, task)}
 
     def step(self, action) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one step; see `gymnasium.Env.step`.
+        """Take one step; see `gymnasium.Env.step`. The last value has the environment's metrics.
 
         Raises:
-            ResetNeeded: no episode has begun, or this one is over.
+            ResetNeeded: no episode has started, or this one is over.
         """
         state = self._state
         if state is None or state.terminated or state.truncated:
             raise gymnasium.error.ResetNeeded("call reset before step: no episode is under way.")
         state = self._state = self._step(state, _as_action(action, self.action_space))
         ends = bool(state.terminated), bool(state.truncated)
-        return _observation(state), float(state.reward), *ends, {}
+        measured = {name: float(value) for name, value in state.metrics.items()}
+        return _observation(state), float(state.reward), *ends, measured
 
 
 class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
-    """A task family as a `gymnasium.vector.VectorEnv`: many worlds in one compiled step.
+    """A task family as a `gymnasium.vector.VectorEnv`: many environments in one compiled step.
 
     Where an episode is over, the next step starts another one instead, without a reward
     (`AutoresetMode.NEXT_STEP`). See `GymnasiumEnv` for spaces, actions and tasks.
@@ -108,8 +109,8 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
 
         Args:
             family: the family.
-            num_envs: worlds.
-            tasks: `[num_envs]`, one for every world; None draws another one for every episode.
+            num_envs: number of environments.
+            tasks: `[num_envs]`, one for each; None draws another one for every episode.
             split: where they are drawn from.
 
         Raises:
@@ -149,7 +150,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode in every world; see `GymnasiumEnv.reset`, with a leading axis.
+        """Start an episode in every environment; see `GymnasiumEnv.reset`, with a leading axis.
 
         Raises:
             MetajaxError: there is no such option, or tasks are none of the family's.
@@ -162,13 +163,13 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
     def step(
         self, actions
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take one step in every world; see `gymnasium.vector.VectorEnv.step`.
+        """Take one step in every environment; see `gymnasium.vector.VectorEnv.step`.
 
-        Where worlds have started again, the last value has all tasks as "task", and which worlds
-        those are as "_task".
+        The last value has the environment's metrics, `[num_envs]` each. Where environments have
+        started again, it has all tasks as "task", and which those are as "_task".
 
         Raises:
-            ResetNeeded: no episode has begun.
+            ResetNeeded: no episode has started.
         """
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset before step: no episode is under way.")
@@ -178,6 +179,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         state = self._state = self._step(self._state, actions, key, self._tasks is None)
         info = {"task": jax.tree.map(np.array, state.task), "_task": over} if over.any() else {}
         ends = np.array(state.terminated), np.array(state.truncated)
+        info |= jax.tree.map(np.array, state.metrics)
         return _observation(state), np.array(state.reward), *ends, info
 
 

@@ -136,7 +136,7 @@ def process_agent(states: int, actions: int, horizon: int, plan: Choose) -> Agen
             next_state]` and `reward[state, action]`, the sum of rewards.
     """
 
-    def begin(params, key):
+    def start(params, key):
         del params
         pairs = jnp.zeros((states, actions))
         counts = {"visits": jnp.zeros((states, actions, states)), "reward": pairs}
@@ -158,15 +158,15 @@ def process_agent(states: int, actions: int, horizon: int, plan: Choose) -> Agen
         }
         return {"counts": counts, "plan": plan(counts, key)}
 
-    return Agent(begin, lambda: jnp.zeros((), jnp.int32), act, adapt)
+    return Agent(start, lambda: jnp.zeros((), jnp.int32), act, adapt)
 
 
 def backward_induction(reward, expected_value, horizon: int):
     """Return the value `[state]` of the first step and the best actions `[time, state]`."""
 
     def earlier(value, _):
-        quality = reward + expected_value(value)
-        return quality.max(axis=-1), quality.argmax(axis=-1).astype(jnp.int32)
+        worth = reward + expected_value(value)
+        return worth.max(axis=-1), worth.argmax(axis=-1).astype(jnp.int32)
 
     return jax.lax.scan(earlier, jnp.zeros(len(reward)), length=horizon, reverse=True)
 

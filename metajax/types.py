@@ -51,6 +51,8 @@ class EnvState:
         time: steps taken since the reset.
         task: the task this episode is played on; constant.
         simulator: whatever else the environment carries (positions, velocities, a key ...).
+        metrics: what else is measured after each step and after a reset, a number by name, such as
+            "success" (0 or 1) or "distance"; no agent sees it.
     """
 
     observation: Float[Array, "*batch observation"]
@@ -60,6 +62,7 @@ class EnvState:
     time: Int[Array, "*batch"]
     task: Task
     simulator: PyTree[Array]
+    metrics: dict[str, Float[Array, "*batch"]] = dataclasses.field(default_factory=dict)
 
 
 @pytree_dataclass
@@ -68,7 +71,7 @@ class StepInput:
 
     At the first step of a trial the previous action and reward are 0 and `previous_end` is False.
     At the first step of a later episode they are those of the last step of the episode before,
-    and `previous_end` is True: a memory hears how each episode ended.
+    and `previous_end` is True: a memory's input says how each episode ended.
     """
 
     observation: Float[Array, "*batch observation"]
@@ -79,7 +82,7 @@ class StepInput:
 
 @pytree_dataclass
 class PolicyOutput:
-    """What a policy says at one step.
+    """What a policy outputs at one step.
 
     Attributes:
         distribution: over actions (see `metajax.policies.distributions`).
@@ -100,14 +103,15 @@ class Trajectory:
     Attributes:
         step_input: what the policy saw before each action.
         action: as the policy sampled it, before the environment clips or scales.
-        output: what the policy said when it acted (the behaviour distribution).
-        reward: earned by each action.
+        output: the policy's outputs when it acted (the behaviour distribution).
+        reward: of each action.
         terminated: this step ended the task itself (bootstrap with 0).
         truncated: this step was the last one allowed (bootstrap from `final_input`).
         valid: this step was played.
         final_input: what the policy would have seen after the last valid step of each episode.
         initial_state: where each episode started, for those who may simulate it again; None if it
             was not played in the program.
+        metrics: the environment's after each action, by name.
     """
 
     step_input: StepInput
@@ -119,6 +123,7 @@ class Trajectory:
     valid: Bool[Array, "*batch time"]
     final_input: StepInput
     initial_state: EnvState | None = None
+    metrics: dict[str, Float[Array, "*batch time"]] = dataclasses.field(default_factory=dict)
 
 
 @pytree_dataclass

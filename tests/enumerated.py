@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from metajax.algorithms.inner_loop import MetaParams
+from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.envs.families.tabular import tabular
 from metajax.losses import returns
 from metajax.policies import mlp
+from metajax.rules import sgd
 from metajax.types import (
     Discrete,
     Env,
+    MetaParams,
     Policy,
     PolicyOutput,
     StepInput,
@@ -27,7 +29,7 @@ from metajax.types import (
     Trajectory,
 )
 
-ROLLOUT = "metajax.algorithms.inner_loop.rollout"  # what tests put their own in place of
+ROLLOUT = "metajax.adaptation.gradient_steps.rollout"  # what tests put their own in place of
 
 
 class Enumerated(NamedTuple):
@@ -187,7 +189,7 @@ class Problem:
             "tsa,sai,tsaj->ij", weight, jax.jacobian(log_pi)(flat), jax.jacobian(q_values)(flat)
         )
 
-    def credit(self, discount, with_baseline, enter_discount=True):
+    def advantages(self, discount, with_baseline, enter_discount=True):
         """Return advantage and baseline `[trajectory, time]`, for the discounted return."""
         reward = self.task["reward"][self.everything.states, self.everything.actions]
         valid = jnp.ones(reward.shape, bool)
@@ -228,4 +230,11 @@ def start(algorithm, params) -> TrainState:
     return TrainState(MetaParams(params, found.rule, found.critic), state.learner)
 
 
-PLAIN = {"baseline": "none", "discount": 1.0, "normalize_advantages": False, "outer": "adam"}
+# Returns as they are.
+PLAIN = {"critic": None, "discount": 1.0, "normalize_advantages": False}
+
+
+def plain_steps(estimator="likelihood_ratio", rule=None, *, of_objective=None, **options):
+    """Return gradient steps on returns as they are; `of_objective` are options other than that."""
+    objective = policy_gradient(estimator, **PLAIN | (of_objective or {}))
+    return gradient_steps(objective, rule=sgd(0.1) if rule is None else rule, **options)

@@ -1,5 +1,6 @@
 """Configurations with values of every kind: built and traced, or refused in one sentence."""
 
+import copy
 import functools
 import json
 import math
@@ -11,6 +12,7 @@ import pytest
 from packages import is_missing
 
 from metajax import presets
+from metajax._named_parts import Choice
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES
 from metajax.errors import MetajaxError
@@ -41,8 +43,11 @@ def default_config(algorithm, family, policy):
     return presets.default_config(algorithm, family, policy)
 
 
-def plausible(annotation, draw: random.Random):
+def plausible(option, draw: random.Random):
     """Return a value of the kind that an option has."""
+    if isinstance(option, Choice):
+        return draw.choice([*option.names, {"name": draw.choice(option.names)}, {}, None])
+    annotation = option.annotation
     if get_origin(annotation) is Literal:
         return draw.choice(get_args(annotation))
     values = {int: (1, 2, 4), float: (0.5, 1.0), bool: (True, False)}.get(annotation)
@@ -53,7 +58,7 @@ def mutated(draw: random.Random):
     """Return a configuration with one to three mistakes, or none."""
     algorithm, family = draw.choice(list(ALGORITHMS)), draw.choice(FOUND)
     policy = draw.choice(presets.policies(algorithm))
-    config = dict(default_config(algorithm, family, policy))
+    config = copy.deepcopy(default_config(algorithm, family, policy))
     known = presets.options(algorithm, family, policy)
     for _ in range(draw.randint(1, 3)):
         group = draw.choice(presets.GROUPS)
@@ -63,14 +68,17 @@ def mutated(draw: random.Random):
         elif kind < 0.06:
             del config[draw.choice(list(config))]
         elif isinstance(options := config.get(group), dict) and options:
-            options = config[group] = dict(options)
-            name = draw.choice(list(options))
+            here, name = known[group], draw.choice(list(options))
+            while draw.random() < 0.7 and isinstance(options[name], dict) and options[name]:
+                here = here[name].options if isinstance(here.get(name), Choice) else {}
+                options = options[name]
+                name = draw.choice(list(options))
             if kind < 0.1:
                 options[f"{name}s"] = draw.choice(JUNK)
             elif kind < 0.13:
                 del options[name]
-            elif kind < 0.5 and name in known[group]:
-                options[name] = plausible(known[group][name].annotation, draw)
+            elif kind < 0.5 and name in here:
+                options[name] = plausible(here[name], draw)
             else:
                 options[name] = draw.choice(JUNK)
     return config

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 import metajax
-from metajax.diagnostics import cosine_similarity, meta_gradient, quality
+from metajax.diagnostics import cosine_similarity, meta_gradient, estimator_error
 from metajax.errors import MetajaxError
 
 
-def test_quality_by_hand():
+def test_an_estimator_error_by_hand():
     exact = jnp.array([3.0, 4.0])
-    found = quality(jnp.array([[3.0, 4.0], [3.0, -4.0]]), exact)
+    found = estimator_error(jnp.array([[3.0, 4.0], [3.0, -4.0]]), exact)
     np.testing.assert_allclose(found.bias, 4 / 5)
-    np.testing.assert_allclose(found.spread, np.sqrt(2 * 16) / 5, rtol=1e-6)
+    np.testing.assert_allclose(found.std, np.sqrt(2 * 16) / 5, rtol=1e-6)
     np.testing.assert_allclose(found.cosine, (1 + (9 - 16) / 25) / 2, rtol=1e-6)
 
 

@@ -1,6 +1,5 @@
 """MAML's relatives against exact answers, on enumerated trajectories. All in float64."""
 
-import functools
 import itertools
 import subprocess
 import sys
@@ -12,12 +11,12 @@ import numpy as np
 import optax
 import pytest
 from enumerated import (
-    PLAIN,
     ROLLOUT,
     Problem,
     action_probabilities,
     meta_gradient_of,
     occupancy,
+    plain_steps,
     relative_error,
     rollout_of_everything,
     start,
@@ -25,12 +24,14 @@ from enumerated import (
 from jax.flatten_util import ravel_pytree
 
 import metajax
+from metajax import outer, rules
+from metajax.adaptation import gradient_steps, linear, policy_gradient
+from metajax.adaptation.gradient_steps import DAMPING
 from metajax.algorithms import (
     anil,
     cavia,
     e_maml,
     fomaml,
-    inner_loop,
     maml,
     meta_lstm,
     meta_sgd,
@@ -39,11 +40,10 @@ from metajax.algorithms import (
     reinforce,
     reptile,
 )
-from metajax.algorithms.inner_loop import MetaParams
 from metajax.errors import MetajaxError
 from metajax.policies import gru
-from metajax.rules import RULES
-from metajax.types import Continuous, Discrete, TrainState, UpdateRule
+from metajax.rules import RULES, sgd
+from metajax.types import Continuous, Discrete, MetaParams, TrainState, UpdateRule
 
 STEP = 1.0  # long enough for the curvature of the return to matter
 
@@ -68,17 +68,14 @@ def play_everything(monkeypatch):
     def prepare(problem, factory, **options):
         env = problem.family.env
         monkeypatch.setattr(ROLLOUT, rollout_of_everything(env, problem.everything))
-        # The losses are means over steps: their rates carry a factor of the length.
-        options = {
-            "episodes": problem.count,
-            "inner_learning_rate": STEP * problem.length,
-        } | options
-        return factory(env, problem.policy, **options)
+        return factory(env, problem.policy, episodes=problem.count, **options)
 
     return prepare
 
 
-NO_OUTER = {name: value for name, value in PLAIN.items() if name != "outer"}
+# The losses are means over steps: their rates carry a factor of the length.
+RATE = STEP * 3
+ADAM = outer.adam()
 
 
 def loss(problem, flat, task):
@@ -107,23 +104,26 @@ def test_policies_that_cannot_be_adapted_are_refused(plain):
 
 @pytest.mark.parametrize("rule", ["meta-sgd", "meta-lstm", "learned-mlp"])
 def test_joint_training_refuses_a_rule_that_it_cannot_learn(plain, rule):
+    inner = gradient_steps(policy_gradient(critic=None), rule=RULES[rule]())
     for factory in (ppo, reinforce):
         with pytest.raises(MetajaxError, match="no gradient to learn a rule with"):
-            factory(plain.family.env, plain.policy, rule=rule)
+            factory(plain.family.env, plain.policy, inner=inner)
 
 
-# --- credit --------------------------------------------------------------------------------------
+# --- advantages ----------------------------------------------------------------------------------
 
 
-def test_without_a_baseline_returns_are_discounted_once(plain, play_everything):
-    """A trace is of advantages; over no values it would be one more discount."""
+def test_without_a_critic_returns_are_discounted_once(plain, play_everything):
+    """λ is of advantages; over no values it would be one more discount."""
 
-    def gradient(baseline, trace):
-        options = PLAIN | {"baseline": baseline, "discount": 0.9, "trace": trace}
-        return meta_gradient_of_policy(play_everything(plain, fomaml, **options), plain)
+    def gradient(critic, gae_lambda):
+        of_objective = {"critic": critic, "discount": 0.9, "gae_lambda": gae_lambda}
+        inner = plain_steps(rule=sgd(RATE), of_objective=of_objective)
+        algorithm = play_everything(plain, fomaml, inner=inner, outer=ADAM)
+        return meta_gradient_of_policy(algorithm, plain)
 
-    np.testing.assert_array_equal(gradient("none", 0.5), gradient("none", 1.0))
-    assert relative_error(gradient("linear", 0.5), gradient("linear", 1.0)) > 0.01
+    np.testing.assert_array_equal(gradient(None, 0.5), gradient(None, 1.0))
+    assert relative_error(gradient(linear(), 0.5), gradient(linear(), 1.0)) > 0.01
 
 
 # --- natural steps -------------------------------------------------------------------------------
@@ -133,8 +133,8 @@ def test_without_a_baseline_returns_are_discounted_once(plain, play_everything):
 def test_adaptation_by_natural_gradients(plain, play_everything):
     """Steps and meta-gradient against dense algebra; every stand-in episode counts the same."""
     max_kl, rate = 0.2, 0.7
-    options = {"inner_max_kl": max_kl, "inner_learning_rate": rate, "estimator": "dice"}
-    algorithm = play_everything(plain, maml, **options, **PLAIN)
+    inner = plain_steps("dice", sgd(rate), max_kl=max_kl)
+    algorithm = play_everything(plain, maml, inner=inner, outer=ADAM)
 
     def after(flat):
         def log_pi(flat):
@@ -144,7 +144,7 @@ def test_adaptation_by_natural_gradients(plain, play_everything):
         slopes = jax.jacobian(log_pi)(flat)
         weight = visits[:, None] * jnp.exp(log_pi(flat))
         fisher = jnp.einsum("sa,sai,saj->ij", weight, slopes, slopes)
-        fisher += inner_loop.DAMPING * jnp.eye(len(flat))
+        fisher += DAMPING * jnp.eye(len(flat))
 
         def of_task(task):
             direction = jnp.linalg.solve(fisher, jax.grad(plain.expected_return)(flat, task))
@@ -163,7 +163,8 @@ def test_adaptation_by_natural_gradients(plain, play_everything):
 
 def test_meta_sgd(plain, play_everything):
     """Weights and rates, both far from where they begin."""
-    algorithm = play_everything(plain, meta_sgd, estimator="dice", **PLAIN)
+    inner = plain_steps("dice", rules.meta_sgd(RATE))
+    algorithm = play_everything(plain, meta_sgd, inner=inner, outer=ADAM)
     state = start(algorithm, plain.params)
     rates = 3 * jax.random.normal(jax.random.key(0), plain.flat.shape)
     meta_params = MetaParams(plain.params, plain.unravel(rates), ())
@@ -182,9 +183,10 @@ def test_meta_sgd(plain, play_everything):
         assert relative_error(found, exact[part]) < 1e-9
 
 
-@pytest.mark.parametrize("factory", [maml, meta_sgd])
-def test_meta_sgd_begins_as_maml(plain, play_everything, factory):
-    algorithm = play_everything(plain, factory, estimator="dice", **PLAIN)
+@pytest.mark.parametrize(("factory", "rule"), [(maml, sgd), (meta_sgd, rules.meta_sgd)])
+def test_meta_sgd_begins_as_maml(plain, play_everything, factory, rule):
+    inner = plain_steps("dice", rule(RATE))
+    algorithm = play_everything(plain, factory, inner=inner, outer=ADAM)
 
     def after(flat):
         def of_task(task):
@@ -204,8 +206,9 @@ def meta_gradient_of_policy(algorithm, problem):
 @pytest.mark.parametrize("first_order", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_meta_lstm(plain, play_everything, first_order):
     """Two steps, so that the memory of the first matters to the second."""
-    options = {"inner_steps": 2, "inner_learning_rate": 0.5, "first_order": first_order}
-    algorithm = play_everything(plain, meta_lstm, estimator="dice", **options, **PLAIN)
+    options = {"inner_steps": 2, "first_order": first_order, "outer": ADAM}
+    inner = plain_steps("dice", rules.meta_lstm(0.5))
+    algorithm = play_everything(plain, meta_lstm, inner=inner, **options)
     state = start(algorithm, plain.params)
     weights, unravel = ravel_pytree(state.meta_params.rule)
     weights += 0.3 * jax.random.normal(jax.random.key(0), weights.shape)  # no longer a descent
@@ -244,7 +247,8 @@ def test_rules_hear_minus_the_mean_reward(estimator):
     rule = UpdateRule(lambda key, params: (), lambda rule_params: optimizer)
     family = metajax.make("point-goal", episode_length=5)
     policy = metajax.mlp(2, family.env.action_space, hidden=(3,))
-    algorithm = maml(family.env, policy, rule=rule, estimator=estimator, episodes=3, outer="adam")
+    inner = gradient_steps(policy_gradient(estimator), rule=rule)
+    algorithm = maml(family.env, policy, inner=inner, episodes=3, outer=ADAM)
     meta_params = algorithm.init(jax.random.key(0), None).meta_params
     agent, task = algorithm.agent, family.train.sample(jax.random.key(1))
     adapted = agent.init(meta_params, jax.random.key(2))
@@ -282,7 +286,8 @@ def exact_of_part(problem, names, begin=lambda params: params):
 
 
 def test_anil(plain, play_everything):
-    algorithm = play_everything(plain, anil, estimator="dice", **PLAIN)
+    inner = plain_steps("dice", sgd(RATE), adapts="head")
+    algorithm = play_everything(plain, anil, inner=inner, outer=ADAM)
     found = meta_gradient_of_policy(algorithm, plain)
     assert relative_error(found, exact_of_part(plain, ["head"])) < 1e-9
     assert relative_error(found, exact_of_part(plain, ["head", "body"])) > 0.1
@@ -291,7 +296,8 @@ def test_anil(plain, play_everything):
 def test_cavia(with_context, play_everything):
     """The context begins at 0, wherever the parameters have it, and is not meta-learned."""
     problem = with_context
-    algorithm = play_everything(problem, cavia, estimator="dice", **PLAIN)
+    inner = plain_steps("dice", sgd(RATE), adapts="context")
+    algorithm = play_everything(problem, cavia, inner=inner, outer=ADAM)
     found = meta_gradient_of_policy(algorithm, problem)
     exact = exact_of_part(problem, ["context"], lambda p: p | {"context": jnp.zeros(2)})
     assert np.any(problem.params["context"])
@@ -308,7 +314,8 @@ def test_what_a_policy_lacks_cannot_adapt(plain):
 
 
 def test_fomaml(plain, play_everything):
-    algorithm = play_everything(plain, fomaml, estimator="naive", **PLAIN)
+    inner = plain_steps("naive", sgd(RATE))
+    algorithm = play_everything(plain, fomaml, inner=inner, outer=ADAM)
 
     def of_task(task):
         step = STEP * jax.grad(plain.expected_return)(plain.flat, task)
@@ -319,8 +326,7 @@ def test_fomaml(plain, play_everything):
 
 
 def test_joint_training(plain, play_everything):
-    options = {"discount": 1.0, "normalize_advantages": False}
-    algorithm = play_everything(plain, reinforce, **options)
+    algorithm = play_everything(plain, reinforce, inner=plain_steps())
     mean_return = lambda flat: average(plain, lambda task: loss(plain, flat, task))
     exact = jax.jit(jax.grad(mean_return))(plain.flat)
     assert relative_error(meta_gradient_of_policy(algorithm, plain), exact) < 1e-9
@@ -336,10 +342,12 @@ def expected_kl(problem, old, new):
     return jnp.mean(jnp.sum(visits * per_state[None, None], axis=-1))
 
 
+STEPS = plain_steps(rule=sgd(RATE))
+
+
 def test_promp_at_ratio_one(plain, play_everything):
     """Its gradient is that of low variance curvature: exact but for the terms left out."""
-    options = NO_OUTER | {"outer_epochs": 1}
-    algorithm = play_everything(plain, promp, **options)
+    algorithm = play_everything(plain, promp, inner=STEPS, outer=outer.ppo(epochs=1))
     found = meta_gradient_of_policy(algorithm, plain)
 
     def of_task(task):
@@ -360,7 +368,7 @@ def test_promp_at_ratio_one(plain, play_everything):
 def test_promp_adapts_its_penalty(plain, play_everything, learning_rate, target, factor):
     """Doubled where the policy moved too far, halved where it hardly moved."""
     algorithm = play_everything(
-        plain, promp, outer_learning_rate=learning_rate, target_kl=target, **NO_OUTER
+        plain, promp, inner=STEPS, outer=outer.ppo(learning_rate), target_kl=target
     )
     state = start(algorithm, plain.params)
     new, _ = jax.jit(algorithm.update)(state, plain.tasks, jax.random.key(0))
@@ -369,7 +377,7 @@ def test_promp_adapts_its_penalty(plain, play_everything, learning_rate, target,
 
 def test_the_penalty_cannot_vanish_and_need_not_change(plain, play_everything):
     for options, expected in (({"target_kl": 1.0}, 5e-4 / 1024), ({}, 5e-4)):
-        algorithm = play_everything(plain, promp, **options, **NO_OUTER)
+        algorithm = play_everything(plain, promp, inner=STEPS, **options)
         state, update = start(algorithm, plain.params), jax.jit(algorithm.update)
         for _ in range(12):
             state, metrics = update(state, plain.tasks, jax.random.key(0))
@@ -380,7 +388,7 @@ def test_the_penalty_cannot_vanish_and_need_not_change(plain, play_everything):
 def test_promp_pays_for_moving(plain, play_everything):
     def moved(penalty):
         algorithm = play_everything(
-            plain, promp, outer_learning_rate=0.05, kl_penalty=penalty, **NO_OUTER
+            plain, promp, inner=STEPS, outer=outer.ppo(0.05), kl_penalty=penalty
         )
         state = start(algorithm, plain.params)
         new, metrics = jax.jit(algorithm.update)(state, plain.tasks, jax.random.key(0))
@@ -419,7 +427,7 @@ def test_e_maml_is_unbiased(monkeypatch):
     rate = STEP * problem.length
 
     def adapted(flat, task, index):
-        """Return the parameters after a step on one episode, whose credit is its return to go."""
+        """Return the parameters after a step on one episode, whose advantages are its returns to go."""
         to_go = jnp.cumsum(reward(task)[index][::-1])[::-1]
         objective = lambda f: problem.log_probs(f)[index] @ to_go / problem.length
         return flat + rate * jax.grad(objective)(flat)
@@ -446,8 +454,9 @@ def test_e_maml_is_unbiased(monkeypatch):
     np.testing.assert_allclose(weight.sum(), 1, rtol=1e-12)
 
     def expected(factory):
+        inner = plain_steps("naive", sgd(rate))
         algorithm = factory(
-            problem.family.env, problem.policy, episodes=1, inner_learning_rate=rate, **PLAIN
+            problem.family.env, problem.policy, inner=inner, outer=ADAM, episodes=1
         )
         state = start(algorithm, problem.params)
 
@@ -461,14 +470,14 @@ def test_e_maml_is_unbiased(monkeypatch):
         return weight @ gradient(indices)
 
     assert relative_error(expected(e_maml), exact) < 1e-9
-    assert relative_error(expected(functools.partial(maml, estimator="naive")), exact) > 0.1
+    assert relative_error(expected(maml), exact) > 0.1
 
 
 def test_a_constant_reward_changes_nothing_in_e_maml():
     """What exploration led to is compared with other tasks before it has a unit."""
     problem = Problem(states=2, length=1)  # all of a return is one step's, whose mean is 0
-    options = {"episodes": 6, "baseline": "none", "outer": "adam"}
-    algorithm = e_maml(problem.family.env, problem.policy, **options)
+    inner = gradient_steps(policy_gradient("naive", critic=None))
+    algorithm = e_maml(problem.family.env, problem.policy, inner=inner, outer=ADAM, episodes=6)
     state = start(algorithm, problem.params)
     shifted = problem.tasks | {"reward": problem.tasks["reward"] + 5.0}
     found = [meta_gradient_of(algorithm, state, tasks) for tasks in (problem.tasks, shifted)]
@@ -476,7 +485,7 @@ def test_a_constant_reward_changes_nothing_in_e_maml():
 
 
 def test_exploration_is_not_credited_twice(plain):
-    for options in ({}, {"estimator": "dice"}):
+    for options in ({}, {"inner": gradient_steps(policy_gradient("dice"))}):
         with pytest.raises(MetajaxError, match="credits already; take the estimator 'naive'"):
             maml(plain.family.env, plain.policy, credit_exploration=True, **options)
     with pytest.raises(MetajaxError, match="inner_steps is 0"):
@@ -485,11 +494,11 @@ def test_exploration_is_not_credited_twice(plain):
     with pytest.raises(
         MetajaxError, match="unknown value of estimator 'naiv'; did you mean 'naive'"
     ):
-        maml(plain.family.env, plain.policy, credit_exploration=True, estimator="naiv")
+        policy_gradient("naiv")
 
 
 def test_e_maml_clips_the_ratios_of_exploration(monkeypatch):
-    """Many epochs on one step per task, which its baseline explains: exploration alone moves."""
+    """Many epochs on one step per task, which its critic explains: exploration alone moves."""
     problem, clip = Problem(states=1, length=1), 0.2
 
     def rollout(key, env, task, act, memory, *, episodes, parallel):
@@ -504,15 +513,11 @@ def test_e_maml_clips_the_ratios_of_exploration(monkeypatch):
     algorithm = e_maml(
         problem.family.env,
         problem.policy,
+        inner=plain_steps("naive", sgd(1e-9), of_objective={"critic": linear()}),
+        outer=outer.ppo(1e-3, epochs=300, clip=clip),
         episodes=1,
-        inner_learning_rate=1e-9,
-        outer="ppo",
-        outer_learning_rate=1e-3,
-        outer_epochs=300,
-        clip=clip,
-        **NO_OUTER | {"baseline": "linear"},
     )
-    # Credit for the first action in one task, blame for the second in the other.
+    # The first action did better in one task, the second worse in the other.
     named = {"action": jnp.array([0, 1]), "return": jnp.array([1.0, -1.0])}
     tasks = problem.tasks | named
     new, _ = jax.jit(algorithm.update)(start(algorithm, problem.params), tasks, jax.random.key(0))
@@ -531,8 +536,8 @@ def test_e_maml_clips_the_ratios_of_exploration(monkeypatch):
 
 def test_reptile_is_its_definition(plain, play_everything):
     """θ + ε (mean over tasks of θ after K exact gradient steps - θ)."""
-    options = {"inner_steps": 3, "outer_learning_rate": 0.25}
-    algorithm = play_everything(plain, reptile, **options, **NO_OUTER)
+    options = {"inner_steps": 3, "step_size": 0.25}
+    algorithm = play_everything(plain, reptile, inner=STEPS, **options)
     state = start_reptile(algorithm, plain)
     new, metrics = jax.jit(algorithm.update)(state, plain.tasks, jax.random.key(0))
 
@@ -554,7 +559,7 @@ def start_reptile(algorithm, problem):
 
 def test_reptile_cannot_learn_a_rule(plain):
     with pytest.raises(MetajaxError, match="no gradient to learn a rule with"):
-        reptile(plain.family.env, plain.policy, rule="meta-sgd")
+        reptile(plain.family.env, plain.policy, inner=gradient_steps(rule=rules.meta_sgd()))
 
 
 def test_the_table_of_the_family_fine_tunes_joint_training_alone_by_natural_steps():

@@ -13,19 +13,21 @@ import numpy as np
 import optax
 import pytest
 from enumerated import (
-    PLAIN,
     ROLLOUT,
     Problem,
     meta_gradient_of,
+    plain_steps,
     relative_error,
     rollout_of_everything,
     start,
 )
 from jax.flatten_util import ravel_pytree
 
+from metajax.adaptation import linear
 from metajax.algorithms import maml
 from metajax.errors import MetajaxError
 from metajax.losses import policy_gradient, returns
+from metajax.outer import adam
 from metajax.policies import mlp
 from metajax.rollout import rollout
 from metajax.rules import from_optax, sgd
@@ -97,7 +99,7 @@ def exact(problem):
 
 @pytest.fixture(scope="module")
 def estimated(problem):
-    """Return a function from an estimator's name and credit to its expected derivatives."""
+    """Return a function from an estimator's name and advantages to its expected derivatives."""
 
     @functools.partial(jax.jit, static_argnums=0)
     def derivatives(estimator, advantage, baseline):
@@ -141,7 +143,7 @@ def test_estimators_in_expectation(
     problem, exact, estimated, missing_terms, estimator, discount, with_baseline
 ):
     truth = exact(discount)
-    found = estimated(estimator, *problem.credit(discount, with_baseline))
+    found = estimated(estimator, *problem.advantages(discount, with_baseline))
     np.testing.assert_allclose(found.gradient, truth.gradient, rtol=1e-9, atol=1e-12)
     error = relative_error(found.meta_gradient, truth.meta_gradient)
     print(f"{estimator}, {discount=}, {with_baseline=}: {error:.2e}")
@@ -177,9 +179,9 @@ def test_first_order_misses_the_curvature(problem, exact):
 def test_without_the_factor_of_the_discount_no_second_derivative_is_exact(
     problem, exact, estimated
 ):
-    """As practice has it: γ < 1 makes the credit, but does not weigh the steps."""
-    credit = problem.credit(0.8, with_baseline=False, enter_discount=False)
-    error = relative_error(estimated("dice", *credit).meta_gradient, exact(0.8).meta_gradient)
+    """As practice has it: γ < 1 makes the advantages, but does not weigh the steps."""
+    advantages = problem.advantages(0.8, with_baseline=False, enter_discount=False)
+    error = relative_error(estimated("dice", *advantages).meta_gradient, exact(0.8).meta_gradient)
     print(f"no factor: {error:.2e}")
     assert error > 0.05
 
@@ -192,7 +194,7 @@ def everything(problem, monkeypatch):
     """Let `maml` play every trajectory, weighted by its probability; return a factory of it."""
     env = problem.family.env
     monkeypatch.setattr(ROLLOUT, rollout_of_everything(env, problem.everything))
-    return functools.partial(maml, env, problem.policy, episodes=problem.count, **PLAIN)
+    return functools.partial(maml, env, problem.policy, episodes=problem.count, outer=adam())
 
 
 def exact_maml(problem, rates):
@@ -236,7 +238,7 @@ def first_order_maml(problem):
     ],
 )
 def test_maml_meta_gradient(problem, everything, estimator, low, high):
-    algorithm = everything(estimator=estimator, inner_learning_rate=RATE)
+    algorithm = everything(inner=plain_steps(estimator, sgd(RATE)))
     found = meta_gradient_of(algorithm, start(algorithm, problem.params), problem.tasks)
     error = relative_error(found, exact_maml(problem, [RATE])[1])
     print(f"maml, {estimator}: {error:.2e}")
@@ -244,7 +246,7 @@ def test_maml_meta_gradient(problem, everything, estimator, low, high):
 
 
 def test_maml_first_order(problem, everything):
-    algorithm = everything(estimator="naive", inner_learning_rate=RATE, first_order=True)
+    algorithm = everything(inner=plain_steps("naive", sgd(RATE)), first_order=True)
     found = meta_gradient_of(algorithm, start(algorithm, problem.params), problem.tasks)
 
     assert relative_error(found, first_order_maml(problem)) < 1e-9
@@ -256,10 +258,8 @@ def test_maml_first_order(problem, everything):
 @pytest.mark.parametrize("rematerialize", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_maml_with_three_steps_of_decayed_rate(problem, everything, rematerialize):
     algorithm = everything(
-        estimator="dice",
+        inner=plain_steps("dice", sgd(RATE), learning_rate_decay=0.5),
         inner_steps=3,
-        inner_learning_rate=RATE,
-        inner_learning_rate_decay=0.5,
         rematerialize=rematerialize,
     )
     found = meta_gradient_of(algorithm, start(algorithm, problem.params), problem.tasks)
@@ -342,9 +342,8 @@ def test_maml_on_sampled_trajectories(problem):
         problem.family.env,
         problem.policy,
         episodes=4000,  # the bias of a nonlinear function of a mean falls as 1/episodes
-        estimator="loaded_dice",
-        inner_learning_rate=RATE,
-        **PLAIN | {"baseline": "linear"},
+        inner=plain_steps("loaded_dice", sgd(RATE), of_objective={"critic": linear()}),
+        outer=adam(),
     )
     state = start(algorithm, problem.params)
 
@@ -423,7 +422,7 @@ def on_bandit(monkeypatch):
     """Return a function: reward and options of `maml` to the meta-gradient at known parameters."""
     monkeypatch.setattr(ROLLOUT, quadrature_rollout)
 
-    def run(reward, **options):
+    def run(reward, inner, **options):
         env = bandit(reward)
         policy = mlp(1, env.action_space, hidden=())
         params = {
@@ -432,7 +431,8 @@ def on_bandit(monkeypatch):
             "head": {"kernel": jnp.ones((1, 2)), "bias": jnp.array([0.3, -0.1])},
             "body": {},
         }
-        algorithm = maml(env, policy, episodes=len(NODES), **PLAIN | options)
+        options |= {"episodes": len(NODES), "outer": adam()}
+        algorithm = maml(env, policy, inner=inner, **options)
         flat = meta_gradient_of(algorithm, start(algorithm, params), jnp.asarray(CENTRES))
         return ravel_pytree(params)[1](flat)
 
@@ -462,18 +462,16 @@ def by_hand(rates):
 @pytest.mark.parametrize(
     ("options", "rates"),
     [
-        # With one step there is no later credit for `likelihood_ratio` to miss.
-        ({"estimator": "likelihood_ratio", "inner_learning_rate": 0.4}, [0.4]),
+        # With one step there is nothing later for `likelihood_ratio` to miss.
+        ({"inner": plain_steps("likelihood_ratio", sgd(0.4))}, [0.4]),
         (
             {
-                "estimator": "dice",
+                "inner": plain_steps("dice", sgd(0.4), learning_rate_decay=0.5),
                 "inner_steps": 3,
-                "inner_learning_rate": 0.4,
-                "inner_learning_rate_decay": 0.5,
             },
             [0.4, 0.2, 0.2],
         ),
-        ({"estimator": "dice", "inner_steps": 2, "rule": sgd(0.3)}, [0.3, 0.3]),
+        ({"inner": plain_steps("dice", sgd(0.3)), "inner_steps": 2}, [0.3, 0.3]),
     ],
 )
 def test_quadratic(on_bandit, options, rates):
@@ -489,8 +487,7 @@ def test_orders_agree_where_the_return_has_no_curvature(on_bandit, first_order):
     slope = jnp.array([0.7, -0.2])
     found = on_bandit(
         lambda action, task: slope @ action,
-        estimator="dice",
-        inner_learning_rate=0.4,
+        plain_steps("dice", sgd(0.4)),
         first_order=first_order,
     )
     np.testing.assert_allclose(found["head"]["bias"], slope, rtol=1e-9)
@@ -502,10 +499,10 @@ def test_inner_adam_needs_a_smooth_root(on_bandit):
         from_optax(optax.adam(0.1))
     rough = from_optax(optax.adam(0.1), second_order=False)
     smooth = from_optax(optax.adam(0.1, eps_root=1e-8))
-    options = {"estimator": "dice", "inner_steps": 2}
-    found = on_bandit(quadratic, rule=smooth, **options)
+    rough, smooth = (plain_steps("dice", rule) for rule in (rough, smooth))
+    found = on_bandit(quadratic, smooth, inner_steps=2)
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(found))
     # One weight without gradient, here the kernel, is enough to spoil everything.
-    assert jnp.isnan(on_bandit(quadratic, rule=rough, **options)["head"]["bias"][0])
-    found = on_bandit(quadratic, rule=rough, first_order=True, **options)
+    assert jnp.isnan(on_bandit(quadratic, rough, inner_steps=2)["head"]["bias"][0])
+    found = on_bandit(quadratic, rough, inner_steps=2, first_order=True)
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(found))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from enumerated import relative_error
 from jax.flatten_util import ravel_pytree
-from test_q_prop import PLAIN, WEIGHTS, OneStep
-
-from metajax.algorithms import maml, trpo
 from metajax.algorithms.inner_loop import policy_gradient_loop
 from metajax.algorithms.objectives import Estimator, Experience, policy_gradient_objective
 from metajax.algorithms.pathwise import pathwise_returns
+from test_q_prop import PLAIN, WEIGHTS, OneStep
+
+from metajax.algorithms import maml, trpo
 from metajax.envs import make
 from metajax.errors import MetajaxError
 from metajax.losses.policy_gradient import ESTIMATORS

@@ -11,10 +11,10 @@ from enumerated import action_values, meta_gradient_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
+from metajax.algorithms.objectives import double_q_loss
 
 from metajax.algorithms import dqn, maml_dqn
 from metajax.algorithms.dqn import epsilon_greedy
-from metajax.algorithms.objectives import double_q_loss
 from metajax.envs import make
 from metajax.envs.families.tabular import tabular
 from metajax.errors import MetajaxError

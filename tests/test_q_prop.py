@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from enumerated import ROLLOUT, meta_gradient_of, relative_error
 from jax.flatten_util import ravel_pytree
-
-from metajax.algorithms import learned_optimizer, maml, q_prop
 from metajax.algorithms.inner_loop import MetaParams
 from metajax.algorithms.objectives import Experience, policy_gradient_objective
+
+from metajax.algorithms import learned_optimizer, maml, q_prop
 from metajax.envs import make
 from metajax.envs.builders import Moved, make_env
 from metajax.errors import MetajaxError

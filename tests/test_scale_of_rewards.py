@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from metajax.algorithms.unrolled import init_particles, persistent_evolution_strategies
 
 from metajax.algorithms import e_maml, maml, rl2, trpo
 from metajax.algorithms.rl2 import Statistics
-from metajax.algorithms.unrolled import begin_particles, persistent_evolution_strategies
 from metajax.envs import make
 from metajax.losses import returns
 from metajax.outer.trust_region import trust_region_step
@@ -134,7 +134,7 @@ def test_evolution_makes_nothing_of_rounding():
     def advance(rule, state, key):
         return state, 10.3 * jnp.where(rule[0] > 0, 1 + EPS, 1.0)
 
-    particles = begin_particles(rule, jnp.zeros(4))
+    particles = init_particles(rule, jnp.zeros(4))
     gradient, _, losses = persistent_evolution_strategies(
         advance, rule, particles, jax.random.key(0), std=0.1
     )

@@ -11,20 +11,22 @@ from enumerated import (
     expected_return,
     log_probs,
     log_transition,
+    plain_steps,
     rollout_of_everything,
 )
 from jax.flatten_util import ravel_pytree
 
 from metajax.algorithms import maml
-from metajax.algorithms.inner_loop import MetaParams
 from metajax.envs.families.tabular import tabular
+from metajax.outer import trpo
 from metajax.outer.trust_region import (
     conjugate_gradient,
     fisher_vector_product,
     trust_region_step,
 )
 from metajax.policies import Categorical, DiagonalNormal, mlp
-from metajax.types import Continuous, Discrete, StepInput, TrainState
+from metajax.rules import sgd
+from metajax.types import Continuous, Discrete, MetaParams, StepInput, TrainState
 
 STATES, ACTIONS, LENGTH = 2, 3, 2
 EVERYTHING = enumerate_trajectories(STATES, ACTIONS, LENGTH)
@@ -209,15 +211,8 @@ def test_maml_takes_the_natural_gradient_step_of_the_adapted_policies(monkeypatc
         family.env,
         policy,
         episodes=count,
-        inner_learning_rate=rate,
-        estimator="dice",
-        baseline="none",
-        discount=1.0,
-        normalize_advantages=False,
-        outer="trpo",
-        max_kl=max_kl,
-        cg_iterations=30,
-        cg_damping=1e-3,
+        inner=plain_steps("dice", sgd(rate)),
+        outer=trpo(max_kl, cg_iterations=30, cg_damping=1e-3),
     )
     nothing = {"outer": (), "critic": (), "kl_penalty": ()}
     state = TrainState(MetaParams(unravel(flat), (), ()), nothing)

@@ -10,9 +10,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from trials import ENV, EPISODES, LENGTH, TASKS
 
+from metajax.adaptation import evidence_lower_bound
+from metajax.adaptation.trials import Statistics
 from metajax.algorithms import rl2, varibad
-from metajax.algorithms.rl2 import Statistics
 from metajax.errors import MetajaxError
+from metajax.outer import ppo
 from metajax.policies import gru, mlp, variational
 from metajax.policies.variational import belief
 from metajax.rollout import rollout
@@ -21,21 +23,28 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 KEY = jax.random.key(2)
 BELIEFS, PREDICTIONS, BATCH, RATE = 4, 5, 3, 0.01
-PLAIN = {"episodes": EPISODES, "minibatches": 1, "outer_epochs": 1}
 OPTIONS = {
     "vae_updates": 1,
     "vae_batch": BATCH,
     "replay_capacity": 3,
-    "beliefs": BELIEFS,
-    "predictions": PREDICTIONS,
-    "kl_weight": 0.3,
-    "state_weight": 0.7,
-    "decoder_hidden": (3,),
+    "model": evidence_lower_bound(
+        beliefs=BELIEFS,
+        predictions=PREDICTIONS,
+        kl_weight=0.3,
+        state_weight=0.7,
+        decoder_hidden=(3,),
+    ),
 }
 
 
-def algorithm_of(policy, **options):
-    return varibad(ENV, policy, **PLAIN, **(OPTIONS | options))
+def plain(learning_rate=1e-3):
+    """Return one outer step on all trials, and their number of episodes."""
+    outer = ppo(learning_rate, epochs=1, clip=0.2, max_gradient_norm=1.0)
+    return {"episodes": EPISODES, "outer": outer}
+
+
+def algorithm_of(policy, learning_rate=1e-3, **options):
+    return varibad(ENV, policy, **plain(learning_rate), **(OPTIONS | options))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +133,7 @@ def bound_by_hand(policy, params, decoders, steps, when, what, noise):
 
 def test_a_step_ascends_the_evidence_lower_bound(start, descent):
     policy, state = start
-    algorithm = algorithm_of(policy, outer_learning_rate=1e-30, vae_learning_rate=RATE)
+    algorithm = algorithm_of(policy, 1e-30, vae_learning_rate=RATE)
     after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
 
     learner_key, vae_key = jax.random.split(KEY)
@@ -159,8 +168,9 @@ def test_a_step_ascends_the_evidence_lower_bound(start, descent):
 def test_actions_do_not_train_the_belief_nor_predictions_the_actions(start, descent):
     policy, state = start
 
-    def moved(**rates):
-        after, _ = jax.jit(algorithm_of(policy, **rates).update)(state, TASKS, KEY)
+    def moved(learning_rate, vae_learning_rate):
+        algorithm = algorithm_of(policy, learning_rate, vae_learning_rate=vae_learning_rate)
+        after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
         before, after = state.meta_params.policy, after.meta_params.policy
         flat = lambda tree: ravel_pytree(tree)[0]
         believing = {name: before["actor"][name] for name in ("encoder", "belief")}
@@ -170,9 +180,9 @@ def test_actions_do_not_train_the_belief_nor_predictions_the_actions(start, desc
         )
         return still(believing, {name: after["actor"][name] for name in believing}), acting
 
-    believing, acting = moved(outer_learning_rate=0.1, vae_learning_rate=1e-30)
+    believing, acting = moved(0.1, 1e-30)
     assert believing < 1e-25 < 1e-4 < acting
-    believing, acting = moved(outer_learning_rate=1e-30, vae_learning_rate=0.1)
+    believing, acting = moved(1e-30, 0.1)
     assert acting < 1e-25 < 1e-4 < believing
 
 
@@ -180,8 +190,7 @@ def test_its_policy_is_trained_as_in_rl2(start):
     policy, state = start
     algorithm = algorithm_of(policy, vae_learning_rate=1e-30)
     after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
-    plain = rl2(ENV, policy, **PLAIN)
-    expected, _ = jax.jit(plain.update)(
+    expected, _ = jax.jit(rl2(ENV, policy, **plain()).update)(
         dataclasses.replace(state, learner=state.learner["policy"], replay=()),
         TASKS,
         jax.random.split(KEY)[0],
@@ -195,9 +204,9 @@ def test_its_policy_is_trained_as_in_rl2(start):
 def test_what_is_wrong_is_one_sentence():
     for other in (gru(2, ENV.action_space), mlp(2, ENV.action_space)):
         with pytest.raises(MetajaxError, match="needs a policy with a belief"):
-            varibad(ENV, other, **PLAIN)
+            varibad(ENV, other, **plain())
     policy = variational(2, ENV.action_space)
     with pytest.raises(MetajaxError, match="kl_weight is -1"):
-        varibad(ENV, policy, **PLAIN, kl_weight=-1.0)
+        varibad(ENV, policy, **plain(), model=evidence_lower_bound(kl_weight=-1.0))
     with pytest.raises(MetajaxError, match="vae_batch is 0"):
-        varibad(ENV, policy, **PLAIN, vae_batch=0)
+        varibad(ENV, policy, **plain(), vae_batch=0)

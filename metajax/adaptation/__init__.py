@@ -1,6 +1,7 @@
 """Adaptation: how an agent learns inside a task, and the parts that it is made of."""
 
 from metajax.adaptation.advantages import Advantages
+from metajax.adaptation.context import BELIEF_MODELS, BeliefModel, evidence_lower_bound
 from metajax.adaptation.control_variates import CONTROL_VARIATES, ControlVariate, q_prop
 from metajax.adaptation.critics import CRITICS, Critic, linear, value_network
 from metajax.adaptation.gradient_steps import (
@@ -33,6 +34,7 @@ from metajax.adaptation.trials import (
 )
 
 __all__ = [
+    "BELIEF_MODELS",
     "CONTROL_VARIATES",
     "CRITICS",
     "INNER_LOOPS",
@@ -40,6 +42,7 @@ __all__ = [
     "TRIAL_OBJECTIVES",
     "Adapted",
     "Advantages",
+    "BeliefModel",
     "ControlVariate",
     "Critic",
     "Experience",
@@ -51,6 +54,7 @@ __all__ = [
     "collect_batch",
     "control",
     "evaluate_actions",
+    "evidence_lower_bound",
     "fit_critics",
     "gradient_steps",
     "linear",

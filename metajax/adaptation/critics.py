@@ -1,4 +1,4 @@
-"""Critics: what states are worth, so that actions are not credited with where they were taken."""
+"""Critics: what states are worth, so that an action is judged by what it changed."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

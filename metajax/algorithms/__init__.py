@@ -15,6 +15,7 @@ from metajax.algorithms.meta_sgd import meta_sgd
 from metajax.algorithms.promp import promp
 from metajax.algorithms.reptile import reptile
 from metajax.algorithms.rl2 import rl2, snail
+from metajax.algorithms.tunable import tunable
 from metajax.algorithms.varibad import varibad
 from metajax.types import Algorithm
 
@@ -62,6 +63,7 @@ __all__ = [
     "rl2",
     "snail",
     "trpo",
+    "tunable",
     "varibad",
 ]
 

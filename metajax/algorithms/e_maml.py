@@ -1,4 +1,4 @@
-"""E-MAML (Stadie et al. 2018): MAML that credits exploration with what it leads to."""
+"""E-MAML (Stadie et al. 2018): MAML whose gradient counts exploration."""
 
 from metajax._checks import checked
 from metajax.adaptation import InnerLoop, gradient_steps, policy_gradient
@@ -35,7 +35,7 @@ def e_maml(
         env: the environment that all tasks share.
         policy: what is adapted, without a memory.
         inner: adaptation within a task, by the estimator "naive".
-        outer: outer step on the surrogate of all policies whose actions are credited.
+        outer: outer step on the surrogate of all policies whose actions count.
         inner_steps: adaptation steps K during meta-training.
         episodes: episodes per task and adaptation step.
         rematerialize: whether inner steps are computed again in the backward pass, which saves

@@ -1,8 +1,8 @@
 """A learned optimizer for reinforcement learning: the rule is all that is meta-learned.
 
-Agents live a whole life, from a random policy through many adaptation steps, and the rule is
-trained by persistent evolution strategies (Vicol et al. 2021) on what they earn in it. Nothing is
-differentiated through a life, so it may be as long as one likes.
+Every inner run trains an agent from a random policy through many adaptation steps, and the rule is
+trained by persistent evolution strategies (Vicol et al. 2021) on the returns of those runs. Nothing
+is differentiated through a run, so it may be as long as one likes.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from metajax.envs.rollouts import undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses import returns
 from metajax.outer.evolution import (
-    begin_particles,
+    init_particles,
     persistent_evolution_strategies,
     restart,
 )
@@ -40,12 +40,12 @@ from metajax.types import (
 
 
 @pytree_dataclass
-class Life:
+class InnerRun:
     """An agent that learns one task by the rule, and the adaptation steps it has taken."""
 
     adapted: Adapted
     task: Task
-    rounds: Any
+    steps: Any
 
 
 @checked
@@ -65,17 +65,17 @@ def learned_optimizer(
     """Return a learned optimizer of PPO agents, trained by persistent evolution strategies.
 
     An adaptation step is a few epochs of PPO on fresh episodes, made by the rule. The
-    agent begins with a random policy, so its adaptation curve is a learning curve; evaluate it
+    agent starts from a random policy, so its adaptation curve is a learning curve; evaluate it
     with as many rounds as matter.
 
     Each task of the batch is a pair of agents under opposite perturbations of the rule; a task
-    lasts a lifetime, and pairs are at different ages (of the first ones, all newborn, the older
-    live shorter). In the metrics `return_before` and `return_after` are those of agents in the
-    first and in the last `unroll` steps of their life.
+    lasts a lifetime, and pairs are at different steps of it (the first ones all start together, and
+    some end early). In the metrics `return_before` and `return_after` are those of agents in the
+    first and in the last `unroll` steps of their lifetime.
 
     Args:
         env: the environment that all tasks share.
-        policy: what the rule trains; each life begins with other random parameters.
+        policy: what the rule trains; each inner run starts from other random parameters.
         inner: adaptation by a rule that has parameters, without a critic that is learned.
         episodes: episodes per task and adaptation step.
         lifetime: adaptation steps of an agent.
@@ -106,24 +106,24 @@ def learned_optimizer(
     ages = lifetime // unroll
     optimizer = on_own_terms(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate)))
 
-    def newborn(rule_params, key) -> Adapted:
+    def start(rule_params, key) -> Adapted:
         return loop.agent.init(MetaParams(policy.init(key), rule_params, ()), key)
 
     def init_agent(meta_params: MetaParams, key) -> Adapted:
-        return newborn(meta_params.rule, key)
+        return start(meta_params.rule, key)
 
-    def lives(rule_params, tasks, key):
+    def starts(rule_params, tasks, key):
         count = jax.tree.leaves(tasks)[0].shape[0]
-        adapted = jax.vmap(lambda key: newborn(rule_params, key))(jax.random.split(key, count))
-        return Life(adapted, tasks, jnp.zeros(count, jnp.int32))
+        adapted = jax.vmap(lambda key: start(rule_params, key))(jax.random.split(key, count))
+        return InnerRun(adapted, tasks, jnp.zeros(count, jnp.int32))
 
-    def advance(rule_params, life: Life, key):
+    def advance(rule_params, run: InnerRun, key):
         meta_params = MetaParams((), rule_params, ())
         experience, adapted = loop.collect(
-            meta_params, life.adapted, life.task, key, unroll, episodes
+            meta_params, run.adapted, run.task, key, unroll, episodes
         )
-        earned = jnp.mean(undiscounted_returns(experience.trajectory))
-        return Life(adapted, life.task, life.rounds + unroll), -earned
+        achieved = jnp.mean(undiscounted_returns(experience.trajectory))
+        return InnerRun(adapted, run.task, run.steps + unroll), -achieved
 
     def init(key, tasks) -> TrainState:
         count = jax.tree.leaves(tasks)[0].shape[0]
@@ -132,20 +132,20 @@ def learned_optimizer(
                 f"there are {count} tasks; with a lifetime of {lifetime} and an unroll of {unroll} "
                 f"it takes at least {ages}, one per age."
             )
-        rule_key, life_key = jax.random.split(key)
+        rule_key, run_key = jax.random.split(key)
         rule_params = loop.init(rule_key)[0].rule
-        newborns = lives(rule_params, tasks, life_key)
+        fresh = starts(rule_params, tasks, run_key)
         staggered = unroll * (jnp.arange(count, dtype=jnp.int32) % ages)
-        particles = begin_particles(rule_params, Life(newborns.adapted, newborns.task, staggered))
+        particles = init_particles(rule_params, InnerRun(fresh.adapted, fresh.task, staggered))
         learner = {"outer": optimizer.init(rule_params), "particles": particles}
         return TrainState(MetaParams((), rule_params, ()), learner)
 
     def update(state: TrainState, tasks, key):
         rule_params, particles = state.meta_params.rule, state.learner["particles"]
-        life_key, step_key = jax.random.split(key)
-        over = particles.plus.rounds >= lifetime
-        particles = restart(particles, over, lives(rule_params, tasks, life_key))
-        age = particles.plus.rounds
+        run_key, step_key = jax.random.split(key)
+        over = particles.plus.steps >= lifetime
+        particles = restart(particles, over, starts(rule_params, tasks, run_key))
+        age = particles.plus.steps
         gradient, particles, losses = persistent_evolution_strategies(
             advance, rule_params, particles, step_key, std=perturbation_std
         )

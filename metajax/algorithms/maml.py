@@ -6,6 +6,8 @@ roll out the adapted parameters θ', and so on for K steps; then improve θ by t
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,9 +91,9 @@ def maml(
         first_order: whether inner gradients are treated as constants.
         rematerialize: whether inner steps are computed again in the backward pass, which saves
             memory when there are many.
-        credit_exploration: whether episodes before adaptation are also credited with what they led
-            to, as in E-MAML. The inner estimator must not do so too: it is "naive", or
-            `first_order`.
+        credit_exploration: whether the gradient of what adaptation achieves includes how θ chose
+            the episodes before it, as in E-MAML. The inner estimator must not do so too: it is
+            "naive", or `first_order`.
         kl_penalty: weight of how far the policies that played the episodes before adaptation move
             in an outer step, in nats, as in ProMP; 0 for none.
         target_kl: nats per step that the penalty is doubled or halved towards, up to a thousand
@@ -109,6 +111,73 @@ def maml(
         check_positive(target_kl=target_kl)
     loop = inner.build(env, policy)
     _check_loop(loop, outer, inner_steps, credit_exploration and not first_order)
+
+    problem, moved = _meta_problem(
+        loop,
+        first_order=first_order,
+        rematerialize=rematerialize,
+        credit_exploration=credit_exploration,
+        penalized=penalized,
+    )
+
+    def init(key, tasks) -> TrainState:
+        del tasks
+        meta_params, critic_state, replay = loop.init(key)
+        learner = {
+            "outer": outer.init((meta_params.policy, meta_params.rule)),
+            "critic": critic_state,
+            "kl_penalty": jnp.full(inner_steps, kl_penalty, float) if penalized else (),
+        }
+        return TrainState(meta_params, learner, replay=replay)
+
+    def update(state: TrainState, tasks, key):
+        meta_params, learner = state.meta_params, state.learner
+        data, _ = collect_batch(
+            loop, meta_params, tasks, key, rounds=inner_steps + 1, episodes=episodes
+        )
+        theta, penalty = (meta_params.policy, meta_params.rule), learner["kl_penalty"]
+        theta, outer_state, metrics = outer.improve(problem(penalty), theta, learner["outer"], data)
+        metrics = jax.tree.map(lambda x: x[0], metrics)  # at θ itself
+        if penalized:
+            kl = moved(theta, data, penalty)
+            metrics["inner_kl"] = jnp.mean(kl)
+            if target_kl is not None:
+                penalty *= jnp.where(kl < target_kl / 1.5, 0.5, 1.0)
+                penalty *= jnp.where(kl > target_kl * 1.5, 2.0, 1.0)
+                # At 0, or at infinity, it would stay.
+                penalty = jnp.clip(penalty, kl_penalty / 1024, kl_penalty * 1024)
+                metrics["kl_penalty"] = jnp.mean(penalty)
+        critic, critic_state, replay, critic_metrics = fit_critics(loop, state, data, key)
+        metrics |= critic_metrics | measured(loop, meta_params, data.trajectory)
+        new_state = dataclasses.replace(
+            state,
+            meta_params=MetaParams(policy=theta[0], rule=theta[1], critic=critic),
+            learner={"outer": outer_state, "critic": critic_state, "kl_penalty": penalty},
+            replay=replay,
+            environment_steps=count_update(state.environment_steps, tasks, trial, env),
+        )
+        return new_state, metrics
+
+    trial = Trial(inner_steps + 1, episodes, inner_steps)
+    metrics = (*metric_names(loop, trial.rounds), *outer.metrics)
+    if penalized:
+        metrics += ("inner_kl",) if target_kl is None else ("inner_kl", "kl_penalty")
+    return Algorithm(init, update, loop.agent, "maml", trial, metrics)
+
+
+def _meta_problem(
+    loop: InnerLoop,
+    *,
+    first_order: bool,
+    rematerialize: bool,
+    credit_exploration: bool,
+    penalized: bool,
+) -> tuple[Callable[[Any], Problem], Callable[..., Array]]:
+    """Return the meta-objective: what is improved at θ' by moving θ = (policy, rule).
+
+    Of experience `[task, round]`: `problem(penalty)`, given the weights of the KL penalty
+    `[adaptation step]`, and `moved(theta, data, penalty)`, the nats that it weighs.
+    """
 
     def support_and_query(data: Experience) -> tuple[Experience, Experience]:
         """Return rounds 0 ... K-1 and round K of a task."""
@@ -145,8 +214,9 @@ def maml(
             gain += control(query.advantages, distribution, query.trajectory)
             if credit_exploration:
                 advantage = jnp.broadcast_to(outcome, before[1].shape)
+                episodes = query.trajectory.valid.shape[0]
                 gain += episodes * gain_of(before[1], support.trajectory, advantage, clip)
-            kl = jnp.zeros(inner_steps)
+            kl = jnp.zeros(data.trajectory.valid.shape[0] - 1)
             if penalized:
                 played = support.trajectory.output.distribution
                 kl = jax.vmap(returns.masked_mean)(played.kl(before[0]), support.trajectory.valid)
@@ -178,49 +248,10 @@ def maml(
             mean_kl=mean_kl,
         )
 
-    def init(key, tasks) -> TrainState:
-        del tasks
-        meta_params, critic_state, replay = loop.init(key)
-        learner = {
-            "outer": outer.init((meta_params.policy, meta_params.rule)),
-            "critic": critic_state,
-            "kl_penalty": jnp.full(inner_steps, kl_penalty, float) if penalized else (),
-        }
-        return TrainState(meta_params, learner, replay=replay)
+    def moved(theta, data: Experience, penalty):
+        return surrogate(theta, data, penalty)[1][1]
 
-    def update(state: TrainState, tasks, key):
-        meta_params, learner = state.meta_params, state.learner
-        data, _ = collect_batch(
-            loop, meta_params, tasks, key, rounds=inner_steps + 1, episodes=episodes
-        )
-        theta, penalty = (meta_params.policy, meta_params.rule), learner["kl_penalty"]
-        theta, outer_state, metrics = outer.improve(problem(penalty), theta, learner["outer"], data)
-        metrics = jax.tree.map(lambda x: x[0], metrics)  # at θ itself
-        if penalized:
-            moved = surrogate(theta, data, penalty)[1][1]
-            metrics["inner_kl"] = jnp.mean(moved)
-            if target_kl is not None:
-                penalty *= jnp.where(moved < target_kl / 1.5, 0.5, 1.0)
-                penalty *= jnp.where(moved > target_kl * 1.5, 2.0, 1.0)
-                # At 0, or at infinity, it would stay.
-                penalty = jnp.clip(penalty, kl_penalty / 1024, kl_penalty * 1024)
-                metrics["kl_penalty"] = jnp.mean(penalty)
-        critic, critic_state, replay, critic_metrics = fit_critics(loop, state, data, key)
-        metrics |= critic_metrics | measured(loop, meta_params, data.trajectory)
-        new_state = dataclasses.replace(
-            state,
-            meta_params=MetaParams(policy=theta[0], rule=theta[1], critic=critic),
-            learner={"outer": outer_state, "critic": critic_state, "kl_penalty": penalty},
-            replay=replay,
-            environment_steps=count_update(state.environment_steps, tasks, trial, env),
-        )
-        return new_state, metrics
-
-    trial = Trial(inner_steps + 1, episodes, inner_steps)
-    metrics = (*metric_names(loop, trial.rounds), *outer.metrics)
-    if penalized:
-        metrics += ("inner_kl",) if target_kl is None else ("inner_kl", "kl_penalty")
-    return Algorithm(init, update, loop.agent, "maml", trial, metrics)
+    return problem, moved
 
 
 def outcomes(data: Experience) -> Float[Array, "task"]:
@@ -255,7 +286,7 @@ def _check_loop(loop: InnerLoop, outer: OuterStep, inner_steps: int, credits_twi
         )
     if credits_twice and estimator != "naive":
         raise MetajaxError(
-            f"credit_exploration credits what the inner estimator {estimator!r} credits "
+            f"credit_exploration counts what the inner estimator {estimator!r} counts "
             "already; take the estimator 'naive', or first_order."
         )
     if not inner_steps and loop.learns_rule:

@@ -24,8 +24,8 @@ def promp(
     """Return ProMP: MAML with low variance curvature, clipped outer epochs and a KL penalty.
 
     The inner estimator is the low variance curvature objective; the outer step makes several
-    clipped epochs on the same episodes, and pays for moving away from the policy that sampled
-    those before adaptation.
+    clipped epochs on the same episodes, and is penalized for moving away from the policy that
+    sampled those before adaptation.
 
     Args:
         env: the environment that all tasks share.

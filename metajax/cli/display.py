@@ -120,7 +120,7 @@ def _parts_text(
     parts: Sequence[tuple[str, np.ndarray]], title: str, labels: Sequence[str], digits: int
 ) -> str:
     rounds = len(labels)
-    shown = np.unique(
+    shown: list[int] = np.unique(
         np.linspace(0, rounds - 1, min(rounds, FEW_ROUNDS)).round().astype(int)
     ).tolist()
     table = _table(title, *(labels[k] for k in shown))

@@ -41,6 +41,7 @@ def make_env(
     observation_size: int,
     action_space: ActionSpace,
     episode_length: int,
+    measure: Callable[[PyTree[Array], Task], dict[str, Array]] = lambda simulator, task: {},
 ) -> Env:
     """Return the environment; time, truncation and the task are taken care of.
 
@@ -51,11 +52,15 @@ def make_env(
         observation_size: numbers in an observation.
         action_space: of the actions.
         episode_length: steps after which an episode is truncated, if it has not terminated.
+        measure: `(simulator, task) -> metrics`, numbers by name that no agent sees.
 
     Raises:
         MetajaxError: an episode would have no step.
     """
     check_at_least(1, episode_length=episode_length)
+
+    def measured(simulator: PyTree[Array], task: Task, like: Array) -> dict[str, Array]:
+        return {n: jnp.asarray(x, like.dtype) for n, x in measure(simulator, task).items()}
 
     def reset(key: Key[Array, ""], task: Task) -> EnvState:
         simulator = start(key, task)
@@ -68,6 +73,7 @@ def make_env(
             time=jnp.zeros((), jnp.int32),
             task=task,
             simulator=simulator,
+            metrics=measured(simulator, task, observation),
         )
 
     def step(state: EnvState, action: Array) -> EnvState:
@@ -83,6 +89,7 @@ def make_env(
             time=time,
             task=state.task,
             simulator=moved.simulator,
+            metrics=measured(moved.simulator, state.task, observation),
         )
 
     return Env(reset, step, observation_size, action_space, episode_length)
@@ -130,6 +137,7 @@ def robot_env(
     episode_length: int,
     healthy: Callable[[Task, PhysicsState], Bool[Array, ""]] | None = None,
     dynamics: Callable[[Task], Dynamics] = lambda task: {},
+    measure: Callable[[Task, PhysicsState], dict[str, Array]] = lambda task, state: {},
     example: Task = None,
 ) -> Env:
     """Return the environment of a robot that starts about where its model stands.
@@ -144,7 +152,8 @@ def robot_env(
         episode_length: steps per episode.
         healthy: `(task, state) -> healthy`; the episode terminates where it is False. None if it
             never does.
-        dynamics: of the task's world.
+        dynamics: of the task.
+        measure: `(task, state) -> metrics`, numbers by name that no agent sees.
         example: a task, if `noise` or `observe` looks at it: its shapes say how long an
             observation is.
 
@@ -186,6 +195,7 @@ def robot_env(
         observation_size=seen.shape[0],
         action_space=actions,
         episode_length=episode_length,
+        measure=lambda state, task: measure(task, state),
     )
 
 

@@ -126,14 +126,17 @@ def _episode(key, env: Env, task: Task, act: Act, carried):
             new_state.truncated & ~ended,
             ~ended,
         )
+        record = record, new_state.metrics
         new_carry = (new_state, new_memory, (action, new_state.reward, end), ended | end)
         return _select(ended, carry, new_carry), record
 
     carry = (initial_state, memory, previous, jnp.zeros((), bool))
-    carry, record = jax.lax.scan(step, carry, jnp.arange(env.episode_length))
+    carry, (record, metrics) = jax.lax.scan(step, carry, jnp.arange(env.episode_length))
     state, memory, previous, _ = carry
     final_input = StepInput(state.observation, *previous)
-    trajectory = Trajectory(*record, final_input=final_input, initial_state=initial_state)
+    trajectory = Trajectory(
+        *record, final_input=final_input, initial_state=initial_state, metrics=metrics
+    )
     return (memory, previous), trajectory
 
 

@@ -10,7 +10,7 @@ Preset = Mapping[str, Mapping[str, Any]]
 
 
 class FamilySpec(NamedTuple):
-    """A task family by name, and all that metajax knows of it beside its factory.
+    """A task family by name, and all else that metajax knows of it.
 
     Attributes:
         name: what the command line calls it.
@@ -57,7 +57,7 @@ def gradient_presets(shared: Preset, own: Mapping[str, Preset] | None = None) ->
 
     Args:
         shared: what MAML was tuned to; each other algorithm takes of it what means the same there.
-        own: what an algorithm has beside or instead, by its name.
+        own: what an algorithm has in addition or instead, by its name.
     """
     own = own or {}
     return {

@@ -26,9 +26,10 @@ def uniform(
     """Draw from U[low, high] restricted to the parts of the range that belong to one split.
 
     The range is cut into 9 blocks of 11 strips. The middle strip of every block is held out: 1/11
-    of the range, spread evenly over it, with the same mean as the training strips. Validation tasks
-    lie where two strips meet, in the middle of the margins that both keep free there: spread as
-    evenly, with the same mean. Beyond the range is the quarter of its width that follows.
+    of the range, distributed evenly over it, with the same mean as the training strips. Validation
+    tasks lie where two strips meet, in the middle of the margins that both keep free there:
+    distributed as evenly, with the same mean. Beyond the range is the quarter of its width that
+    follows.
 
     Args:
         key: consumed.
@@ -126,7 +127,7 @@ def _distributions(sample, *splits: Split) -> dict[str, Any]:
 
 
 def unlisted(sample) -> TaskDistribution:
-    """Return the distribution of `sample(key) -> task` beside a list: its tasks have no number.
+    """Return the distribution of `sample(key) -> task`, of tasks that have no number on a list.
 
     Their "index" is -1, so that they look like the numbered ones of `finite_splits`.
     """

@@ -148,7 +148,7 @@ def importance_weighted(
     Args:
         log_prob: of the actions under the policy being trained.
         behaviour_log_prob: of the actions under the policy that sampled them.
-        advantage: credit for each action.
+        advantage: of each action.
         valid: steps that were played.
         clip: ε of PPO's pessimistic bound min(ρA, clip(ρ, 1-ε, 1+ε)A) (Schulman et al. 2017,
             equation 7); None leaves the ratio alone.

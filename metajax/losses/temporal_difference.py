@@ -19,7 +19,7 @@ def q_learning(
     Args:
         q: values of the actions before the step.
         action: that was taken.
-        reward: that it earned.
+        reward: of that action.
         discount: γ, 0 where the step terminated the task.
         next_q: values after the step; of the target network in DQN (Mnih et al. 2015).
     """
@@ -39,7 +39,7 @@ def double_q_learning(
     Args:
         q: values of the actions before the step.
         action: that was taken.
-        reward: that it earned.
+        reward: of that action.
         discount: γ, 0 where the step terminated the task.
         next_q: values after the step, of the target network.
         selector: values after the step that choose the action, of the online network.

@@ -49,7 +49,7 @@ class Particles:
     Attributes:
         plus: states with the perturbations added, `[pair, ...]`.
         minus: states with them subtracted.
-        accumulated: sum of the perturbations since each problem began, like the meta-parameters,
+        accumulated: sum of the perturbations since each problem started, like the meta-parameters,
             `[pair, ...]`.
     """
 
@@ -58,20 +58,20 @@ class Particles:
     accumulated: Any
 
 
-def begin_particles(meta_params: PyTree[Array], states: Any) -> Particles:
-    """Return pairs that both begin at `states[pair]`."""
+def init_particles(meta_params: PyTree[Array], states: Any) -> Particles:
+    """Return pairs that both start at `states[pair]`."""
     pairs = _count(states)
     nothing = jax.tree.map(lambda x: jnp.zeros((pairs, *x.shape), x.dtype), meta_params)
     return Particles(states, states, nothing)
 
 
 def restart(particles: Particles, over: Bool[Array, "pair"], states: Any) -> Particles:
-    """Return the particles, where a problem is `over` at the beginning of a new one.
+    """Return the particles, where a problem is `over` at the start of a new one.
 
     Args:
         particles: as they are.
         over: whose inner problems have ended.
-        states: beginnings, `[pair, ...]`.
+        states: starts, `[pair, ...]`.
     """
 
     def where_over(new, old):

@@ -64,8 +64,8 @@ class Physics(NamedTuple):
     - `qpos(state)`, `qvel(state)`: read them back;
     - `kinematics(state, dynamics={})`: what follows from them;
     - `contact_force(state)`: the external force on every body [nbody, 6], a torque and a force
-      about the robot's centre of mass (N·m, N; MuJoCo's `cfrc_ext`), where the last substep began;
-      0 after `init`. None if it was not asked for, or on Brax, which has no such forces.
+      about the robot's centre of mass (N·m, N; MuJoCo's `cfrc_ext`), at the start of the last
+      substep; 0 after `init`. None if it was not asked for, or on Brax, which has no such forces.
 
     Attributes:
         init: see above.

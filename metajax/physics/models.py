@@ -78,8 +78,8 @@ def load_model(
 def _own_spec(path: str) -> mujoco.MjSpec:
     if not path.endswith(".xml"):  # by which alone MuJoCo knows what it is
         raise MetajaxError(
-            f"{path} must end in .xml, which tells MuJoCo what it is: rename it, or take the name "
-            f"of a model of Gymnasium's: {', '.join(_gymnasium_models())}."
+            f"{path} must end in .xml, by which MuJoCo knows it: rename it, or take the name of a "
+            f"model of Gymnasium's: {', '.join(_gymnasium_models())}."
         )
     if not pathlib.Path(path).is_file():
         raise MetajaxError(f"MuJoCo cannot read {path}: there is no such file.")

@@ -348,7 +348,7 @@ def _remember(
         "keys": cache["keys"].at[now % kept].set(key),
         "values": cache["values"].at[now % kept].set(value),
     }
-    # The old ones beside the new, which may take their places before all have seen them.
+    # The old ones before the new, which may take their places before all have seen them.
     keys = jnp.concatenate([cache["keys"], key])
     values = jnp.concatenate([cache["values"], value])
     last = time - 1

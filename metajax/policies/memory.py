@@ -1,4 +1,4 @@
-"""What policies with a memory have in common: what they hear of each step, and what they say."""
+"""What policies with a memory have in common: inputs and outputs."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -61,7 +61,7 @@ def with_memory(
     initial_std: float = 1.0,
     minimum_std: float = 1e-6,
 ) -> Policy:
-    """Return the policy that hears all of a `StepInput` and remembers with a network.
+    """Return the policy whose input is all of a `StepInput` and whose memory is a network's.
 
     Its input is the observation, the action before (one-hot, if actions are discrete), the reward
     before and whether an episode ended there (Duan et al. 2016, section 2.2). Actions are
@@ -73,10 +73,10 @@ def with_memory(
         action_space: the environment's.
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.
-        hidden: widths of layers between the network, whose inputs they see, too, and what is said;
+        hidden: widths of layers between the network, whose inputs they see, too, and the outputs;
             tanh after each.
         initial_std: standard deviation at the start, in the policy's action units.
-        minimum_std: the standard deviation is never below this.
+        minimum_std: smallest standard deviation, in the same units.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
@@ -108,27 +108,27 @@ def with_memory(
     def initial_memory() -> Memory:
         return [network.initial_memory() for _ in range(1 + separate)]
 
-    def heard(x: StepInput) -> Float[Array, "*batch input"]:
+    def encoded(x: StepInput) -> Float[Array, "*batch input"]:
         action = x.previous_action
         if discrete:
             action = jax.nn.one_hot(action, action_space.size)
         outcome = jnp.stack([x.previous_reward, x.previous_end.astype(float)], axis=-1)
         return jnp.concatenate([x.observation, action, outcome], axis=-1)
 
-    def say(params, acting, valuing) -> PolicyOutput:
+    def output(params, acting, valuing) -> PolicyOutput:
         chosen = affine(params["head"], acting)
         value = None if critic == "none" else affine(params["value"], valuing)[..., 0]
         return PolicyOutput(action_distribution(chosen, params, minimum_std), value)
 
     def through(advance):
         def run(params, memory, step_input) -> tuple[Memory, PolicyOutput]:
-            x = heard(step_input)
+            x = encoded(step_input)
             memory = list(memory)
             memory[0], acting = advance(params["actor"], memory[0], x)
             valuing = acting
             if separate:
                 memory[1], valuing = advance(params["critic"], memory[1], x)
-            return memory, say(params, acting, valuing)
+            return memory, output(params, acting, valuing)
 
         return run
 

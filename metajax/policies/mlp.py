@@ -66,10 +66,11 @@ def mlp(
         observation_size: numbers in an observation.
         action_space: the environment's.
         hidden: widths of the hidden layers.
-        activation: after each hidden layer.
+        activation: activation function after each hidden layer.
         initial_std: standard deviation at the start, in the policy's action units.
-        minimum_std: the standard deviation is never below this.
-        context: inputs beside the observation that are parameters themselves, 0 at the start.
+        minimum_std: smallest standard deviation, in the same units.
+        context: number of inputs that are parameters themselves, 0 at the start, in addition to the
+            observation.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
@@ -119,7 +120,7 @@ def value_network(
     Args:
         observation_size: numbers in an observation.
         hidden: widths of the hidden layers.
-        activation: after each hidden layer.
+        activation: activation function after each hidden layer.
 
     Raises:
         MetajaxError: an option is unknown or out of range.

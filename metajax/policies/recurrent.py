@@ -120,7 +120,7 @@ def lstm(
 ) -> Policy:
     """Return a policy with long short-term memory (Hochreiter & Schmidhuber 1997).
 
-    The forget gate's bias begins at 1 (Jozefowicz et al. 2015).
+    The forget gate's bias starts at 1 (Jozefowicz et al. 2015).
 
     Args:
         observation_size: numbers in an observation.

@@ -28,7 +28,7 @@ def variational(
 ) -> Policy:
     """Return a policy on beliefs (Zintgraf et al. 2020): see `metajax.algorithms.varibad`.
 
-    Gated recurrent units hear the trial and say a normal distribution of a latent variable, the
+    Gated recurrent units encode the trial as a normal distribution of a latent variable, the
     belief; a perceptron acts on the observation and on the belief's mean and log standard
     deviation. What the action or the value would change about the belief does not reach it: it is
     trained by other means.
@@ -63,18 +63,18 @@ def variational(
             }
 
         def initial_memory() -> Memory:
-            return {"heard": encoder.initial_memory(), "belief": standard_normal(latent)}
+            return {"encoder": encoder.initial_memory(), "belief": standard_normal(latent)}
 
         def through(advance):
             def run(params, memory, x):
-                heard, y = advance(params["encoder"], memory["heard"], x)
+                encoded, y = advance(params["encoder"], memory["encoder"], x)
                 mean, log_std = jnp.split(affine(params["belief"], y), 2, axis=-1)
                 known = jax.lax.stop_gradient([mean, log_std])
                 inputs = jnp.concatenate([x[..., :observation_size], *known], axis=-1)
                 now = DiagonalNormal(mean, log_std)
                 if x.ndim > 1:
                     now = jax.tree.map(lambda x: x[-1], now)
-                return {"heard": heard, "belief": now}, perceptron(params["body"], inputs)
+                return {"encoder": encoded, "belief": now}, perceptron(params["body"], inputs)
 
             return run
 
@@ -93,7 +93,7 @@ def variational(
 
 
 def standard_normal(size: int) -> DiagonalNormal:
-    """Return what is believed before anything is heard."""
+    """Return the belief before the first step."""
     return DiagonalNormal(jnp.zeros(size), jnp.zeros(size))
 
 

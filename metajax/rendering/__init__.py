@@ -87,8 +87,8 @@ def render(
         f"after {adaptations} step{'s' * (adaptations != 1)}",
     )
     if has_memory(agent):
-        heard = adaptations * episodes
-        titles = ("first episode", f"after {heard} episode{'s' * (heard != 1)}")
+        played = adaptations * episodes
+        titles = ("first episode", f"after {played} episode{'s' * (played != 1)}")
     if isinstance(drawing, Body):
         stride = max(1, math.ceil(1 / (drawing.seconds * MOST_FRAMES_PER_SECOND)))
         drawn = list(frames(drawing, held_out, recordings, titles, stride))

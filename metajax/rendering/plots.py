@@ -66,8 +66,8 @@ def _paths(plot: Plot, axes: Axes, task: Task, recordings, titles) -> None:
     episodes = list(_episodes(recordings, titles))
     on_grid = all(np.array_equal(path, np.round(path)) for path, _, _ in episodes)
     for index, (path, _, style) in enumerate(episodes):
-        aside = 0.04 * (index - (len(episodes) - 1) / 2) if on_grid else 0.0  # not over each other
-        axes.plot(*(path + aside).T, **style)
+        offset = 0.04 * (index - (len(episodes) - 1) / 2) if on_grid else 0.0  # not over each other
+        axes.plot(*(path + offset).T, **style)
     axes.plot(*recordings[0].positions[0, 0], "o", color=INK, markersize=4)
     places = {"goal": "*", "key": "P", "door": "s"}
     marked = [(np.asarray(task[name]), sign) for name, sign in places.items() if name in task]

@@ -57,7 +57,7 @@ def record(
         task: one task.
         key: consumed.
         position: what to record of a state.
-        adaptations: adaptation steps; of a memory, parts of the trial that it has heard.
+        adaptations: adaptation steps; of a memory, parts of the trial that it has played.
         episodes: per adaptation step or part.
         shown: how many episodes to return.
     """
@@ -75,9 +75,9 @@ def record(
     def adapt(agent_now, key):
         adapted, carried = agent_now
         play_key, learn_key = jax.random.split(key)
-        heard, trajectory = play(env, agent_now, play_key, episodes)
+        played, trajectory = play(env, agent_now, play_key, episodes)
         adapted = agent.adapt(meta_params, adapted, trajectory, learn_key)
-        return (adapted, heard if has_memory(agent) else carried), None
+        return (adapted, played if has_memory(agent) else carried), None
 
     def film(agent_now, reset_key, key) -> Recording:
         # A rollout keeps no states: play from a known start, then repeat the actions from there.

@@ -8,7 +8,7 @@ from metajax.rules.lstm import meta_lstm
 from metajax.rules.meta_sgd import meta_sgd
 from metajax.types import UpdateRule
 
-# Each begins as gradient descent with the learning rate that it is given, or close to it.
+# Each starts as gradient descent with the learning rate that it is given, or close to it.
 RULES: dict[str, Callable[..., UpdateRule]] = {
     "sgd": sgd,
     "meta-sgd": meta_sgd,

@@ -43,8 +43,8 @@ def from_optax(optimizer: optax.GradientTransformation, *, second_order: bool = 
     if second_order and not is_smooth():
         raise MetajaxError(
             "the inner optimizer's update has no finite derivative at a zero gradient, so "
-            "second-order meta-gradients would be NaN; give it a smooth root (for optax.adam: "
-            "eps_root=1e-8) or use first-order gradients."
+            "second-order meta-gradients would be NaN; give optax.adam eps_root=1e-8, leave "
+            "optax.clip_by_global_norm out, or use first-order gradients."
         )
     return UpdateRule(init=lambda key, params: (), optimizer=lambda rule_params: optimizer)
 
@@ -90,7 +90,8 @@ def decayed(rule: UpdateRule, decay: Scalar) -> UpdateRule:
 def sum_of_rules(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
     """Return the rule whose steps are the sum of two rules' steps.
 
-    A learned rule beside a good optimizer has only to learn what that lacks (Harrison et al. 2022).
+    A learned rule that is added to a good optimizer has only to learn what that lacks (Harrison et
+    al. 2022).
 
     Args:
         rule: one of them; its parameters are the first of a pair.
@@ -107,7 +108,7 @@ def sum_of_rules(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
             for part, part_params in zip((rule, nominal), rule_params, strict=True)
         ]
 
-        def begin(params) -> Any:
+        def start(params) -> Any:
             return tuple(part.init(params) for part in parts)
 
         def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -120,6 +121,6 @@ def sum_of_rules(rule: UpdateRule, nominal: UpdateRule) -> UpdateRule:
             )
             return optax.tree.add(*steps), state
 
-        return optax.GradientTransformationExtraArgs(begin, update)
+        return optax.GradientTransformationExtraArgs(start, update)
 
     return UpdateRule(init, optimizer)

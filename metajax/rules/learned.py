@@ -40,7 +40,7 @@ def learned_lstm(learning_rate: Scalar = 0.0, *, hidden: int = 20, layers: int =
     shared weights; the update is a tenth of its linear output.
 
     Args:
-        learning_rate: of the descent beside it, 0 in the paper.
+        learning_rate: learning rate of the descent that is added to it, 0 in the paper.
         hidden: units per layer.
         layers: LSTMs on top of one another.
 
@@ -64,7 +64,7 @@ def learned_lstm(learning_rate: Scalar = 0.0, *, hidden: int = 20, layers: int =
         }
 
     def optimizer(weights):
-        def begin(params) -> Any:
+        def start(params) -> Any:
             return LSTMOptimizerState([(zeros(params, hidden),) * 2 for _ in range(layers)])
 
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -84,7 +84,7 @@ def learned_lstm(learning_rate: Scalar = 0.0, *, hidden: int = 20, layers: int =
             pairs = list(zip(memory[::2], memory[1::2], strict=True))
             return updates, LSTMOptimizerState(pairs)
 
-        return optax.GradientTransformation(begin, update)
+        return optax.GradientTransformation(start, update)
 
     return UpdateRule(init, optimizer)
 
@@ -110,7 +110,7 @@ def learned_mlp(
     other the logarithm of the length l: the step is -s d exp(s l), s the scale.
 
     Args:
-        learning_rate: of the descent beside it, 0 in the papers.
+        learning_rate: learning rate of the descent that is added to it, 0 in the papers.
         hidden: units of each of the two hidden layers.
         scale: of the outputs. Agents take tens of steps; for trainings of thousands the papers have
             10⁻³.
@@ -133,7 +133,7 @@ def learned_mlp(
         ]
 
     def optimizer(weights):
-        def begin(params) -> Any:
+        def start(params) -> Any:
             return MLPOptimizerState(
                 zeros(params, len(DECAYS)), zeros(params, 1), jnp.zeros((), jnp.int32)
             )
@@ -163,7 +163,7 @@ def learned_mlp(
             )
             return updates, MLPOptimizerState(means, square, state.count + 1)
 
-        return optax.GradientTransformation(begin, update)
+        return optax.GradientTransformation(start, update)
 
     return UpdateRule(init, optimizer)
 

@@ -35,14 +35,15 @@ class MetaLSTMState:
 
 @part
 def meta_lstm(learning_rate: Scalar = 0.1, *, hidden: int = 20) -> UpdateRule:
-    """Return the LSTM meta-learner, which begins as gradient descent.
+    """Return the LSTM meta-learner, which starts as gradient descent.
 
     The update needs the loss: `optimizer.update(gradient, state, params, value=loss)`. The
     derivative with respect to gradient and loss is taken where the caller lets it; the paper
     treats both as constants, which is `first_order` in `maml`.
 
     Args:
-        learning_rate: of the descent that it begins as, in (0, 1): the initial input gate. (The
+        learning_rate: learning rate of the descent that it starts as, in (0, 1): the initial input
+            gate. (The
             paper's bias in [-5, -4] is a rate of 0.007 to 0.018.)
         hidden: units of the LSTM that reads gradient and loss.
 
@@ -74,7 +75,7 @@ def meta_lstm(learning_rate: Scalar = 0.1, *, hidden: int = 20) -> UpdateRule:
     def optimizer(weights):
         kernel, bias = weights["gates"]["kernel"], weights["gates"]["bias"]
 
-        def begin(params) -> Any:
+        def start(params) -> Any:
             return MetaLSTMState(zeros(params, hidden), zeros(params, hidden), zeros(params, 2))
 
         def update(
@@ -98,6 +99,6 @@ def meta_lstm(learning_rate: Scalar = 0.1, *, hidden: int = 20) -> UpdateRule:
             )
             return updates, MetaLSTMState(*memory)
 
-        return optax.GradientTransformationExtraArgs(begin, update)
+        return optax.GradientTransformationExtraArgs(start, update)
 
     return UpdateRule(init, optimizer)

@@ -9,6 +9,7 @@ import pytest
 
 from metajax import rules
 from metajax.adaptation import (
+    evidence_lower_bound,
     gradient_steps,
     linear,
     policy_gradient,
@@ -151,7 +152,7 @@ VARIANTS = {
             "outer": outer(1),
             "vae_batch": 2,
             "replay_capacity": 4,
-            "state_weight": 1.0,
+            "model": evidence_lower_bound(state_weight=1.0),
         }
     },
 }

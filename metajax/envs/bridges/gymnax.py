@@ -224,7 +224,7 @@ _DRAWN = {
     "FourRooms-misc": {"resample_goal_pos": True},
 }
 
-# Parameters that follow from others, which gymnax keeps beside them.
+# Parameters that follow from others, which gymnax keeps as well.
 _DERIVED = {
     "CartPole-v1": {
         "total_mass": lambda params: params.masscart + params.masspole,

@@ -38,7 +38,7 @@ def xland_minigrid(
 
     Without `rulesets`, one object of 66 (6 shapes in 11 colours) must be found among others: be
     near it, or pick it up. XLand-MiniGrid looks at "near" goals after the action "forward" alone
-    (also where a wall stops it): turning towards an object, or putting it down beside the agent,
+    (also where a wall stops it): turning towards an object, or putting it down next to the agent,
     does not reach the goal, the next "forward" does. Held-out objects are six, one of each
     shape, all in different colours. With `rulesets`, every eleventh one is held out. (The
     benchmarks that come with the package are pickled, which is why they are not read here:
@@ -123,7 +123,7 @@ def _one_object(objects: int) -> dict[str, Any]:
         wanted_key, goal_key, other_key = jax.random.split(key, 3)
         candidates = np.flatnonzero(held_out == (split == "test"))
         wanted = jax.random.choice(wanted_key, candidates)
-        # Any of the others may stand beside it, held out or not.
+        # Any of the others may stand next to it, held out or not.
         others = jax.random.permutation(other_key, len(tiles) - 1)[: objects - 1]
         present = jnp.append(others + (others >= wanted), wanted)
         goal = jnp.where(jax.random.bernoulli(goal_key), _HOLD, _NEAR)

@@ -88,7 +88,7 @@ def ant_vel(
     The body is Gymnasium's ant.xml, 5 substeps of 0.01 s per step. A reset adds U(-0.1, 0.1) to the
     positions and 0.1·N(0, 1) to the velocities, and makes the quaternion one again. The contact
     cost is 5e-4·Σ clip(force, -1, 1)² over all bodies. The forces are those where the last substep
-    began, which is what MuJoCo gave the papers; since MuJoCo 2.0 their code reads zeros, and so
+    started, which is what MuJoCo gave the papers; since MuJoCo 2.0 their code reads zeros, and so
     does Gymnasium before version 5. Brax has no such forces: there cost and observation are 0.
     Velocities are those of the torso's origin (rllab: of the centre of mass). What is observed
     and when an episode terminates is said in the variant.

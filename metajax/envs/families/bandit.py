@@ -17,10 +17,10 @@ from metajax.types import Discrete, TaskFamily
 def bernoulli_bandit(*, arms: int = 5, episode_length: int = 1) -> TaskFamily:
     """Return `bernoulli-bandit-v1`, the bandits of Duan et al. (2016, section 3.1).
 
-    Arm i pays 1 with probability p_i, else 0; the p_i are U[0, 1], fresh for every task. The
-    observation is the constant 0. An episode is one pull, so a trial of n pulls has n episodes.
-    The task is {"probability": [arm]}; held-out tasks have the probability of their first arm in
-    the held-out strips of the range.
+    The reward of arm i is 1 with probability p_i, else 0; the p_i are U[0, 1], fresh for every
+    task. The observation is the constant 0. An episode is one pull, so a trial of n pulls has n
+    episodes. The task is {"probability": [arm]}; held-out tasks have the probability of their first
+    arm in the held-out strips of the range.
 
     Args:
         arms: how many, the paper's k.
@@ -33,24 +33,24 @@ def bernoulli_bandit(*, arms: int = 5, episode_length: int = 1) -> TaskFamily:
     def sample(key: Key[Array, ""], *, split: Split):
         return {"probability": _first_split(key, arms, split)}
 
-    def pay(key, task, arm):
+    def reward(key, task, arm):
         return jax.random.bernoulli(key, task["probability"][arm]).astype(float)
 
-    return _bandit("bernoulli-bandit-v1", arms, episode_length, sample, pay)
+    return _bandit("bernoulli-bandit-v1", arms, episode_length, sample, reward)
 
 
 @checked
 def gaussian_bandit(
     *, arms: int = 5, reward_std: float = 1.0, episode_length: int = 1
 ) -> TaskFamily:
-    """Return `gaussian-bandit-v1`: arm i pays N(m_i, `reward_std`²), the m_i are U[0, 1].
+    """Return `gaussian-bandit-v1`: rewards of arm i are N(m_i, `reward_std`²), the m_i are U[0, 1].
 
     As in pytorch-maml-rl's `bandit.py`; otherwise as `bernoulli-bandit-v1`. The task is {"mean":
     [arm]}.
 
     Args:
         arms: how many.
-        reward_std: standard deviation of a payment around its mean.
+        reward_std: standard deviation of a reward around its mean.
         episode_length: pulls per episode.
 
     Raises:
@@ -61,10 +61,10 @@ def gaussian_bandit(
     def sample(key: Key[Array, ""], *, split: Split):
         return {"mean": _first_split(key, arms, split)}
 
-    def pay(key, task, arm):
+    def reward(key, task, arm):
         return task["mean"][arm] + reward_std * jax.random.normal(key)
 
-    return _bandit("gaussian-bandit-v1", arms, episode_length, sample, pay)
+    return _bandit("gaussian-bandit-v1", arms, episode_length, sample, reward)
 
 
 def _first_split(key: Key[Array, ""], arms: int, split: Split):
@@ -72,7 +72,7 @@ def _first_split(key: Key[Array, ""], arms: int, split: Split):
     return jax.random.uniform(all_key, (arms,)).at[0].set(uniform(first_key, 0.0, 1.0, split=split))
 
 
-def _bandit(name: str, arms: int, episode_length: int, sample, pay) -> TaskFamily:
+def _bandit(name: str, arms: int, episode_length: int, sample, draw) -> TaskFamily:
     check_at_least(1, arms=arms)
 
     def start(key: Key[Array, ""], task):
@@ -80,7 +80,7 @@ def _bandit(name: str, arms: int, episode_length: int, sample, pay) -> TaskFamil
         return {"key": key, "pulls": jnp.zeros((), jnp.int32)}
 
     def move(bandit, arm: Int[Array, ""], task) -> Moved:
-        reward = pay(jax.random.fold_in(bandit["key"], bandit["pulls"]), task, arm)
+        reward = draw(jax.random.fold_in(bandit["key"], bandit["pulls"]), task, arm)
         return Moved(bandit | {"pulls": bandit["pulls"] + 1}, reward)
 
     env = make_env(

@@ -29,8 +29,8 @@ def cartpole_params(*, episode_length: int = 500) -> TaskFamily:
 
     CartPole-v1 of Gymnasium (Barto, Sutton and Anderson 1983): every 0.02 s the cart of 1 kg is
     pushed with a constant force to the left (action 0) or right (1). The observation [4] is
-    position, velocity, angle and angular velocity, U(-0.05, 0.05) at a reset. Every step earns 1;
-    beyond 2.4 m or 12° the episode terminates.
+    position, velocity, angle and angular velocity, U(-0.05, 0.05) at a reset. The reward of every
+    step is 1; beyond 2.4 m or 12° the episode terminates.
 
     The task is {"length", "mass", "force"}, uniform in the "random" ranges of Packer et al.
     (2018); held-out tasks have their length in the held-out strips, and tasks to extrapolate to

@@ -1,4 +1,4 @@
-"""Grid worlds that hide where things are."""
+"""Grids whose goals are hidden."""
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,9 @@ def gridnav(*, variant: str = "split", episode_length: int = 15) -> TaskFamily:
     """Return `gridnav-v1`, the grid of Zintgraf et al. (2020, section 5.1).
 
     5 x 5 cells, start in the corner (0, 0); actions: stay, up (y + 1), right (x + 1), down, left;
-    at a wall nothing moves. A step that ends on the goal earns 1, any other -0.1; nothing
-    terminates. The observation is the cell [xy], from 0 to 4. Goals are the 21 cells that are
-    neither the start nor one of its three neighbours.
+    at a wall nothing moves. The reward of a step that ends on the goal is 1, of any other -0.1;
+    nothing terminates. The observation is the cell [xy], from 0 to 4. Goals are the 21 cells that
+    are neither the start nor one of its three neighbours.
 
     The task is {"goal": [xy], "index": []}.
 
@@ -74,10 +74,10 @@ def dark_key_door(*, size: int = 9, episode_length: int = 50) -> TaskFamily:
     """Return `dark-key-door-v1`, a dark room with an invisible key and an invisible door.
 
     After Laskin et al. (2022) and AMAGO's `room_key_door.py`: `size` x `size` cells; actions as in
-    `gridnav-v1`. Entering the key's cell for the first time earns 1, and so does the door's cell
-    once the key is there, which terminates the episode. The observation [4] is the cell divided
-    by `size`, whether the key was found, and the time divided by `episode_length`. (AMAGO's time
-    limit lets one step more pass.)
+    `gridnav-v1`. Entering the key's cell for the first time has the reward 1, and so does the
+    door's cell once the key is there, which terminates the episode. The observation [4] is the cell
+    divided by `size`, whether the key was found, and the time divided by `episode_length`. (AMAGO's
+    time limit lets one step more pass.)
 
     The task is {"start": [xy], "key": [xy], "door": [xy]}, cells drawn uniformly, the same in all
     episodes of a trial. Held-out tasks have key and door such that the sum of their four

@@ -38,7 +38,8 @@ def point_goal(*, episode_length: int = 100) -> TaskFamily:
     episode terminates when both coordinates are within 0.01 of the goal.
 
     The task is {"goal": [xy]}; held-out goals have a first coordinate in the held-out strips of
-    the range (see `metajax.envs.splits`).
+    the range (see `metajax.envs.splits`). Metrics: "distance" to the goal, and "success" (1 where
+    the episode terminates).
 
     Args:
         episode_length: steps per episode.
@@ -48,7 +49,7 @@ def point_goal(*, episode_length: int = 100) -> TaskFamily:
         position = position + actions.to_control(action)
         offset = position - task["goal"]
         reward = -jnp.sqrt(jnp.sum(offset**2))
-        return Moved(position, reward, jnp.all(jnp.abs(offset) < ARRIVED))
+        return Moved(position, reward, arrived(offset))
 
     def sample(key: Key[Array, ""], *, split: Split):
         x_key, y_key = jax.random.split(key)
@@ -57,11 +58,19 @@ def point_goal(*, episode_length: int = 100) -> TaskFamily:
         return {"goal": jnp.stack([x, y])}
 
     actions = Continuous(2, -MAX_STEP, MAX_STEP)
-    env = _point(move, actions, episode_length)
+
+    def arrived(offset: Float[Array, "2"]):
+        return jnp.all(jnp.abs(offset) < ARRIVED)
+
+    env = _point(move, arrived, actions, episode_length)
     return TaskFamily(env, name="point-goal-v1", **three_splits(sample))
 
 
-def _point(move, actions: Continuous, episode_length: int) -> Env:
+def _point(move, arrived, actions: Continuous, episode_length: int) -> Env:
+    def measure(position, task):
+        offset = position - task["goal"]
+        return {"distance": jnp.sqrt(jnp.sum(offset**2)), "success": arrived(offset)}
+
     return make_env(
         lambda key, task: jnp.zeros(2),  # every episode starts at the origin
         move,
@@ -69,6 +78,7 @@ def _point(move, actions: Continuous, episode_length: int) -> Env:
         observation_size=2,
         action_space=actions,
         episode_length=episode_length,
+        measure=measure,
     )
 
 
@@ -100,7 +110,8 @@ def point_sparse(
 
     A point starts at the origin and moves by a tenth of the action, clipped to ±1 per axis. The
     goal lies on the upper half of the unit circle. Reward of a step: 1 - ‖position - goal‖ within
-    0.2 of the goal, else 0, after the move; nothing terminates.
+    0.2 of the goal, else 0, after the move; nothing terminates. Metrics: "distance" to the goal,
+    and "success" (1 within 0.2 of it).
 
     The task is {"goal": [xy]}. Variant "pearl" has the paper's 100 goals in the paper's order, the
     first 80 for training. In variant "varibad" held-out goals have their angle in the held-out
@@ -141,7 +152,12 @@ def point_sparse(
         splits = finite_splits({"goal": jnp.asarray(goals, float)}, held_out)
         splits["validation"] = unlisted(lambda key: at(between(key, angles, 0.0, np.pi)))
     actions = Continuous(2, scale=MAX_STEP)
-    env = _point(move, actions, chosen.episode_length if episode_length is None else episode_length)
+
+    def arrived(offset: Float[Array, "2"]):
+        return jnp.sqrt(jnp.sum(offset**2)) <= GOAL_RADIUS
+
+    length = chosen.episode_length if episode_length is None else episode_length
+    env = _point(move, arrived, actions, length)
     return TaskFamily(env, name="point-sparse-v1", **splits)
 
 

@@ -32,7 +32,7 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
 
     The task is {"goal": [xy]}, uniform in a disk of radius 0.2 m around the shoulder. Held-out
     goals have their squared radius in the held-out strips of the range (`metajax.envs.splits`):
-    thin rings, spread evenly over the disk.
+    thin rings, distributed evenly over the disk. Metric: the "distance" of fingertip and goal (m).
 
     The goal body of the model is removed: it is no part of the mechanics here, and two joints
     fewer to simulate.
@@ -81,11 +81,15 @@ def reacher_goal(*, backend: str = "auto", episode_length: int = 50) -> TaskFami
         angle = jax.random.uniform(angle_key, maxval=2 * jnp.pi)
         return {"goal": radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])}
 
+    def measure(task, simulator):
+        return {"distance": jnp.linalg.norm(fingertip(simulator) - task["goal"])}
+
     env = robot_env(
         physics,
         noise=noise,
         observe=observe,
         reward=reward,
+        measure=measure,
         actions=actions,
         episode_length=episode_length,
     )

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from metajax.algorithms.unrolled import (
-    begin_particles,
+    init_particles,
     persistent_evolution_strategies,
     restart,
     truncated_gradient,
@@ -66,7 +65,7 @@ def estimates():
     @jax.jit
     @jax.vmap
     def total(key):
-        kept = forgotten = begin_particles(THETA, START[None])
+        kept = forgotten = init_particles(THETA, START[None])
         sums = [jax.tree.map(jnp.zeros_like, THETA)] * 2
         for segment_key in jax.random.split(key, SEGMENTS):
             first, kept, _ = persistent_evolution_strategies(
@@ -75,7 +74,7 @@ def estimates():
             second, forgotten, _ = persistent_evolution_strategies(
                 advance, THETA, forgotten, segment_key, std=0.02
             )
-            forgotten = begin_particles(THETA, forgotten.plus)
+            forgotten = init_particles(THETA, forgotten.plus)
             sums = [jax.tree.map(jnp.add, *x) for x in zip(sums, (first, second), strict=True)]
         return sums
 
@@ -98,7 +97,7 @@ def test_without_persistence_they_are_not(estimates):
 
 
 def test_a_problem_that_is_over_begins_again():
-    particles = begin_particles(THETA, jnp.stack([START, 2 * START]))
+    particles = init_particles(THETA, jnp.stack([START, 2 * START]))
     _, moved, _ = persistent_evolution_strategies(
         advance, THETA, particles, jax.random.key(0), std=0.1
     )

@@ -1,0 +1,55 @@
+"""Hyperparameters that are part of the state, so that one program serves all their values."""
+
+import dataclasses
+import numbers as numbers_abc
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from metajax.errors import MetajaxError, brief
+from metajax.types import Algorithm, Scalar, TrainState
+
+
+def tunable(make: Callable[..., Algorithm], **numbers: Scalar) -> Algorithm:
+    """Return an algorithm that reads its numbers from `TrainState.hyperparameters`.
+
+    `make` is called while `init` and `update` are traced, with arrays. A state with other numbers
+    needs no other program, and `jax.vmap` over states trains several at once. The agent is that of
+    `numbers`: one whose adaptation depends on them is made again, `make(**numbers).agent`.
+
+    Example:
+        >>> import jax
+        >>> import metajax
+        >>> env = metajax.make("point-goal", episode_length=5).env
+        >>> policy = metajax.mlp(env.observation_size, env.action_space, hidden=(4,))
+        >>> def make(rate):
+        ...     return metajax.maml(env, policy, outer=metajax.outer.adam(rate), episodes=2)
+        >>> algorithm = metajax.algorithms.tunable(make, rate=1e-3)
+        >>> state = algorithm.init(jax.random.key(0), {"goal": jax.numpy.zeros((2, 2))})
+        >>> sorted(state.hyperparameters)
+        ['rate']
+
+    Args:
+        make: `(**numbers) -> Algorithm`, for numbers that may be traced.
+        numbers: what the state starts with.
+
+    Raises:
+        MetajaxError: a value is not a number, or `make` refuses it.
+    """
+    for name, value in numbers.items():
+        scalar = isinstance(value, numbers_abc.Real) or (
+            isinstance(value, jax.Array) and value.ndim == 0
+        )
+        if not scalar or isinstance(value, bool):
+            raise MetajaxError(f"{name} is {brief(value)}; it must be a number.")
+    of_numbers = make(**numbers)
+
+    def init(key, tasks) -> TrainState:
+        held = {name: jnp.asarray(value, float) for name, value in numbers.items()}
+        return dataclasses.replace(make(**held).init(key, tasks), hyperparameters=held)
+
+    def update(state: TrainState, tasks, key):
+        return make(**state.hyperparameters).update(state, tasks, key)
+
+    return of_numbers._replace(init=init, update=update)
