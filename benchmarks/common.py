@@ -22,10 +22,10 @@ import numpy as np
 
 import metajax
 from metajax import presets
-from metajax._records import plain
 from metajax.plotting import Curves, load_curves
-from metajax.recorder import Progress
-from metajax.train import Result
+from metajax.runs.recorder import Progress
+from metajax.runs.records import plain
+from metajax.training import Result
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/benchmarks")

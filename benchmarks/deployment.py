@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 import metajax
-from metajax.deployment import load, load_run
-from metajax.rollout import undiscounted_returns
+from metajax.envs.rollouts import undiscounted_returns
+from metajax.runs.load import load, load_run
 
 
 def inside(experiment, episodes):

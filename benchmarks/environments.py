@@ -31,10 +31,10 @@ import numpy as np
 
 import metajax
 from metajax.envs import FAMILIES
+from metajax.envs.rollouts import over_tasks
 from metajax.envs.splits import sample_batch
 from metajax.physics import load_model, make_physics
-from metajax.rollout import over_tasks
-from metajax.train import default_devices, task_mesh
+from metajax.training.sharding import default_devices, task_mesh
 
 
 class Body(NamedTuple):

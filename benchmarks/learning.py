@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from metajax import plotting, presets
-from metajax.deployment import load_run
-from metajax.evaluation import adaptation_curve, evaluate
-from metajax.recorder import training_returns
+from metajax.runs.load import load_run
+from metajax.runs.recorder import training_returns
+from metajax.training.evaluation import adaptation_curve, evaluate
 
 SAMPLED, MEAN = "sampled actions", "mean actions"
 

@@ -17,9 +17,9 @@ from throughput import compiled
 
 import metajax
 from metajax import presets
+from metajax.envs.rollouts import first_previous, over_tasks
 from metajax.policies import gru, lstm, snail, transformer, window
-from metajax.rollout import first_previous, over_tasks
-from metajax.train import default_devices, task_mesh
+from metajax.training.sharding import default_devices, task_mesh
 from metajax.types import StepInput
 
 NAME = "memory-speed"

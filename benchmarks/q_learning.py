@@ -21,8 +21,8 @@ import numpy as np
 
 import metajax
 from metajax.algorithms import dqn
-from metajax.rollout import over_tasks
-from metajax.train import task_mesh
+from metajax.envs.rollouts import over_tasks
+from metajax.training.sharding import task_mesh
 
 LENGTH, BATCH, CAPACITY, PERIOD, EPSILON = 200, 64, 20_000, 500, 0.1
 

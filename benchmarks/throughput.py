@@ -26,10 +26,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import metajax
+from metajax.envs.rollouts import over_tasks
 from metajax.envs.splits import sample_batch
 from metajax.physics import load_model
-from metajax.rollout import over_tasks
-from metajax.train import default_devices, make_segment, task_mesh
+from metajax.training.program import make_segment
+from metajax.training.sharding import default_devices, task_mesh
 
 OUTERS = ("adam", "ppo", "trpo")
 

@@ -249,7 +249,7 @@ def _adaptation(axes: Axes, curves: Curves) -> None:
     whose = ", best agent" if curves.best else ", end of training"
     axes.set_title("held-out tasks" + (whose if curves.final else ""))
     learned = "fine-tuning steps" if curves.joint else "adaptation steps"
-    axes.set_xlabel("rounds heard" if curves.trained_steps is None else learned)
+    axes.set_xlabel("round of the trial" if curves.trained_steps is None else learned)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not curves.held_out:
         axes.text(0.5, 0.5, "not evaluated yet", ha="center", transform=axes.transAxes)

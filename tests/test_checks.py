@@ -17,7 +17,7 @@ from metajax.outer.trust_region import conjugate_gradient
 from metajax.policies import gru, transformer
 from metajax.replay import empty_replay, sample_replay
 from metajax.rules import learned_lstm, learned_mlp, sgd
-from metajax.train import Evaluation
+from metajax.training import Evaluation
 from metajax.types import Discrete
 
 FAMILY = metajax.make("point-goal", episode_length=4)
@@ -153,7 +153,10 @@ def test_the_signature_stays():
         (lambda: metajax.make(["point-goal"]), "name is ['point-goal']; it must be a string"),
         (lambda: Evaluation(every=2.5), "evaluation.every is 2.5; it must be a whole number"),
         (lambda: Evaluation(tasks=0), "evaluation.tasks is 0; it must be at least 1"),
-        (lambda: Evaluation(mode="x"), "evaluation.mode is 'x'; it must be True or False"),
+        (
+            lambda: Evaluation(deterministic="x"),
+            "evaluation.deterministic is 'x'; it must be True or False",
+        ),
         (lambda: Evaluation(evry=3), "option of Evaluation 'evry'; did you mean 'every'"),
     ],
 )

@@ -22,17 +22,23 @@ import pytest
 from PIL import Image
 
 import metajax as package
-from metajax import _arguments, _tables, cli, presets
-from metajax import progress as progress_lines
-from metajax._records import read_record, write_record
+from metajax import _text, cli, presets
 from metajax.algorithms import ALGORITHMS
-from metajax.deployment import load
+from metajax.cli import app, arguments, display
+from metajax.cli import options as options_of
+from metajax.cli.commands import evaluate as evaluate_command
+from metajax.cli.commands import running
+from metajax.cli.commands import train as train_command
 from metajax.envs import FAMILIES, make
 from metajax.envs.specs import merged
 from metajax.errors import MetajaxError
-from metajax.recorder import Progress
-from metajax.run_directory import MetricsLog, create_run, open_run, read_metrics
-from metajax.selection import scores
+from metajax.runs.directory import MetricsLog, create_run, open_run, read_metrics
+from metajax.runs.load import load
+from metajax.runs.recorder import Progress
+from metajax.runs.records import read_record, write_record
+from metajax.runs.selection import scores
+from metajax.training import progress as progress_lines
+from metajax.training.progress import held_out_course
 from metajax.types import Agent, Algorithm, TaskDistribution, TaskFamily, Trial
 
 CORES = len(os.sched_getaffinity(0))
@@ -167,7 +173,7 @@ def test_the_run_keeps_the_whole_configuration(trained):
     expected["policy"]["hidden"] = [4]
     expected["algorithm"] |= {"episodes": 2, "outer": "adam", "critic_hidden": [64, 64]}
     expected["training"] |= {"iterations": 4, "tasks": 2, "segment": 2, "seeds": 2}
-    expected["training"]["devices"] = 2  # as many as the tasks can be shared out over
+    expected["training"]["devices"] = 2  # as many as the tasks can be sharded over
     expected["evaluation"] |= {"every": 2, "tasks": 4, "final_tasks": 6, "episodes": 3}
     assert config == expected
     preset = FAMILIES["point-goal"].presets["maml"]["policy"]
@@ -270,7 +276,7 @@ def test_evaluate_writes_what_it_prints(trained, cache):
     assert {name: record[name] for name in expected} == expected
     rows = table_rows(printed)
     assert [row[0] for row in rows] == [0, 1, 2] * 2
-    for acting, rows_of in (("sampled", rows[:3]), ("likeliest", rows[3:])):
+    for acting, rows_of in (("sampled", rows[:3]), ("deterministic", rows[3:])):
         returns = np.array(record[acting]["returns_per_seed_task_round"])
         assert returns.shape == (2, 6, 3)
         for k, (_, middle, low, high, mean) in enumerate(rows_of):
@@ -281,11 +287,11 @@ def test_evaluate_writes_what_it_prints(trained, cache):
             assert [middle, low, high, mean] == [
                 pytest.approx(summary[name], abs=0.051) for name in ("iqm", "low", "high", "mean")
             ]
-    sampled, likeliest = (
-        record[acting]["returns_per_seed_task_round"] for acting in ("sampled", "likeliest")
+    sampled, deterministic = (
+        record[acting]["returns_per_seed_task_round"] for acting in ("sampled", "deterministic")
     )
-    assert not np.allclose(sampled, likeliest)
-    assert np.ptp(np.array(likeliest)[0, :, 0]) > 0  # tasks differ
+    assert not np.allclose(sampled, deterministic)
+    assert np.ptp(np.array(deterministic)[0, :, 0]) > 0  # tasks differ
 
 
 def test_evaluate_writes_null_for_what_is_not_finite(trained, cache, tmp_path, monkeypatch):
@@ -294,7 +300,7 @@ def test_evaluate_writes_null_for_what_is_not_finite(trained, cache, tmp_path, m
     returns = np.arange(12.0).reshape(4, 3, 1)
     returns[0, 1:, 0] = np.nan, np.inf
     returns[:, 2] = np.nan
-    monkeypatch.setattr(cli, "evaluate", lambda *_, **__: returns)
+    monkeypatch.setattr(evaluate_command, "evaluate", lambda *_, **__: returns)
     printed = metajax("evaluate", directory)
 
     def refuse(constant):
@@ -319,7 +325,7 @@ def test_evaluate_again_gives_the_same_and_another_checkpoint_does_not(trained, 
         records.append(json.loads((directory / "evaluation-test.json").read_text()))
     assert records[0] == records[1]
     assert records[2]["iteration"] == 2
-    assert records[0]["likeliest"] != records[2]["likeliest"]
+    assert records[0]["deterministic"] != records[2]["deterministic"]
 
 
 @pytest.mark.filterwarnings("default")
@@ -412,10 +418,10 @@ def test_help_shows_every_option_with_its_meaning_and_default(pair, monkeypatch)
     printed = metajax("train", *pair, "--help")
     assert max(map(len, printed.splitlines())) <= 80
     text = " ".join(re.sub("[│─╭╮╰╯]", " ", printed).split())
-    flags = _arguments.flags(cli.train_options(*pair))
+    flags = arguments.flags(options_of.train_options(*pair))
     assert len(set(flags)) == len(flags)  # groups without a prefix share no name
     for group, parameters in presets.options(*pair).items():
-        meaning = _arguments.help_of(presets.factories(*pair)[group])
+        meaning = arguments.help_of(presets.factories(*pair)[group])
         for name, parameter in parameters.items():
             prefix = f"{group}." if group in ("policy", "evaluation") else ""
             flag = f"--{prefix}{name.replace('_', '-')}"
@@ -449,9 +455,9 @@ def test_values_go_with_the_outer_step_that_is_chosen():
     assert (relative["initial_std"], relative["inner_learning_rate"]) == (1.0, 1.0)
     printed = " ".join(metajax("train", *pair, "--outer", "trpo", "--help").split())
     assert re.search(r"--policy.initial-std NUMBER[^-]*\(default: 1.0\)", printed)
-    options = cli.train_options(*pair, outer="trpo")
+    options = options_of.train_options(*pair, outer="trpo")
     words = ["--outer=trpo", "--inner-learning-rate", "0.3"]
-    chosen = _arguments.parse(options, words, "metajax train")
+    chosen = arguments.parse(options, words, "metajax train")
     assert (chosen.policy.initial_std, chosen.algorithm.inner_learning_rate) == (1.0, 0.3)
     assert presets.default_config("rl2", "tabular", outer="trpo")["policy"]["critic"] == "separate"
     with pytest.raises(MetajaxError, match="unknown outer step of rl2 'adam'"):
@@ -461,7 +467,9 @@ def test_values_go_with_the_outer_step_that_is_chosen():
 
 def test_the_outer_step_on_the_command_line_brings_its_values(monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "_run", lambda config, *_, **__: seen.append(config) or 0)
+    monkeypatch.setattr(
+        train_command, "train_and_show", lambda config, *_, **__: seen.append(config) or 0
+    )
     metajax("train", "maml", "point-goal", "--outer", "trpo", "--trace", "0.9")
     expected = presets.default_config("maml", "point-goal", outer="trpo")
     expected["algorithm"]["trace"] = 0.9
@@ -521,19 +529,19 @@ def test_help_without_names_is_that_of_the_default_pair():
 def test_help_of_the_other_commands(command):
     printed = metajax(command, "--help")
     assert printed.startswith(f"usage: metajax {command}")
-    options = cli.COMMANDS[command].options
+    options = app.COMMANDS[command].options
     assert options is not None
     for field in dataclasses.fields(options):
         if field.name not in ("run", "runs"):
             assert f"--{field.name.replace('_', '-')}" in printed
-            assert _arguments.help_of(options)[field.name]
+            assert arguments.help_of(options)[field.name]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_names_all_commands(arguments):
     printed = metajax(*arguments)
     assert max(map(len, printed.splitlines())) <= 80
-    for command in cli.COMMANDS:
+    for command in app.COMMANDS:
         assert f"\n  {command} " in printed
 
 
@@ -545,8 +553,8 @@ def test_version():
 
 
 def parsed(*words):
-    options = cli.train_options("maml", "halfcheetah-vel")
-    return _arguments.parse(options, words, "metajax train maml halfcheetah-vel")
+    options = options_of.train_options("maml", "halfcheetah-vel")
+    return arguments.parse(options, words, "metajax train maml halfcheetah-vel")
 
 
 def test_options_reach_their_group_with_their_type():
@@ -691,14 +699,14 @@ def test_hints_name_no_option_that_is_none(capsys):
     assert "'--csv'" in message and "--runs" not in message
     message = complaint(["render", "here", "--no-htm"], capsys)  # --html has no opposite
     assert "--no-html" not in message
-    assert _arguments.flags(cli.PlotOptions) == ["--output"]
+    assert arguments.flags(options_of.PlotOptions) == ["--output"]
 
 
 def test_none_stands_for_no_hidden_layer():
     assert parsed("--policy.hidden", "none").policy.hidden == ()
     assert parsed("--critic-hidden", "None").algorithm.critic_hidden == ()
-    options = cli.train_options("rl2", "gymnax")
-    chosen = _arguments.parse(options, ["--vary", "a", "0", "1", "b", "2", "3.5"], "metajax")
+    options = options_of.train_options("rl2", "gymnax")
+    chosen = arguments.parse(options, ["--vary", "a", "0", "1", "b", "2", "3.5"], "metajax")
     assert chosen.family.vary == {"a": (0.0, 1.0), "b": (2.0, 3.5)}
 
 
@@ -759,7 +767,7 @@ def test_the_physics_engine_and_the_reason_for_it(capsys, tmp_path, monkeypatch)
         started()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.setattr(running, "train", interrupted)
     tail = ["--tasks", "3", "--devices", "2", "--run-directory", str(tmp_path / "run")]
     for backend, reason in (("auto", "no accelerator found"), ("mujoco", "as asked for")):
         assert cli.main(["train", "maml", "halfcheetah-dir", "--backend", backend, *tail]) == 130
@@ -835,9 +843,9 @@ def test_progress_tells_of_evaluations_and_discarded_updates(capsys):
 
 
 def test_returns_are_told_as_finely_as_they_are_small():
-    assert _tables.course(-10.04, 84.25) == "-10.0 -> 84.2"
-    assert _tables.course(0.512, 0.668) == "0.51 -> 0.67"
-    assert _tables.course(-0.5, 84.25) == "-0.5 -> 84.2"  # all alike
+    assert _text.course(-10.04, 84.25) == "-10.0 -> 84.2"
+    assert _text.course(0.512, 0.668) == "0.51 -> 0.67"
+    assert _text.course(-0.5, 84.25) == "-0.5 -> 84.2"  # all alike
 
 
 @pytest.mark.parametrize(
@@ -868,7 +876,7 @@ def shown(returns, *, memory=(), tasks=None, split="test", joint=False) -> str:
     algorithm = Algorithm(None, None, agent, "fake", trial, ())  # type: ignore[arg-type]
     distribution = TaskDistribution(lambda key: {}, tasks)
     family = TaskFamily(None, distribution, distribution, "fake-v1")  # type: ignore[arg-type]
-    return _tables.curve_text(returns, "sampled", algorithm, family, split) + "\n"
+    return display.curve_text(returns, "sampled", algorithm, family, split) + "\n"
 
 
 def part_rows(printed) -> dict[str, list[float]]:
@@ -896,7 +904,7 @@ def test_few_tasks_have_a_row_each():
     printed = shown(returns, tasks=direction)
     assert part_rows(printed) == {"direction=1": [100, 300], "direction=-1": [-100, 500]}
     assert "20 held-out tasks (10 of each) x" in printed
-    named = lambda tasks: _tables.task_names(TaskDistribution(lambda key: {}, tasks))
+    named = lambda tasks: display.task_names(TaskDistribution(lambda key: {}, tasks))
     assert named({"at": np.eye(2), "w": np.array([0.5, 2])}) == [
         *("at=(1, 0), w=0.5", "at=(0, 1), w=2")
     ]
@@ -928,12 +936,12 @@ def test_progress_shows_the_mean_where_the_interquartile_mean_hides_it():
     """One goal in twenty is found: the middle half knows nothing of it."""
     returns = np.full((1, 20, 2, 3), -1.5)
     returns[0, 0, 1] = 29.9
-    text = _tables.held_out_course(returns, joint=False)
+    text = held_out_course(returns, joint=False)
     assert text == "-1.50 -> -1.50 (mean -1.50 -> 0.07)"
     spread = np.random.default_rng(0).normal(size=(1, 40, 2, 3))
-    assert "mean" not in _tables.held_out_course(spread, joint=False)
+    assert "mean" not in held_out_course(spread, joint=False)
     spread[0, :3, 1] = np.nan
-    assert _tables.held_out_course(spread, joint=False).endswith(", 3 of 40 tasks not finite")
+    assert held_out_course(spread, joint=False).endswith(", 3 of 40 tasks not finite")
 
 
 def test_progress_on_a_terminal_is_one_live_line(capsys, monkeypatch):
@@ -959,7 +967,7 @@ def test_progress_on_a_terminal_is_one_live_line(capsys, monkeypatch):
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (83, "1:23"), (3723, "1:02:03")]
 )
 def test_durations(seconds, text):
-    assert progress_lines.duration(seconds) == text
+    assert _text.duration(seconds) == text
 
 
 def test_every_option_of_a_factory_is_on_the_command_line():
@@ -1019,7 +1027,7 @@ def test_a_terminal_that_knows_ascii_alone(monkeypatch):
 def test_devices_are_made_on_a_cpu(tmp_path):
     words = ["--devices", 3, "--tasks", 4, "--run-directory", tmp_path / "run"]
     out, err = finish(start("train", "maml", "point-goal", *words), 2)
-    assert "4 tasks cannot be shared out evenly over 3 devices" in err
+    assert "4 tasks cannot be sharded evenly over 3 devices" in err
     assert out == ""
 
 
@@ -1027,12 +1035,13 @@ def test_devices_are_made_on_a_cpu(tmp_path):
 STOPPED = """
 import sys
 from metajax import cli
+from metajax.cli.commands import running
 
 def train(*_, started, **__):
     started()
     raise KeyboardInterrupt
 
-cli.train = train
+running.train = train
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -1045,7 +1054,7 @@ sys.exit(cli.main(sys.argv[1:]))
         (["halfcheetah-dir", "--tasks", 4], 1),  # the C engine has threads of its own
     ],
 )
-def test_tasks_are_shared_out_over_the_cores_of_a_cpu(tmp_path, words, devices):
+def test_tasks_are_sharded_over_the_cores_of_a_cpu(tmp_path, words, devices):
     words = [*words, "--evaluation.tasks", 4, "--run-directory", tmp_path]
     arguments = [sys.executable, "-c", STOPPED, "train", "maml", *map(str, words)]
     done = subprocess.run(arguments, capture_output=True, text=True, env=on_a_cpu(), check=False)

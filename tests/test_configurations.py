@@ -16,7 +16,7 @@ from metajax._named_parts import Choice
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES
 from metajax.errors import MetajaxError
-from metajax.train import train
+from metajax.training import train
 
 JUNK = [
     *(None, True, False, "x", "", "none", "auto", "sgd", "trpo", "all", b"x", object(), len),

@@ -89,16 +89,16 @@ def test_an_early_end_is_padding(setup):
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(host.adapted))
 
 
-def test_mode_is_deterministic_and_reset_forgets(setup):
+def test_deterministic_actions_repeat_and_reset_forgets(setup):
     env, agent, meta_params, task = setup
     host = simulate(agent, env, meta_params)
-    first = play_on_host(host, env, task, [jax.random.key(0)] * 2, mode=True)
+    first = play_on_host(host, env, task, [jax.random.key(0)] * 2, deterministic=True)
     assert first[0] == first[1]
     play_on_host(host, env, task, [jax.random.key(0)])
     host.adapt()
-    assert play_on_host(host, env, task, [jax.random.key(0)], mode=True) != first[:1]
+    assert play_on_host(host, env, task, [jax.random.key(0)], deterministic=True) != first[:1]
     host.reset()
-    assert play_on_host(host, env, task, [jax.random.key(0)], mode=True) == first[:1]
+    assert play_on_host(host, env, task, [jax.random.key(0)], deterministic=True) == first[:1]
 
 
 def act_for(host, steps, *, end_every=LENGTH):

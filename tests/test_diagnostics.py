@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import metajax
-from metajax.diagnostics import cosine_similarity, meta_gradient, estimator_error
+from metajax.diagnostics import cosine_similarity, estimator_error, meta_gradient
 from metajax.errors import MetajaxError
 
 

@@ -15,7 +15,9 @@ from metajax.envs.families.tabular import tabular
 from metajax.envs.splits import even_count, is_held_out, on_split
 from metajax.envs.splits import finite as finite_tasks
 from metajax.errors import MetajaxError
-from metajax.evaluation import (
+from metajax.policies import mlp
+from metajax.training import Evaluation, train
+from metajax.training.evaluation import (
     adaptation_curve,
     evaluate,
     hurtful_steps,
@@ -23,8 +25,6 @@ from metajax.evaluation import (
     iqm,
     trial_total,
 )
-from metajax.policies import mlp
-from metajax.train import Evaluation, train
 from metajax.types import (
     Agent,
     Algorithm,
@@ -74,7 +74,7 @@ def test_other_keys_draw_other_tasks():
 
 
 def test_mode_is_scored_but_not_learnt_from():
-    returns = curve(counting_agent(), scoreboard(), mode=True)
+    returns = curve(counting_agent(), scoreboard(), deterministic=True)
     assert np.all(returns >= 1000 * LENGTH)
     # Had it adapted on its modes, sampled actions would stay where they were; see the next round.
     family = scoreboard()
@@ -88,7 +88,7 @@ def test_mode_is_scored_but_not_learnt_from():
         return memory, jnp.where(key is None, adapted, 0.0)[None], PolicyOutput(())
 
     agent = Agent(lambda meta_params, key: jnp.zeros(()), tuple, act, adapt)
-    returns = curve(agent, family, mode=True)
+    returns = curve(agent, family, deterministic=True)
     steps = (returns - returns[:, :1]) / LENGTH
     np.testing.assert_allclose(
         steps, np.broadcast_to(np.arange(3)[:, None], steps.shape), atol=1e-5
@@ -96,11 +96,11 @@ def test_mode_is_scored_but_not_learnt_from():
     assert seen == [(4, LENGTH, 1)]
 
 
-@pytest.mark.parametrize("mode", [False, True])
-def test_memory_lives_through_the_whole_trial(mode):
-    returns = curve(counting_agent(memory=jnp.zeros(())), scoreboard(), mode=mode)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_memory_is_kept_through_the_whole_trial(deterministic):
+    returns = curve(counting_agent(memory=jnp.zeros(())), scoreboard(), deterministic=deterministic)
     rounds, episodes = np.arange(3)[:, None], np.arange(12).reshape(3, 4)
-    expected = LENGTH * (1000 if mode else 10 * rounds) + 4 * episodes + 1
+    expected = LENGTH * (1000 if deterministic else 10 * rounds) + 4 * episodes + 1
     task = returns[:, :1, :1] - expected[0, 0]
     assert np.all((task >= 0) & (task <= LENGTH))
     np.testing.assert_allclose(returns - task, np.broadcast_to(expected, returns.shape), rtol=1e-5)
@@ -116,7 +116,7 @@ def test_who_is_scored_by_its_mode_remembers_modes(rounds):
         return memory + mode, memory[None], PolicyOutput(())
 
     agent = Agent(lambda *_: (), lambda: jnp.zeros(()), act, lambda _, adapted, *rest: adapted)
-    returns = curve(agent, scoreboard(), mode=True, rounds=rounds, episodes=6 // rounds)
+    returns = curve(agent, scoreboard(), deterministic=True, rounds=rounds, episodes=6 // rounds)
     np.testing.assert_allclose(np.diff(returns.reshape(6, 6)), LENGTH**2, rtol=1e-5)
 
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from metajax import cli, presets
-from metajax.deployment import load
 from metajax.errors import MetajaxError
+from metajax.runs.load import load
 
 FAMILY = '''
 """A line."""

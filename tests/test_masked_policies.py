@@ -10,7 +10,7 @@ import pytest
 from metajax.algorithms import dqn, maml, rl2
 from metajax.envs import make
 from metajax.policies import Categorical, gru, mlp
-from metajax.recorder import training_returns
+from metajax.runs.recorder import training_returns
 from metajax.types import PolicyOutput
 
 FAMILY = make("gaussian-bandit", arms=4, reward_std=0.1, episode_length=2)

@@ -25,11 +25,11 @@ from jax.flatten_util import ravel_pytree
 
 from metajax.adaptation import linear
 from metajax.algorithms import maml
+from metajax.envs.rollouts import rollout
 from metajax.errors import MetajaxError
 from metajax.losses import policy_gradient, returns
 from metajax.outer import adam
 from metajax.policies import mlp
-from metajax.rollout import rollout
 from metajax.rules import from_optax, sgd
 from metajax.types import (
     Continuous,

@@ -15,10 +15,10 @@ from test_q_prop import PLAIN, WEIGHTS, OneStep
 
 from metajax.algorithms import maml, trpo
 from metajax.envs import make
+from metajax.envs.rollouts import rollout
 from metajax.errors import MetajaxError
 from metajax.losses.policy_gradient import ESTIMATORS
 from metajax.policies import mlp
-from metajax.rollout import rollout
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from metajax import plotting
 from metajax.errors import MetajaxError
-from metajax.run_directory import MetricsLog, create_run
+from metajax.runs.directory import MetricsLog, create_run
 
 ITERATIONS, SEEDS, TASKS = 12, 2, 8
 STEPS = 400  # per iteration and seed
@@ -106,7 +106,7 @@ def test_a_memory_is_shown_by_the_episodes_of_its_trial(tmp_path, figures):
     assert container.get_label() == "held-out tasks in the last round"
     expected = [middle(returns[:, :, 2]) for returns in held_out]
     np.testing.assert_allclose(np.asarray(container[0].get_ydata(), float), expected)
-    assert rounds.get_xlabel() == "rounds heard"
+    assert rounds.get_xlabel() == "round of the trial"
 
 
 def test_the_adaptation_curve_is_that_of_the_last_evaluation(tmp_path, figures):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import metajax
-from metajax.train import make_segment
+from metajax.training.program import make_segment
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 

@@ -17,6 +17,7 @@ from metajax.algorithms import dqn, maml_dqn
 from metajax.algorithms.dqn import epsilon_greedy
 from metajax.envs import make
 from metajax.envs.families.tabular import tabular
+from metajax.envs.rollouts import rollout
 from metajax.errors import MetajaxError
 from metajax.losses.temporal_difference import double_q_learning, q_learning
 from metajax.policies import mlp
@@ -27,7 +28,6 @@ from metajax.replay import (
     sample_replay,
     transitions,
 )
-from metajax.rollout import rollout
 from metajax.types import StepInput, Trajectory
 
 pytestmark = pytest.mark.usefixtures("float64")

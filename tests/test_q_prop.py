@@ -14,10 +14,10 @@ from metajax.algorithms.objectives import Experience, policy_gradient_objective
 from metajax.algorithms import learned_optimizer, maml, q_prop
 from metajax.envs import make
 from metajax.envs.builders import Moved, make_env
+from metajax.envs.rollouts import rollout
 from metajax.errors import MetajaxError
 from metajax.losses.policy_gradient import control_variate_weight
 from metajax.policies import mlp
-from metajax.rollout import rollout
 from metajax.types import Continuous, StepInput, Trajectory
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -13,10 +13,10 @@ import scipy.stats
 from metajax import reference_agents as known
 from metajax.envs import make
 from metajax.envs.families.tabular import tabular
+from metajax.envs.rollouts import check_env, rollout
 from metajax.envs.splits import sample_batch
-from metajax.evaluation import evaluate
 from metajax.policies import window
-from metajax.rollout import check_env, rollout
+from metajax.training.evaluation import evaluate
 from metajax.types import Discrete, StepInput
 
 KEY = jax.random.key(0)

@@ -17,12 +17,12 @@ from metajax import policies, presets
 from metajax.algorithms import rl2, snail
 from metajax.algorithms.rl2 import MetaParams, Statistics
 from metajax.envs import make
+from metajax.envs.rollouts import first_previous, rollout
 from metajax.errors import MetajaxError
-from metajax.evaluation import adaptation_curve
 from metajax.losses import returns
 from metajax.policies import gru, lstm, mlp, window
-from metajax.rollout import first_previous, rollout
-from metajax.train import Evaluation
+from metajax.training import Evaluation
+from metajax.training.evaluation import adaptation_curve
 from metajax.types import Discrete, StepInput, Trajectory
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from metajax.envs.rollouts import check_env, rollout, undiscounted_returns
 from metajax.errors import MetajaxError
-from metajax.rollout import check_env, rollout, undiscounted_returns
 from metajax.types import Continuous, Discrete, Env, EnvState, PolicyOutput
 
 LENGTH = 5

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from scoreboard import LENGTH, scoreboard
 
-from metajax.checkpoint import restore, saved_steps
 from metajax.envs.splits import MARGIN, finite
 from metajax.errors import MetajaxError
-from metajax.recorder import _Directory
-from metajax.run_directory import read_metrics
-from metajax.selection import Selection, scores, validation_score
-from metajax.train import Evaluation, train
+from metajax.runs.checkpoint import restore, saved_steps
+from metajax.runs.directory import read_metrics
+from metajax.runs.recorder import _Directory
+from metajax.runs.selection import Selection, scores, validation_score
+from metajax.training import Evaluation, train
 from metajax.types import (
     Agent,
     Algorithm,

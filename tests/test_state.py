@@ -14,14 +14,15 @@ import pytest
 
 from metajax import presets
 from metajax._memory import bytes_of
-from metajax.checkpoint import Checkpointer, restore
-from metajax.deployment import load, load_run
 from metajax.envs import make
 from metajax.errors import MetajaxError
 from metajax.replay import empty_replay, extend_replay, sample_replay
-from metajax.run_directory import create_run
+from metajax.runs.checkpoint import Checkpointer, restore
+from metajax.runs.directory import create_run
+from metajax.runs.load import load, load_run
 from metajax.steps import count_update, counted
-from metajax.train import Evaluation, RunState, make_segment, train
+from metajax.training import Evaluation, program, train
+from metajax.training.program import RunState, make_segment
 from metajax.types import Agent, Algorithm, PolicyOutput, TrainState, Trial
 
 sys.path.insert(0, str(Path(__file__).parent / "contracts"))
@@ -242,9 +243,8 @@ def test_the_replay_of_an_algorithm_is_never_copied(name):
 
 def test_the_guard_that_looked_at_everything_would_be_noticed(monkeypatch):
     """The check of memory on a trainer that also chooses between two replays."""
-    trainer = sys.modules["metajax.train"]
-    guarded = trainer._guarded
+    guarded = program.guarded
     everything = lambda state: guarded(state) | {"replay": state.replay}
-    monkeypatch.setattr(trainer, "_guarded", everything)
+    monkeypatch.setattr(program, "guarded", everything)
     with pytest.raises(AssertionError, match="temp_size_in_bytes"):
         check_in_place(counting(10**8), FAMILY, 10**8)

@@ -8,12 +8,12 @@ import pytest
 
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, make
+from metajax.envs.rollouts import check_env
 from metajax.policies import gru, mlp, snail, variational
-from metajax.rollout import check_env
-from metajax.train import Evaluation, train
+from metajax.training import Evaluation, train
 
 LENGTH, TASKS, EPISODES = 4, 4, 2
-EVALUATION = Evaluation(tasks=2, rounds=2, episodes=1, final_tasks=2, mode=True)
+EVALUATION = Evaluation(tasks=2, rounds=2, episodes=1, final_tasks=2, deterministic=True)
 CONTINUOUS = make("point-goal", episode_length=LENGTH)
 DISCRETE = make("tabular", states=3, actions=2, episode_length=LENGTH)
 REPLAY = {"updates": 2, "batch": 2, "replay_capacity": 64}

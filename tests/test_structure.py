@@ -152,7 +152,7 @@ def test_importing_the_package_leaves_slow_libraries_for_later():
     code = (
         "import sys, metajax\n"
         "assert not {'matplotlib', 'gymnasium', 'tyro'} & set(sys.modules)\n"
-        "metajax.deployment.load, metajax.export.GymnasiumEnv, metajax.plotting.plot_run"
+        "metajax.load, metajax.export.GymnasiumEnv, metajax.plotting.plot_run"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -13,11 +13,11 @@ from trials import ENV, EPISODES, LENGTH, TASKS
 from metajax.adaptation import evidence_lower_bound
 from metajax.adaptation.trials import Statistics
 from metajax.algorithms import rl2, varibad
+from metajax.envs.rollouts import rollout
 from metajax.errors import MetajaxError
 from metajax.outer import ppo
 from metajax.policies import gru, mlp, variational
 from metajax.policies.variational import belief
-from metajax.rollout import rollout
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -220,7 +220,7 @@ def restore(
             continue
         if unexpected:
             names = ", ".join(unexpected[:5]) + (" ..." if len(unexpected) > 5 else "")
-            warnings.warn(f"{shown(directory)}: ignored unexpected entries, which are no steps: {names}.", stacklevel=2)
+            warnings.warn(f"{shown(directory)}: ignored what is no step: {names}.", stacklevel=2)
         for problem in damaged.values():
             message = f"{problem.rstrip('.')}; restored step {newest} instead."
             warnings.warn(f"{shown(directory)}: {message}", stacklevel=2)

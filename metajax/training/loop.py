@@ -19,7 +19,7 @@ from metajax.envs.splits import number_of_tasks
 from metajax.errors import check_at_least
 from metajax.runs.recorder import Progress, open_recorder
 from metajax.runs.selection import Keep, validation_score
-from metajax.shutdown import graceful_shutdown
+from metajax.shutdown import Shutdown, graceful_shutdown
 from metajax.steps import counted
 from metajax.training.checks import check_counts, check_devices, check_keep
 from metajax.training.discards import check_discards
@@ -33,7 +33,7 @@ from metajax.training.opening import (
     open_training,
 )
 from metajax.training.program import ENVIRONMENT_STEPS, NOT_FINITE, OnNan, RunState
-from metajax.training.progress import Report, reporter
+from metajax.training.progress import Report, Reporter, reporter
 from metajax.training.sharding import default_devices
 from metajax.types import Algorithm, TaskFamily
 
@@ -318,10 +318,21 @@ def _concluded(
         state = _with_agent(state, best, of_iteration)
     returns = None
     if call.evaluation is not None:
-        again = lambda state, repeat: compiled.run(
-            state, call.key, *call.arguments(of_iteration, True, repeat)
+        env = call.family.env
+        sizes = call.evaluation.sizes(call.algorithm, env)
+        # Both kinds of episodes are played, those it learns from and those that are scored.
+        sizes["episodes"] *= 1 + call.evaluation.deterministic
+        state, returns = _evaluate_finally(
+            lambda state, repeat: compiled.run(
+                state, call.key, *call.arguments(of_iteration, True, repeat)
+            ),
+            state,
+            call.family,
+            call.evaluation,
+            (call.seeds * math.prod(sizes.values()), env.episode_length),
+            call.shutdown,
+            call.reporting,
         )
-        state, returns = _evaluate_finally(call, call.evaluation, again, state)
     if returns is not None:
         compiled.recorder.record_final(reached.done, returns, of_iteration)
     agent = state.train_state.meta_params
@@ -340,33 +351,38 @@ def _concluded(
 
 
 def _evaluate_finally(
-    call: Call, evaluation: Evaluation, evaluate_batch: Callable, state: RunState
+    evaluate_batch: Callable,
+    state: RunState,
+    family: TaskFamily,
+    evaluation: Evaluation,
+    work: tuple[int, int],
+    shutdown: Shutdown,
+    reporting: Reporter,
 ) -> tuple[RunState, np.ndarray | None]:
     """Return the state and the returns of `final_tasks` tasks; None if it is interrupted.
 
     Args:
-        call: of `train`; of finitely many held-out tasks, none is left out.
-        evaluation: how.
         evaluate_batch: `(state, repeat) -> (state, metrics, returns)`.
         state: donated.
+        family: whose held-out tasks they are; of finitely many, none is left out.
+        evaluation: how.
+        work: episodes per held-out task, of all seeds, and steps per episode.
+        shutdown: polled before every batch.
+        reporting: where progress goes.
     """
-    family = call.family
     size = evaluation.batch(family)
     repeats = -(-evaluation.final_tasks // size)
     wanted = repeats * size if number_of_tasks(family.test) else evaluation.final_tasks
-    sizes = evaluation.sizes(call.algorithm, family.env)
-    # Both kinds of episodes are played, those it learns from and those that are scored.
-    sizes["episodes"] *= 1 + evaluation.deterministic
-    episodes = repeats * size * call.seeds * math.prod(sizes.values())
+    episodes = repeats * size * work[0]
     what = (
         f"evaluating {plural(wanted, 'held-out task')} ({count(episodes)} episodes, "
-        f"{count(episodes * family.env.episode_length)} steps)"
+        f"{count(episodes * work[1])} steps)"
     )
     batches = []
     for repeat in range(repeats):
-        if call.shutdown.requested is not None:
+        if shutdown.requested is not None:
             return state, None
-        call.reporting.stage(what, done=repeat * size, total=wanted)
+        reporting.stage(what, done=repeat * size, total=wanted)
         state, _, batch = evaluate_batch(state, repeat)
         batches.append(np.asarray(batch))
     return state, np.concatenate(batches, axis=1)[:, :wanted]

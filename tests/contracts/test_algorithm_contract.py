@@ -20,10 +20,10 @@ from metajax.adaptation import (
 )
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import make
+from metajax.envs.rollouts import first_previous, play_on
 from metajax.outer import OUTER_STEPS, adam, ppo, trpo
 from metajax.policies import gru, mlp, snail, variational
 from metajax.replay import Replay
-from metajax.rollout import first_previous, play_on
 from metajax.rules import sgd
 from metajax.steps import counted
 

@@ -12,10 +12,10 @@ from packages import PACKAGES, is_missing
 
 from metajax.envs import FAMILIES, make
 from metajax.envs.families.reacher import GOAL_RADIUS
+from metajax.envs.rollouts import check_env, rollout
 from metajax.envs.splits import BLOCKS, MARGIN, STRIPS, is_held_out
 from metajax.errors import MetajaxError
 from metajax.physics import BACKENDS
-from metajax.rollout import check_env, rollout
 from metajax.types import Continuous, Discrete, PolicyOutput, TaskFamily, Trajectory
 
 LENGTH, EPISODES, TASKS = 4, 2, 3

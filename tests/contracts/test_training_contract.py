@@ -1,4 +1,4 @@
-"""What the trainer promises: cutting, watching, sharing out and seeding change no result."""
+"""What the trainer promises: cutting, watching, sharding and seeding change no result."""
 
 import dataclasses
 import inspect
@@ -14,21 +14,16 @@ import pytest
 
 from metajax import presets
 from metajax.algorithms import ALGORITHMS, maml
-from metajax.checkpoint import saved_steps
 from metajax.envs import make
 from metajax.errors import MetajaxError
 from metajax.policies import gru, mlp, variational
-from metajax.progress import reporter
+from metajax.runs.checkpoint import saved_steps
 from metajax.shutdown import Shutdown
-from metajax.train import (
-    Evaluation,
-    _evaluate_finally,
-    _floats,
-    _guarded,
-    make_segment,
-    task_mesh,
-    train,
-)
+from metajax.training import Evaluation, train
+from metajax.training.loop import _evaluate_finally
+from metajax.training.program import floats_of, guarded, make_segment
+from metajax.training.progress import reporter
+from metajax.training.sharding import task_mesh
 from metajax.types import Algorithm, TrainState, Trial
 
 FAMILY = make("point-goal", episode_length=4)
@@ -181,7 +176,7 @@ def test_halting_keeps_the_state_before(skipped):
     first_bad = int(np.argmax(bad_iterations(metrics)))
     assert_same(states[: first_bad + 1], skipped[0][: first_bad + 1])
     for state in states[first_bad + 1 :]:
-        assert_same(_guarded(state.train_state), _guarded(states[first_bad].train_state))
+        assert_same(guarded(state.train_state), guarded(states[first_bad].train_state))
     with pytest.raises(MetajaxError, match=r"not finite before iteration .* \(seeds \[0\]\)"):
         family = poisoned()
         train(
@@ -264,7 +259,7 @@ def test_what_is_not_finite_first_has_a_name():
         {"layer": {"kernel": jnp.zeros(2), "steps": jnp.zeros((), jnp.int32)}}, (jnp.zeros(1),)
     )
     metrics = {"entropy": jnp.zeros(()), "return_before": jnp.zeros(()), "n": jnp.zeros((), int)}
-    assert [name for name, _ in _floats(state, metrics)] == [
+    assert [name for name, _ in floats_of(state, metrics)] == [
         "metrics/return_before",
         "metrics/entropy",
         "meta_params/layer/kernel",

@@ -23,10 +23,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 import metajax
-from metajax import checkpoint
-from metajax._records import write_record
-from metajax.checkpoint import Checkpointer, restore, saved_steps
 from metajax.errors import MetajaxError
+from metajax.runs import checkpoint
+from metajax.runs.checkpoint import Checkpointer, restore, saved_steps
+from metajax.runs.records import write_record
 from metajax.types import TrainState
 
 
@@ -170,13 +170,13 @@ def test_nothing_saved_yet(tmp_path):
 
 def test_save_is_asynchronous_and_donation_cannot_reach_it(tmp_path, monkeypatch):
     written = threading.Event()
-    write = checkpoint._write_arrays
+    write = checkpoint.write_arrays
 
     def late(directory, arrays):
         written.wait(60)
         write(directory, arrays)
 
-    monkeypatch.setattr(checkpoint, "_write_arrays", late)
+    monkeypatch.setattr(checkpoint, "write_arrays", late)
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     donated, host = step(jnp.zeros(1000)), np.zeros(3)
     address = donated.unsafe_buffer_pointer()
@@ -199,7 +199,7 @@ def test_other_device_count(tmp_path):
         import sys
         import jax, jax.numpy as jnp
         from jax.sharding import NamedSharding, PartitionSpec
-        from metajax.checkpoint import Checkpointer
+        from metajax.runs.checkpoint import Checkpointer
         jax.config.update("jax_num_cpu_devices", 8)
         zeros = {"split": jnp.zeros((8, 3)), "keys": jax.random.split(jax.random.key(9), 8)}
         with Checkpointer(sys.argv[1]) as checkpointer:
@@ -326,10 +326,10 @@ def test_a_run_goes_on_past_a_damaged_step(copied):
         step, state = checkpointer.restore(make_state(0))
     assert step == 20
     assert contents(state) == contents(make_state(21))
-    assert sorted(os.listdir(copied)) == ["10", "20", "aside-20"]
+    assert sorted(os.listdir(copied)) == ["10", "20", "superseded-20"]
 
 
-def test_junk_is_ignored_with_a_warning(copied, tmp_path):
+def test_the_unexpected_is_ignored_with_a_warning(copied, tmp_path):
     (copied / "7").mkdir()
     (copied / "99").mkdir()
     (copied / "012").mkdir()
@@ -349,7 +349,7 @@ def test_junk_is_ignored_with_a_warning(copied, tmp_path):
         with pytest.warns(UserWarning, match=r"no step: 012, 7, notes\.txt\."):
             assert checkpointer.restore(make_state(0))[0] == 99
     assert (copied / "notes.txt").read_text() == "mine"
-    assert (copied / "aside-40").is_symlink()
+    assert (copied / "superseded-40").is_symlink()
 
 
 def test_step_under_another_number(copied):
@@ -469,7 +469,7 @@ def test_failure_inside_orbax(copied, monkeypatch, raised, reason):
         (directory / "state.orbax-checkpoint-tmp").mkdir()
         raise raised
 
-    monkeypatch.setattr(checkpoint, "_write_arrays", fail)
+    monkeypatch.setattr(checkpoint, "write_arrays", fail)
     expected = rf"cannot save step 30 to {copied}: {reason}\."
     with pytest.raises(MetajaxError, match=expected), Checkpointer(copied) as checkpointer:
         checkpointer.save(30, make_state(30))
@@ -526,7 +526,7 @@ def test_killed_at_every_stage_of_a_save(tmp_path, monkeypatch):
         remove(directory)
 
     remove = shutil.rmtree
-    patches = [(os, "rename"), (os, "replace"), (os, "mkdir"), (checkpoint, "_write_arrays")]
+    patches = [(os, "rename"), (os, "replace"), (os, "mkdir"), (checkpoint, "write_arrays")]
 
     def train(directory):
         """Return the last step that was surely saved when the kill came, and whether it came."""
@@ -562,7 +562,7 @@ def test_killed_at_every_stage_of_a_save(tmp_path, monkeypatch):
 def test_killed_for_good_while_saving(tmp_path):
     source = """
         import sys, numpy as np
-        from metajax.checkpoint import Checkpointer
+        from metajax.runs.checkpoint import Checkpointer
         state = {"x": np.full(50_000, 1, np.uint32)}
         with Checkpointer(sys.argv[1], keep=2) as checkpointer:
             step = 0

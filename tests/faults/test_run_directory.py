@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from metajax.errors import MetajaxError
-from metajax.run_directory import MetricsLog, check_same, create_run, open_run, read_metrics
+from metajax.runs.directory import MetricsLog, check_same, create_run, open_run, read_metrics
 
 CONFIG = {"algorithm": "maml", "options": {"inner_steps": 1, "rates": (0.1, 0.2)}, "seed": None}
 
@@ -81,7 +81,7 @@ def test_one_process_per_run(tmp_path):
 def test_lock_of_a_killed_process_is_free(tmp_path):
     source = """
 import sys, time
-from metajax.run_directory import create_run
+from metajax.runs.directory import create_run
 run = create_run(sys.argv[1], {})
 print(flush=True)
 time.sleep(600)
@@ -172,7 +172,7 @@ def test_configurations_that_are_no_plain_file(tmp_path):
 
 
 def test_newer_format_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("metajax.run_directory._FORMAT_VERSION", 2)
+    monkeypatch.setattr("metajax.runs.directory._FORMAT_VERSION", 2)
     create_run(tmp_path, CONFIG).close()
     open_run(tmp_path, lock=False)
     monkeypatch.undo()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from metajax.run_directory import read_metrics
-from metajax.selection import ranked, scores
+from metajax.runs.directory import read_metrics
+from metajax.runs.selection import ranked, scores
 
 WORKER = Path(__file__).parent / "worker.py"
 ITERATIONS = 60

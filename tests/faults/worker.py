@@ -13,8 +13,8 @@ from pathlib import Path
 
 import metajax
 from metajax import presets
-from metajax.checkpoint import Checkpointer
-from metajax.train import Evaluation, train
+from metajax.runs.checkpoint import Checkpointer
+from metajax.training import Evaluation, train
 
 
 def say(line):

@@ -11,12 +11,12 @@ import scipy.integrate
 from metajax.algorithms import maml
 from metajax.envs import make
 from metajax.envs.families.tabular import tabular
+from metajax.envs.rollouts import rollout, undiscounted_returns
 from metajax.envs.splits import two_splits
-from metajax.evaluation import evaluate
 from metajax.policies import mlp
 from metajax.policies.mlp import value_network
-from metajax.rollout import rollout, undiscounted_returns
-from metajax.train import train
+from metajax.training import train
+from metajax.training.evaluation import evaluate
 from metajax.types import Discrete, Env, EnvState, PolicyOutput, TaskFamily
 
 

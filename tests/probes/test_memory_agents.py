@@ -10,10 +10,10 @@ from test_reference_agents import bayes_optimum
 from metajax.algorithms import rl2
 from metajax.algorithms.rl2 import MetaParams
 from metajax.envs import make
-from metajax.evaluation import evaluate
+from metajax.envs.rollouts import rollout
 from metajax.policies import gru
-from metajax.rollout import rollout
-from metajax.train import train
+from metajax.training import train
+from metajax.training.evaluation import evaluate
 
 ARMS, PULLS, TASKS = 2, 6, 20_000
 
