@@ -50,15 +50,15 @@ def check_memory(*, devices: int = 1, **needs: int) -> None:
         place, available, together = "this machine has", pages * size, devices
     if together * sum(needs.values()) > available:
         parts = [
-            f"{_told(together * count)} for {what.replace('_', ' ')}"
+            f"{_readable(together * count)} for {what.replace('_', ' ')}"
             for what, count in sorted(needs.items(), key=lambda item: -item[1])
         ]
         raise MetajaxError(
-            f"this would need {', '.join(parts)}; {place} {_told(available)} of memory: choose "
+            f"this would need {', '.join(parts)}; {place} {_readable(available)} of memory: choose "
             "smaller sizes."
         )
 
 
-def _told(count: int) -> str:
+def _readable(count: int) -> str:
     unit = min(int(math.log10(max(count, 1))) // 3, len(_UNITS) - 1)
     return f"{count / 1000**unit:.3g} {_UNITS[unit]}"

@@ -1,4 +1,4 @@
-"""What is said of an option that does not exist where it was typed, but does elsewhere."""
+"""The sentence about an option that does not exist where it was typed, but does elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

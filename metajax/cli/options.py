@@ -146,7 +146,7 @@ def train_options(
     """Return the dataclass of the options of `metajax train ALGORITHM FAMILY`.
 
     One field per group of `presets.options`; names, types, defaults and help are those of the
-    factory's signature and docstring. Another field says which policy, and so which options it has.
+    factory's signature and docstring. Another field is the policy, which decides the options of its group.
 
     Args:
         algorithm: by name.
@@ -203,7 +203,7 @@ def _dataclass_of(
 
     Args:
         name: of the dataclass.
-        factory: whose docstring says what they mean.
+        factory: in whose docstring their meaning stands.
         options: that it has.
         choices: the values that some of them accept.
     """
@@ -261,7 +261,7 @@ def parts_chosen(arguments: Sequence[str], algorithm: str, allow: list[str]) -> 
             if (module := module_of(name)) is not None:
                 allow += allowed([module])
             elif name not in choices[path].names:
-                continue  # the parser says so
+                continue  # the parser refuses it
             of = parts
             for word in path.split("."):
                 of = of.setdefault(word, {})

@@ -7,7 +7,7 @@
 
 A step appears under its number by one rename when all of it is written, so a process killed at
 any moment leaves whole steps behind. Nothing read here is trusted: the size of the manifest is
-bounded, what it says is compared with what is expected before any array is read, and each array
+bounded, its content is compared with what is expected before any array is read, and each array
 with its digest. (Orbax alone would load a flipped bit without a word.) Orbax can read the arrays
 too: `PyTreeCheckpointer().restore(".../120/state")`.
 """
@@ -104,7 +104,7 @@ def _check_arrangement(directory: Path, paths: Collection[str]) -> None:
 
 
 class _Manifest(NamedTuple):
-    """What a step says of its leaves, by path and in their order: what they are, and digests."""
+    """Kinds and digests of the leaves of a step, by path and in their order."""
 
     kinds: dict[str, str]
     digests: dict[str, str]
@@ -290,7 +290,7 @@ class Checkpointer:
         Args:
             step: the number to save it under; a state saved under it before is replaced.
             state: a pytree of arrays and typed keys, wherever they lie.
-            protect: steps that stay on disk beside those that are kept.
+            protect: steps that stay on disk as well as those that are kept.
 
         Raises:
             MetajaxError: the save before this one failed (names directory, step and reason), a

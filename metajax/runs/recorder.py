@@ -58,7 +58,7 @@ _RETURNS = (("return",), ("return_before", "return_after"))
 
 
 def training_returns(metrics: Mapping[str, Any]) -> list[Any]:
-    """Return what training metrics say of returns: before and after adaptation, if it adapts.
+    """Return the returns in training metrics: before and after adaptation, if it adapts.
 
     Args:
         metrics: of an update, or a record of them.

@@ -1,6 +1,6 @@
 """Small JSON records on disk (a run's configuration, a checkpoint's manifest).
 
-A record says what it is and which version of the format it follows, and carries a digest of
+A record names what it is and the version of the format that it follows, and carries a digest of
 itself, so that a damaged record is never taken for a valid one. Reading is bounded and follows no
 symbolic link: a record may come from anywhere.
 """

@@ -257,8 +257,8 @@ def interquartile_mean(
 
     The statistic is that of Agarwal et al. (2021), who resample runs. So with several seeds the
     interval is of seeds and tasks: as many seeds are drawn, with replacement, as there are, and
-    within each of these as many of its tasks. With one seed it is of tasks alone, and says nothing
-    of other seeds. Tasks that are not finite are left out and counted, see `Summary`.
+    within each of these as many of its tasks. With one seed it is of tasks alone, and holds
+    for no other. Tasks that are not finite are left out and counted, see `Summary`.
 
     Args:
         returns: `[seed, task]`, each the mean over the task's episodes.

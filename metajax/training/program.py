@@ -184,7 +184,7 @@ def guarded(state: TrainState) -> dict[str, PyTree[Array]]:
 def floats_of(state: TrainState, metrics: Metrics) -> list[tuple[str, Any]]:
     """Return what has to be finite, and its name: metrics, those of rewards first, then the state.
 
-    In this order the first that is not says most of the reason: all else follows from rewards.
+    In this order the first that is not is nearest to the reason: all else follows from rewards.
     """
     names = sorted(metrics, key=lambda name: (not name.startswith("return"), name))
     named = [(f"metrics/{name}", metrics[name]) for name in names]
