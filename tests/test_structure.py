@@ -26,19 +26,22 @@ LAYERS = [
         "_records",
         "_arguments",
         "_imported",
-        "_options",
         "_promotion",
+        "_earlier",
     },
+    {"parts"},
     {"_memory", "steps"},
     {"physics"},
     {"envs", "policies", "rules", "losses", "run_directory", "checkpoint", "selection"},
     {"rollout", "replay", "recorder"},
     {"outer"},
+    {"adaptation"},
     {"algorithms"},
     {"evaluation", "diagnostics", "reference_agents"},
     {"_tables"},
     {"progress"},
     {"train"},
+    {"_named_parts"},
     {"presets"},
     {"deployment", "export", "plotting", "rendering"},
     {"cli"},
@@ -54,9 +57,9 @@ PUBLIC = """
     a2c anil cavia dqn e_maml fomaml learned_optimizer maml maml_dqn meta_lstm meta_sgd ppo promp
     q_prop reinforce reptile rl2 snail trpo varibad
     gru lstm mlp transformer variational window
-    beside decayed fixed learned_lstm learned_mlp sgd
+    decayed from_optax learned_lstm learned_mlp sgd sum_of_rules
 
-    algorithms deployment diagnostics envs export losses plotting policies presets
+    adaptation algorithms deployment diagnostics envs export losses outer plotting policies presets
     reference_agents rendering rules run_directory
 """
 
@@ -126,7 +129,8 @@ def test_the_public_surface():
     assert dir(metajax) == metajax.__all__ == sorted(PUBLIC.split())
     for public in metajax.__all__:
         assert getattr(metajax, public).__doc__
-    for package in (metajax.algorithms, metajax.envs, metajax.losses, metajax.policies):
+    for name in ["adaptation", "algorithms", "envs", "losses", "outer", "policies", "rules"]:
+        package = getattr(metajax, name)
         assert dir(package) == sorted(package.__all__)
     assert isinstance(metajax.train, types.FunctionType)  # not the modules of these names
     assert isinstance(metajax.rollout, types.FunctionType)
@@ -178,7 +182,15 @@ def test_nothing_runs_data_as_code(path):
 def test_nothing_is_called_done():
     """It never says whether the value goes on: there are `terminated` and `truncated`."""
     for path in MODULES:
-        if top(path) in {"types", "envs", "rollout", "losses", "algorithms", "policies"}:
+        if top(path) in {
+            "types",
+            "envs",
+            "rollout",
+            "losses",
+            "adaptation",
+            "algorithms",
+            "policies",
+        }:
             nodes = list(ast.walk(tree(path)))
             names = {n.id for n in nodes if isinstance(n, ast.Name)}
             names |= {n.attr for n in nodes if isinstance(n, ast.Attribute)}
