@@ -150,7 +150,9 @@ def main():
     adam = optax.adam(rows["Adam, tuned"]["rate"])
     for name, rule in {
         "learned-mlp beside SGD": learned_mlp(0.03),
-        "learned-mlp beside Adam": sum_of_rules(learned_mlp(), from_optax(adam, second_order=False)),
+        "learned-mlp beside Adam": sum_of_rules(
+            learned_mlp(), from_optax(adam, second_order=False)
+        ),
     }.items():
         if name not in rows:
             compare(name, *learned(rule, arguments.iterations, arguments.tasks))

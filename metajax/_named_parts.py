@@ -193,6 +193,12 @@ def _named(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}  # `checked_values` refuses it
 
 
+def name_in(value: Any) -> str | None:
+    """Return the name in the description of a part; None without any."""
+    name = _named(value).get(NAME)
+    return name if isinstance(name, str) else None
+
+
 def _choice(
     kind: Any,
     *,
@@ -203,10 +209,10 @@ def _choice(
     allow_import: Sequence[str],
 ) -> Choice:
     name = next(one[NAME] for one in (chosen, values, default) if NAME in one)
-    if name == NONE and optional:
-        return Choice(kind, optional, None, None, {})
     if not isinstance(name, str):
         raise MetajaxError(f"the name of a part is {brief(name)}; it must be a string.")
+    if name == NONE and optional:
+        return Choice(kind, optional, None, None, {})
     factory = factory_of(kind, name, allow_import)
     known = options_with(
         name,

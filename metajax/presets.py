@@ -21,6 +21,7 @@ from metajax._named_parts import (
     Options,
     built,
     checked_values,
+    name_in,
     options_with,
     paths,
 )
@@ -173,8 +174,7 @@ def options(
     """
     names = {"algorithm": algorithm, "family": family, "policy": policy or ""}
     spec = family_spec(family, allow_import=allow_import)
-    outer = (parts or {}).get("outer", {})
-    preset = _preset(algorithm, spec, outer.get(NAME) if isinstance(outer, Mapping) else outer)
+    preset = _preset(algorithm, spec, name_in((parts or {}).get("outer")))
     found: dict[str, Options] = {}
     for group, factory in factories(algorithm, family, policy, allow_import=allow_import).items():
         known = options_with(

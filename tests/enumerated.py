@@ -5,6 +5,7 @@ with them but the policy.
 """
 
 import itertools
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,7 +30,8 @@ from metajax.types import (
     Trajectory,
 )
 
-ROLLOUT = "metajax.adaptation.gradient_steps.rollout"  # what tests put their own in place of
+# Where tests put their own in place of `rollout`; the module's name is that of a function.
+INNER_LOOP = sys.modules["metajax.adaptation.gradient_steps"]
 
 
 class Enumerated(NamedTuple):

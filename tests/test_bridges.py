@@ -11,6 +11,7 @@ import pytest
 from packages import PACKAGES
 
 import metajax
+from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.envs.splits import is_held_out, sample_batch
 from metajax.errors import MetajaxError
 
@@ -398,6 +399,8 @@ def test_a_missing_package_is_one_sentence(name, monkeypatch):
 def test_maml_trains_on_it(name):
     family = metajax.make(name, episode_length=5)
     policy = metajax.mlp(family.env.observation_size, family.env.action_space, hidden=(8,))
-    algorithm = metajax.maml(family.env, policy, outer="adam", episodes=2, baseline="none")
+    inner = gradient_steps(policy_gradient(critic=None))
+    outer = metajax.outer.adam()
+    algorithm = metajax.maml(family.env, policy, inner=inner, outer=outer, episodes=2)
     result = metajax.train(algorithm, family, iterations=2, tasks=2, evaluation=None, report=None)
     assert np.all(np.isfinite(result.metrics["return_after"]))

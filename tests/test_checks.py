@@ -11,10 +11,11 @@ import pytest
 import metajax
 from metajax import _memory
 from metajax._checks import checked
-from metajax.algorithms import rl2, varibad
+from metajax.adaptation import gradient_steps, policy_gradient, q_prop
+from metajax.algorithms import varibad
 from metajax.errors import MetajaxError, brief, check_at_least, check_fraction, check_positive
 from metajax.outer.trust_region import conjugate_gradient
-from metajax.policies import gru, transformer
+from metajax.policies import gru, transformer, variational
 from metajax.replay import empty_replay, sample_replay
 from metajax.rules import learned_lstm, learned_mlp, sgd
 from metajax.training import Evaluation
@@ -118,26 +119,28 @@ def test_the_signature_stays():
         (lambda: gru(2, ENV.action_space, widht=3), "option of gru 'widht'; did you mean 'width'"),
         (lambda: metajax.maml(ENV, POLICY, inner_steps=1.5), "inner_steps is 1.5"),
         (lambda: metajax.maml(ENV, POLICY, episodes=2.5), "episodes is 2.5"),
-        (lambda: metajax.maml(ENV, POLICY, outer_learning_rate=math.inf), "outer_learning_rate is"),
+        (lambda: metajax.outer.adam(math.inf), "learning_rate is inf"),
         (lambda: metajax.maml(ENV, POLICY, first_order="x"), "first_order is 'x'"),
-        (
-            lambda: metajax.maml(ENV, POLICY, rule=3),
-            "rule is 3; it must be an UpdateRule or one of",
-        ),
-        (lambda: metajax.maml(ENV, POLICY, rule="sg"), "unknown value of rule 'sg'; did you mean"),
-        (lambda: metajax.maml(ENV, POLICY, outer="trp"), "unknown value of outer 'trp'; did you m"),
+        (lambda: gradient_steps(rule=3), "rule is 3; it must be an UpdateRule"),
+        (lambda: metajax.maml(ENV, POLICY, inner="sgd"), "inner is 'sgd'; it must be a Part[Inner"),
+        (lambda: metajax.maml(ENV, POLICY, inner=sgd(0.1)), "it must be a Part[InnerLoop]"),
+        (lambda: metajax.maml(ENV, POLICY, outer="trpo"), "outer is 'trpo'; it must be an OuterSt"),
+        (lambda: gradient_steps(adapts="al"), "unknown value of adapts 'al'; did you mean 'all'"),
+        (lambda: policy_gradient("dise"), "unknown value of estimator 'dise'; did you mean 'dice'"),
+        (lambda: policy_gradient(critic="linear"), "it must be a Part[Critic] or None"),
+        (lambda: policy_gradient(estimater="dice"), "option of policy_gradient 'estimater'; did y"),
         (
             lambda: metajax.maml(ENV, POLICY, episods=3),
             "option of maml 'episods'; did you mean 'ep",
         ),
         (lambda: metajax.maml(FAMILY, POLICY), "env is of the type TaskFamily; it must be an Env"),
         # What nothing reads is no place for anything, either.
-        (lambda: metajax.maml(ENV, POLICY, outer="trpo", clip="x"), "clip is 'x'"),
-        (lambda: metajax.maml(ENV, POLICY, truncation=0), "truncation is 0"),
-        (lambda: metajax.maml(ENV, POLICY, q_updates=0), "q_updates is 0"),
-        (lambda: rl2(ENV, POLICY, minibatches="x"), "minibatches is 'x'"),
+        (lambda: metajax.outer.ppo(clip="x"), "clip is 'x'"),
+        (lambda: policy_gradient("naive", truncation=0), "truncation is 0"),
+        (lambda: q_prop(updates=0), "updates is 0"),
+        (lambda: metajax.outer.ppo(minibatches="x"), "minibatches is 'x'"),
         (
-            lambda: varibad(ENV, POLICY, vae_batch=10**9),
+            lambda: varibad(ENV, variational(2, ENV.action_space), vae_batch=10**9),
             "need 10 TB for the predictions of a",
         ),
         (lambda: sgd("x"), "learning_rate is 'x'"),
@@ -248,7 +251,7 @@ def started():
 def test_what_does_not_fit_into_memory_is_refused_with_its_size(monkeypatch):
     hidden = 1000
     policy = metajax.mlp(2, ENV.action_space, hidden=(hidden, hidden))
-    algorithm = metajax.maml(ENV, policy, outer="adam", episodes=2)
+    algorithm = metajax.maml(ENV, policy, outer=metajax.outer.adam(), episodes=2)
     weights = 2 * hidden + hidden + hidden * hidden + hidden + 2 * hidden + 2 + 2
     megabytes = 3 * 4 * weights / 1e6  # the weights, and two moments of Adam's
     run = {"tasks": 1, "evaluation": None, "devices": 1, "started": started}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import metajax
+from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.deployment import KEPT_EPISODES, simulate
 from metajax.types import Agent, PolicyOutput
 
@@ -19,8 +20,10 @@ EPISODES, LENGTH = 3, 6
 def setup():
     family = metajax.make("point-goal", episode_length=LENGTH)
     policy = metajax.mlp(2, family.env.action_space, hidden=(8,), initial_std=0.2)
-    # Six steps are too few for a well-conditioned linear baseline in float32.
-    algorithm = metajax.maml(family.env, policy, episodes=EPISODES, outer="adam", baseline="none")
+    # Six steps are too few for a well-conditioned linear critic in float32.
+    inner = gradient_steps(policy_gradient(critic=None))
+    outer = metajax.outer.adam()
+    algorithm = metajax.maml(family.env, policy, inner=inner, outer=outer, episodes=EPISODES)
     task = family.test.sample(jax.random.key(0))
     state = algorithm.init(jax.random.key(1), jax.tree.map(lambda x: x[None], task))
     return family.env, algorithm.agent, state.meta_params, task

@@ -37,7 +37,7 @@ def learner(family, outer):
 
 def test_the_meta_gradient_is_that_of_the_update(family):
     """Of a later update too, when Adam has a memory."""
-    algorithm = learner(family, "adam")
+    algorithm = learner(family, metajax.outer.adam())
     tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), 2))
     state = algorithm.init(jax.random.key(1), tasks)
     for i in range(2):
@@ -60,6 +60,6 @@ def test_of_several_steps_there_is_no_gradient(family):
 
 
 def test_only_adam_remembers_the_meta_gradient(family):
-    algorithm = learner(family, "trpo")
+    algorithm = learner(family, metajax.outer.trpo())
     with pytest.raises(MetajaxError, match="maml has no outer step of Adam"):
         meta_gradient(algorithm, algorithm.init(jax.random.key(0), None), None, jax.random.key(0))

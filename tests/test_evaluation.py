@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scoreboard import LENGTH, scoreboard
 
+from metajax.adaptation import gradient_steps, linear, policy_gradient, value_network
 from metajax.algorithms import maml
 from metajax.envs import make
 from metajax.envs.families.tabular import tabular
@@ -169,11 +170,12 @@ def test_the_final_evaluation_plays_each_of_few_tasks_equally_often():
         assert np.bincount(scores.ravel()).tolist() == [played // 3] * 3
 
 
-@pytest.mark.parametrize("baseline", ["linear", "value_network", "none"])
-def test_other_rounds_and_episodes_than_in_training(baseline):
+@pytest.mark.parametrize("critic", [linear(), value_network(hidden=(4,)), None], ids=repr)
+def test_other_rounds_and_episodes_than_in_training(critic):
     family = tabular(states=2, actions=2, episode_length=3)
     policy = mlp(2, family.env.action_space, hidden=())
-    algorithm = maml(family.env, policy, episodes=2, baseline=baseline, critic_hidden=(4,))
+    inner = gradient_steps(policy_gradient(critic=critic))
+    algorithm = maml(family.env, policy, inner=inner, episodes=2)
     meta_params = algorithm.init(jax.random.key(0), None).meta_params
     play = jax.jit(
         lambda key: evaluate(

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from metajax.algorithms.unrolled import (
+
+from metajax.outer.evolution import (
     init_particles,
     persistent_evolution_strategies,
     restart,

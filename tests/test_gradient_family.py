@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from enumerated import (
-    ROLLOUT,
+    INNER_LOOP,
     Problem,
     action_probabilities,
     meta_gradient_of,
@@ -67,7 +67,7 @@ def play_everything(monkeypatch):
 
     def prepare(problem, factory, **options):
         env = problem.family.env
-        monkeypatch.setattr(ROLLOUT, rollout_of_everything(env, problem.everything))
+        monkeypatch.setattr(INNER_LOOP, "rollout", rollout_of_everything(env, problem.everything))
         return factory(env, problem.policy, episodes=problem.count, **options)
 
     return prepare
@@ -423,11 +423,11 @@ def test_e_maml_is_unbiased(monkeypatch):
         chosen = jax.tree.map(lambda x: x[index][None], stored)
         return chosen.__class__(**vars(chosen) | {"reward": reward(task)[index][None]})
 
-    monkeypatch.setattr(ROLLOUT, rollout)
+    monkeypatch.setattr(INNER_LOOP, "rollout", rollout)
     rate = STEP * problem.length
 
     def adapted(flat, task, index):
-        """Return the parameters after a step on one episode, whose advantages are its returns to go."""
+        """Return the parameters after a step on an episode; its advantages are returns to go."""
         to_go = jnp.cumsum(reward(task)[index][::-1])[::-1]
         objective = lambda f: problem.log_probs(f)[index] @ to_go / problem.length
         return flat + rate * jax.grad(objective)(flat)
@@ -455,9 +455,7 @@ def test_e_maml_is_unbiased(monkeypatch):
 
     def expected(factory):
         inner = plain_steps("naive", sgd(rate))
-        algorithm = factory(
-            problem.family.env, problem.policy, inner=inner, outer=ADAM, episodes=1
-        )
+        algorithm = factory(problem.family.env, problem.policy, inner=inner, outer=ADAM, episodes=1)
         state = start(algorithm, problem.params)
 
         @jax.jit
@@ -486,7 +484,7 @@ def test_a_constant_reward_changes_nothing_in_e_maml():
 
 def test_exploration_is_not_credited_twice(plain):
     for options in ({}, {"inner": gradient_steps(policy_gradient("dice"))}):
-        with pytest.raises(MetajaxError, match="credits already; take the estimator 'naive'"):
+        with pytest.raises(MetajaxError, match="already; take the estimator 'naive'"):
             maml(plain.family.env, plain.policy, credit_exploration=True, **options)
     with pytest.raises(MetajaxError, match="inner_steps is 0"):
         e_maml(plain.family.env, plain.policy, inner_steps=0)
@@ -509,7 +507,7 @@ def test_e_maml_clips_the_ratios_of_exploration(monkeypatch):
         chosen = jax.tree.map(lambda x: x[task["action"]][None], both)
         return chosen.__class__(**vars(chosen) | {"reward": task["return"][None, None]})
 
-    monkeypatch.setattr(ROLLOUT, rollout)
+    monkeypatch.setattr(INNER_LOOP, "rollout", rollout)
     algorithm = e_maml(
         problem.family.env,
         problem.policy,

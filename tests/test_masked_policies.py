@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.algorithms import dqn, maml, rl2
 from metajax.envs import make
+from metajax.outer import ppo, trpo
 from metajax.policies import Categorical, gru, mlp
+from metajax.rules import sgd
 from metajax.runs.recorder import training_returns
 from metajax.types import PolicyOutput
 
@@ -33,11 +36,18 @@ def masked(policy):
 
 
 PERCEPTRON = partial(mlp, hidden=(3,))
-SMALL = {"episodes": 3, "inner_learning_rate": 1.0}
+
+
+def by(outer, estimator="likelihood_ratio"):
+    inner = gradient_steps(policy_gradient(estimator), rule=sgd(1.0))
+    return {"inner": inner, "outer": outer, "episodes": 3}
+
+
+EPOCHS = ppo(epochs=4, clip=0.2, max_gradient_norm=1.0)
 VARIANTS = {
-    "maml by trpo": (maml, PERCEPTRON, SMALL | {"outer": "trpo", "cg_iterations": 3}),
-    "maml by ppo": (maml, PERCEPTRON, SMALL | {"outer": "ppo", "estimator": "dice"}),
-    "rl2": (rl2, partial(gru, width=3), {"episodes": 2, "minibatches": 1}),
+    "maml by trpo": (maml, PERCEPTRON, by(trpo(cg_iterations=3))),
+    "maml by ppo": (maml, PERCEPTRON, by(ppo(), "dice")),
+    "rl2": (rl2, partial(gru, width=3), {"episodes": 2, "outer": EPOCHS}),
     "dqn": (dqn, PERCEPTRON, {"episodes": 2, "updates": 2, "batch": 4, "replay_capacity": 8}),
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from enumerated import (
-    ROLLOUT,
+    INNER_LOOP,
     Problem,
     meta_gradient_of,
     plain_steps,
@@ -193,7 +193,7 @@ def test_without_the_factor_of_the_discount_no_second_derivative_is_exact(
 def everything(problem, monkeypatch):
     """Let `maml` play every trajectory, weighted by its probability; return a factory of it."""
     env = problem.family.env
-    monkeypatch.setattr(ROLLOUT, rollout_of_everything(env, problem.everything))
+    monkeypatch.setattr(INNER_LOOP, "rollout", rollout_of_everything(env, problem.everything))
     return functools.partial(maml, env, problem.policy, episodes=problem.count, outer=adam())
 
 
@@ -420,7 +420,7 @@ def quadrature_rollout(key, env, task, act, memory, *, episodes, parallel):
 @pytest.fixture
 def on_bandit(monkeypatch):
     """Return a function: reward and options of `maml` to the meta-gradient at known parameters."""
-    monkeypatch.setattr(ROLLOUT, quadrature_rollout)
+    monkeypatch.setattr(INNER_LOOP, "rollout", quadrature_rollout)
 
     def run(reward, inner, **options):
         env = bandit(reward)

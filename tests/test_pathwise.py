@@ -6,19 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumerated import relative_error
+from enumerated import PLAIN, plain_steps, relative_error
 from jax.flatten_util import ravel_pytree
-from metajax.algorithms.inner_loop import policy_gradient_loop
-from metajax.algorithms.objectives import Estimator, Experience, policy_gradient_objective
-from metajax.algorithms.pathwise import pathwise_returns
-from test_q_prop import PLAIN, WEIGHTS, OneStep
+from test_q_prop import WEIGHTS, OneStep
 
+from metajax.adaptation import Experience, gradient_steps, policy_gradient
+from metajax.adaptation.objectives import Estimator
+from metajax.adaptation.pathwise import pathwise_returns
 from metajax.algorithms import maml, trpo
 from metajax.envs import make
 from metajax.envs.rollouts import rollout
 from metajax.errors import MetajaxError
 from metajax.losses.policy_gradient import ESTIMATORS
+from metajax.outer import adam
 from metajax.policies import mlp
+from metajax.rules import sgd
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -32,9 +34,7 @@ def problem():
 
 def test_exact_in_expectation(problem):
     """Gradient and Hessian of the expected reward, by Gauss and Hermite."""
-    objective = policy_gradient_objective(
-        problem.env, problem.policy, estimator="pathwise", **PLAIN
-    )
+    objective = policy_gradient("pathwise", **PLAIN).build(problem.env, problem.policy)
     episodes = problem.every_episode()
     start = problem.env.reset(jax.random.key(0), jnp.zeros(1))
     start = dataclasses.replace(
@@ -149,19 +149,13 @@ def test_nothing_after_the_end_has_a_gradient(point):
 def test_an_adaptation_step_and_its_derivative(point):
     """θ' and vᵀ ∂θ'/∂θ of the inner loop, by central differences of the gradient."""
     alpha, size = 0.05, 1e-5
-    loop = policy_gradient_loop(
-        point.env,
-        point.policy,
-        estimator="pathwise",
-        truncation=LENGTH,
-        inner_learning_rate=alpha,
-        episodes=3,
-        baseline="none",
-    )
+    inner = plain_steps("pathwise", sgd(alpha), of_objective={"truncation": LENGTH})
+    loop = inner.build(point.env, point.policy)
     experience = jax.tree.map(lambda x: x[None], Experience(point.played, ()))
 
     def adapted(flat):
-        return ravel_pytree(loop.readapt(point.unravel(flat), (), experience)[0].policy)[0]
+        adapted, _ = loop.readapt(point.unravel(flat), (), experience, False, False)
+        return ravel_pytree(adapted.policy)[0]
 
     def mean_gradient(flat):
         return jax.grad(lambda f: jnp.mean(point.returns(f)) / LENGTH)(flat)
@@ -182,15 +176,15 @@ def test_every_estimator_has_a_name():
 
 
 def test_bad_options(point):
-    grid = make("gridnav")
+    grid, inner = make("gridnav"), gradient_steps(policy_gradient("pathwise"))
     with pytest.raises(MetajaxError, match="continuous actions"):
-        maml(grid.env, mlp(2, grid.env.action_space), estimator="pathwise", outer="adam")
+        maml(grid.env, mlp(2, grid.env.action_space), inner=inner, outer=adam())
     with pytest.raises(MetajaxError, match="truncation is 0"):
-        maml(point.env, point.policy, estimator="pathwise", outer="adam", truncation=0)
+        policy_gradient("pathwise", truncation=0)
     with pytest.raises(MetajaxError, match="take another estimator, or"):
-        maml(point.env, point.policy, estimator="pathwise", outer="trpo")
+        maml(point.env, point.policy, inner=inner)
     with pytest.raises(MetajaxError, match="take another estimator, or"):  # the fine-tuning's
-        trpo(point.env, point.policy, estimator="pathwise")
+        trpo(point.env, point.policy, inner=inner)
     elsewhere = dataclasses.replace(point.played, initial_state=None)
     with pytest.raises(MetajaxError, match="something else than the simulator"):
         pathwise_returns(

@@ -11,8 +11,10 @@ from enumerated import action_values, meta_gradient_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
-from metajax.algorithms.objectives import double_q_loss
 
+from metajax.adaptation import gradient_steps, policy_gradient
+from metajax.adaptation import q_learning as q_objective
+from metajax.adaptation.objectives import double_q_loss
 from metajax.algorithms import dqn, maml_dqn
 from metajax.algorithms.dqn import epsilon_greedy
 from metajax.envs import make
@@ -20,6 +22,7 @@ from metajax.envs.families.tabular import tabular
 from metajax.envs.rollouts import rollout
 from metajax.errors import MetajaxError
 from metajax.losses.temporal_difference import double_q_learning, q_learning
+from metajax.outer import adam, trpo
 from metajax.policies import mlp
 from metajax.replay import (
     Transitions,
@@ -28,6 +31,7 @@ from metajax.replay import (
     sample_replay,
     transitions,
 )
+from metajax.rules import sgd
 from metajax.types import StepInput, Trajectory
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -191,11 +195,11 @@ def test_dqn_solves_a_process(linear):
     algorithm = dqn(
         linear.env,
         linear.policy,
+        inner=gradient_steps(q_objective(discount=discount)),
+        outer=adam(0.01),
         epsilon=1.0,
-        discount=discount,
         updates=200,
         target_period=50,
-        outer_learning_rate=0.01,
         episodes=20,
     )
     tasks = jax.tree.map(lambda x: x[None], linear.task)
@@ -251,10 +255,9 @@ def test_the_meta_gradient_of_maml_dqn(linear, inner_steps, first_order):
     algorithm = maml_dqn(
         linear.env,
         linear.policy,
+        inner=gradient_steps(q_objective(discount=discount), rule=sgd(alpha)),
         inner_steps=inner_steps,
-        inner_learning_rate=alpha,
         first_order=first_order,
-        discount=discount,
         epsilon=0.5,
         episodes=3,
         updates=1,
@@ -308,17 +311,26 @@ def test_bad_options():
     policy = mlp(2, grid.env.action_space)
     for options, message in [
         ({"epsilon": 0.0}, "epsilon"),
-        ({"discount": 1.5}, "discount"),
         ({"updates": 0}, "updates"),
         ({"replay_capacity": 0}, "replay_capacity"),
         ({"target_period": 0}, "target_period"),
-        ({"outer_learning_rate": 0.0}, "outer_learning_rate"),
-        ({"error_clip": 0.0}, "error_clip"),
     ]:
         with pytest.raises(MetajaxError, match=message):
             maml_dqn(grid.env, policy, **options)
+    for options in ({"discount": 1.5}, {"error_clip": 0.0}):
+        with pytest.raises(MetajaxError, match=next(iter(options))):
+            q_objective(**options)
+    for factory in (dqn, maml_dqn):
+        with pytest.raises(MetajaxError, match=r"inner\.objective must be 'q-learning'"):
+            factory(grid.env, policy, inner=gradient_steps(policy_gradient()))
+        with pytest.raises(MetajaxError, match="loss of values; take the outer step 'adam'"):
+            factory(grid.env, policy, outer=trpo())
     with pytest.raises(MetajaxError, match="no use for a context"):
-        dqn(grid.env, mlp(2, grid.env.action_space, context=2), adapts="context")
+        dqn(
+            grid.env,
+            mlp(2, grid.env.action_space, context=2),
+            inner=gradient_steps(q_objective(), adapts="context"),
+        )
     small = dqn(grid.env, policy, episodes=2, replay_capacity=29)
     tasks = jax.tree.map(lambda x: x[:1], grid.train.finite)
     with pytest.raises(MetajaxError, match=r"replay_capacity is 29.* 30"):

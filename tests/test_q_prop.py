@@ -6,26 +6,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumerated import ROLLOUT, meta_gradient_of, relative_error
+from enumerated import INNER_LOOP, PLAIN, meta_gradient_of, relative_error
 from jax.flatten_util import ravel_pytree
-from metajax.algorithms.inner_loop import MetaParams
-from metajax.algorithms.objectives import Experience, policy_gradient_objective
 
+from metajax.adaptation import Experience, gradient_steps, policy_gradient
+from metajax.adaptation import q_prop as control_variate
 from metajax.algorithms import learned_optimizer, maml, q_prop
 from metajax.envs import make
 from metajax.envs.builders import Moved, make_env
 from metajax.envs.rollouts import rollout
 from metajax.errors import MetajaxError
 from metajax.losses.policy_gradient import control_variate_weight
+from metajax.outer import adam, trpo
 from metajax.policies import mlp
-from metajax.types import Continuous, StepInput, Trajectory
+from metajax.types import Continuous, MetaParams, StepInput, Trajectory
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(20)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
-PLAIN = {"baseline": "none", "discount": 1.0, "normalize_advantages": False}
-CRITIC = {"critic_hidden": (64, 64), "critic_learning_rate": 3e-3, "replay_capacity": 20_000}
+
+
+def objective_of(kind=None, estimator="likelihood_ratio", **options):
+    """Return a policy gradient on returns as they are, less a control variate if there is one."""
+    options = {"hidden": (64, 64), "learning_rate": 3e-3, "replay_capacity": 20_000} | options
+    variate = None if kind is None else control_variate(kind, **options)
+    return policy_gradient(estimator, control_variate=variate, **PLAIN)
 
 
 def reward_of(observation, action):
@@ -78,21 +84,21 @@ class OneStep:
             final_input=jax.tree.map(lambda x: x[:, :, 0], step_input),
         )
 
-    def expected_loss(self, **options):
+    def expected_loss(self, kind, estimator="likelihood_ratio"):
         """Return the objective's loss as a function of the weights, in expectation."""
-        objective = policy_gradient_objective(self.env, self.policy, **PLAIN, **CRITIC, **options)
+        objective = objective_of(kind, estimator).build(self.env, self.policy)
         critic, *_ = objective.init(jax.random.key(3))
         episodes = self.every_episode()
-        credit = jax.vmap(lambda t: objective.assign(critic, t))(episodes)
+        advantages = jax.vmap(lambda t: objective.estimate(critic, t))(episodes)
 
         def loss(flat):
             params = self.unravel(flat)
             losses = jax.vmap(lambda x: objective.loss(params, params, x))(
-                Experience(episodes, credit)
+                Experience(episodes, advantages)
             )
             return jnp.sum(WEIGHTS * losses)
 
-        return loss, credit
+        return loss, advantages
 
 
 @pytest.fixture(scope="module")
@@ -103,25 +109,25 @@ def problem():
 @pytest.mark.parametrize("estimator", ["likelihood_ratio", "dice", "naive", "clipped"])
 def test_standard_is_unbiased(problem, estimator):
     """With an untrained critic: the expected gradient is that of the expected reward."""
-    loss, credit = problem.expected_loss(control_variate="standard", estimator=estimator)
+    loss, advantages = problem.expected_loss("standard", estimator)
     exact = jax.grad(problem.expected_reward)(problem.flat)
     assert relative_error(-jax.grad(loss)(problem.flat), exact) < 1e-9
-    assert float(jnp.max(jnp.abs(credit.control))) > 0.05  # it does take something
+    assert float(jnp.max(jnp.abs(advantages.control))) > 0.05  # it does take something
     if estimator in ("likelihood_ratio", "dice"):  # as an inner objective, too
         hessian = -jax.hessian(loss)(problem.flat)
         assert relative_error(hessian, jax.hessian(problem.expected_reward)(problem.flat)) < 1e-9
 
 
 def test_both_terms_are_needed(problem, monkeypatch):
-    monkeypatch.setattr("metajax.algorithms.objectives.control", lambda *_: 0.0)
-    loss, _ = problem.expected_loss(control_variate="standard")
+    monkeypatch.setattr("metajax.adaptation.objectives.control", lambda *_: 0.0)
+    loss, _ = problem.expected_loss("standard")
     exact = jax.grad(problem.expected_reward)(problem.flat)
     assert relative_error(-jax.grad(loss)(problem.flat), exact) > 0.03
 
 
 @pytest.mark.parametrize("variant", ["conservative", "aggressive"])
 def test_the_others_are_biased_as_their_paper_says(problem, variant):
-    loss, _ = problem.expected_loss(control_variate=variant)
+    loss, _ = problem.expected_loss(variant)
     exact = jax.grad(problem.expected_reward)(problem.flat)
     assert relative_error(-jax.grad(loss)(problem.flat), exact) > 1e-3
 
@@ -144,13 +150,9 @@ def trained(problem):
     algorithm = q_prop(
         problem.env,
         problem.policy,
-        control_variate="standard",
+        inner=gradient_steps(objective_of("standard", updates=1000)),
+        outer=trpo(1e-12),
         episodes=500,
-        max_kl=1e-12,
-        trace=1.0,
-        q_updates=1000,
-        **PLAIN,
-        **CRITIC,
     )
     tasks = jnp.zeros((1, 1))
     update = jax.jit(algorithm.update)
@@ -165,11 +167,9 @@ def trained(problem):
 def test_the_critic_learns_what_actions_are_worth(problem, trained):
     state, metrics = trained
     assert metrics["q_loss"] < 0.02
-    objective = policy_gradient_objective(
-        problem.env, problem.policy, control_variate="standard", **PLAIN, **CRITIC
-    )
+    objective = objective_of("standard").build(problem.env, problem.policy)
     episodes = jax.tree.map(lambda x: x[10], problem.every_episode())
-    found = objective.assign(state.meta_params.critic, episodes).control[0, 0]
+    found = objective.estimate(state.meta_params.critic, episodes).control[0, 0]
     mean = problem.output(problem.flat)[1].distribution.mode()[0]
     slope = jax.grad(lambda a: reward_of(problem.observation, a))(mean)
     np.testing.assert_allclose(found[0], slope, atol=0.15)
@@ -186,7 +186,7 @@ def test_variance_is_lower(problem, trained):
     played = rollout(
         jax.random.key(9), problem.env, jnp.zeros(1), act, (), episodes=4000, parallel=True
     )
-    # Less the value of the state, which a baseline would take.
+    # Less the value of the state, which a critic would take.
     distribution = played.output.distribution
     likely = distribution.mode() + jnp.exp(distribution.log_std) * NODES[None, None]
     seen = jnp.moveaxis(played.step_input.observation[..., None], -2, 0)
@@ -194,20 +194,18 @@ def test_variance_is_lower(problem, trained):
     played = dataclasses.replace(played, reward=played.reward - value)
     episodes = jax.tree.map(lambda x: x[:, None], played)
 
-    def gradients(variant):
-        objective = policy_gradient_objective(
-            problem.env, problem.policy, control_variate=variant, **PLAIN, **CRITIC
-        )
+    def gradients(kind):
+        objective = objective_of(kind).build(problem.env, problem.policy)
 
         def of_episode(episode):
-            experience = Experience(episode, objective.assign(critic, episode))
+            experience = Experience(episode, objective.estimate(critic, episode))
             params = problem.unravel(problem.flat)
             gradient = jax.grad(lambda p: objective.loss(p, p, experience))(params)
             return ravel_pytree({"body": gradient["body"], "head": gradient["head"]})[0]
 
         return jax.jit(jax.vmap(of_episode))(episodes)
 
-    plain, controlled = gradients("none"), gradients("standard")
+    plain, controlled = gradients(None), gradients("standard")
     variance = [float(jnp.sum(jnp.var(x, axis=0))) for x in (plain, controlled)]
     print(f"variance {variance[0]:.3f} without, {variance[1]:.3f} with")
     assert variance[1] < 0.5 * variance[0]
@@ -219,20 +217,24 @@ def test_outside_and_inside_are_the_same(problem, trained, monkeypatch):
     """The outer gradient without adaptation is that of the objective on the same episodes."""
     state, _ = trained
     everything = jax.tree.map(lambda x: x[:, 0], problem.every_episode())
-    monkeypatch.setattr(ROLLOUT, lambda *_, **__: everything)
-    options = {"control_variate": "conservative", **PLAIN, **CRITIC}
-    algorithm = maml(problem.env, problem.policy, inner_steps=0, outer="adam", **options)
+    monkeypatch.setattr(INNER_LOOP, "rollout", lambda *_, **__: everything)
+
+    def joint(objective):
+        inner = gradient_steps(objective)
+        return maml(problem.env, problem.policy, inner=inner, inner_steps=0, outer=adam())
+
+    part = objective_of("conservative")
+    algorithm = joint(part)
     tasks = jnp.zeros((1, 1))
     start = algorithm.init(jax.random.key(0), tasks)
     params = problem.unravel(problem.flat)
     meta_params = MetaParams(params, (), state.meta_params.critic)
     found = meta_gradient_of(algorithm, dataclasses.replace(start, meta_params=meta_params), tasks)
-    objective = policy_gradient_objective(problem.env, problem.policy, **options)
-    experience = Experience(everything, objective.assign(meta_params.critic, everything))
+    objective = part.build(problem.env, problem.policy)
+    experience = Experience(everything, objective.estimate(meta_params.critic, everything))
     gradient = jax.grad(lambda p: objective.loss(p, params, experience))(params)
     np.testing.assert_allclose(found, -ravel_pytree(gradient)[0], rtol=1e-7, atol=1e-12)
-    without = {**options, "control_variate": "none"}
-    other = maml(problem.env, problem.policy, inner_steps=0, outer="adam", **without)
+    other = joint(objective_of())
     start = other.init(jax.random.key(0), tasks)
     start = dataclasses.replace(start, meta_params=MetaParams(params, (), {}))
     plain = meta_gradient_of(other, start, tasks)
@@ -246,10 +248,10 @@ def test_bad_options():
     with pytest.raises(MetajaxError, match="continuous"):
         q_prop(grid.env, grid_policy)
     with pytest.raises(MetajaxError, match="did you mean 'standard'"):
-        q_prop(point.env, policy, control_variate="standart")
+        control_variate("standart")
     with pytest.raises(MetajaxError, match="loaded_dice"):
-        maml(point.env, policy, control_variate="standard", estimator="loaded_dice")
-    with pytest.raises(MetajaxError, match="q_updates"):
-        q_prop(point.env, policy, q_updates=0)
-    with pytest.raises(MetajaxError, match="control_variate must be 'none'"):
-        learned_optimizer(point.env, policy, control_variate="standard")
+        objective_of("standard", "loaded_dice")
+    with pytest.raises(MetajaxError, match="updates is 0"):
+        control_variate(updates=0)
+    with pytest.raises(MetajaxError, match="control_variate none"):
+        learned_optimizer(point.env, policy, inner=gradient_steps(objective_of("standard")))

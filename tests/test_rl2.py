@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +13,35 @@ from jax.flatten_util import ravel_pytree
 from trials import ENV, EPISODES, LENGTH, TASKS
 
 from metajax import policies, presets
+from metajax.adaptation import trial_learner, whole_trials
+from metajax.adaptation.trials import Statistics
 from metajax.algorithms import rl2, snail
-from metajax.algorithms.rl2 import MetaParams, Statistics
 from metajax.envs import make
 from metajax.envs.rollouts import first_previous, rollout
 from metajax.errors import MetajaxError
 from metajax.losses import returns
+from metajax.outer import adam, ppo, trpo
 from metajax.policies import gru, lstm, mlp, window
 from metajax.training import Evaluation
 from metajax.training.evaluation import adaptation_curve
-from metajax.types import Discrete, StepInput, Trajectory
+from metajax.types import Discrete, MetaParams, StepInput, Trajectory
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-MODULE = sys.modules["metajax.algorithms.rl2"]  # the name is that of the function
-PLAIN = {"minibatches": 1, "outer_epochs": 1, "entropy_weight": 0.0, "max_gradient_norm": 1e9}
 STEPS, KEY = EPISODES * LENGTH, jax.random.key(2)
 LOOKING_BACK = [policies.snail, policies.transformer]
 MEMORIES = [gru, lstm, window, *(functools.partial(p, trial_length=STEPS) for p in LOOKING_BACK)]
 
 
-def algorithm_of(policy, **options):
-    return rl2(ENV, policy, episodes=EPISODES, **{**PLAIN, **options})
+def step_of(learning_rate=1e-3, **options):
+    """Return one step on all trials, ratios clipped at 0.2."""
+    return ppo(learning_rate, **{"epochs": 1, "clip": 0.2, "max_gradient_norm": 1e9} | options)
+
+
+def algorithm_of(policy, outer=None, **of_objective):
+    objective = whole_trials(**{"entropy_weight": 0.0} | of_objective)
+    outer = step_of() if outer is None else outer
+    return rl2(ENV, policy, objective=objective, outer=outer, episodes=EPISODES)
 
 
 def prepared(policy):
@@ -47,7 +53,7 @@ def prepared(policy):
         lambda x: x + 0.5 * jnp.sin(7.0 + jnp.arange(x.size).reshape(x.shape)),
         state.meta_params.policy,
     )
-    params = MetaParams(theta, jnp.array(4.0))
+    params = MetaParams(theta, mean_square_reward=jnp.array(4.0))
     statistics = Statistics(jnp.array(9.0), jnp.array(1, jnp.int32))
 
     def trial(task, key):
@@ -108,15 +114,15 @@ def by_hand(
             ratio = jnp.exp(
                 output.distribution.log_prob(action) - old.distribution.log_prob(action)
             )
-            credit = advantage[task][step]
-            gain += jnp.minimum(ratio * credit, jnp.clip(ratio, 0.8, 1.2) * credit)
+            better = advantage[task][step]
+            gain += jnp.minimum(ratio * better, jnp.clip(ratio, 0.8, 1.2) * better)
             gain += entropy_weight * output.distribution.entropy()
             error += (output.value - target[task][step]) ** 2 / 2
             count += 1
     return (error / 2 - gain) / count
 
 
-def credit_by_hand(policy, acting, played, discount=0.99, trace=0.95):
+def advantages_by_hand(policy, acting, played, discount=0.99, gae_lambda=0.95):
     """Return advantages and targets, a list per task: episodes in one line, nothing after them."""
     advantages, targets = [], []
     for task in range(3):
@@ -128,7 +134,7 @@ def credit_by_hand(policy, acting, played, discount=0.99, trace=0.95):
         advantage, later = [], 0.0
         for step in reversed(range(len(told))):
             residual = float(told[step][2]) + discount * values[step + 1] - values[step]
-            later = residual + discount * trace * later
+            later = residual + discount * gae_lambda * later
             advantage.insert(0, later)
         advantages.append(np.array(advantage))
         targets.append((advantage + np.array(values[:-1])) / 3)
@@ -157,17 +163,17 @@ def test_trials_have_gaps(start):
 def test_a_step_is_that_of_the_definition(start, descent, chunk, burn_in):
     """Two epochs: the second one's ratios are not 1, and its memories are not those of acting."""
     policy, state, played = start
-    rate, options = 0.05, {"chunk": chunk, "burn_in": burn_in, "outer_epochs": 2}
-    algorithm = algorithm_of(policy, outer_learning_rate=rate, **options)
+    rate = 0.05
+    algorithm = algorithm_of(policy, step_of(rate, epochs=2), chunk=chunk, burn_in=burn_in)
     after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
 
     acting = state.meta_params.policy
-    credit = credit_by_hand(policy, acting, played)
+    expected = advantages_by_hand(policy, acting, played)
 
     @jax.jit
     def step(params):
         loss = lambda params: by_hand(
-            policy, params, acting, played, *credit, chunk=chunk, burn_in=burn_in
+            policy, params, acting, played, *expected, chunk=chunk, burn_in=burn_in
         )
         return jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(loss)(params))
 
@@ -179,15 +185,15 @@ def test_a_step_is_that_of_the_definition(start, descent, chunk, burn_in):
 def test_every_minibatch_is_another_part_of_the_trials(start, descent):
     policy, state, played = start
     rate, weight, acting = 0.05, 0.3, state.meta_params.policy
-    options = {"minibatches": 3, "entropy_weight": weight, "outer_learning_rate": rate}
-    after, _ = jax.jit(algorithm_of(policy, **options).update)(state, TASKS, KEY)
-    credit = credit_by_hand(policy, acting, played)
+    algorithm = algorithm_of(policy, step_of(rate, minibatches=3), entropy_weight=weight)
+    after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
+    advantages = advantages_by_hand(policy, acting, played)
     expected = acting
     for task in range(3):
 
         def loss(params, task=task):
             return by_hand(
-                policy, params, acting, played, *credit, tasks=[task], entropy_weight=weight
+                policy, params, acting, played, *advantages, tasks=[task], entropy_weight=weight
             )
 
         gradient = jax.jit(jax.grad(loss))(expected)
@@ -202,10 +208,9 @@ def test_the_rate_halves(start, descent):
     trials = jax.tree.map(lambda x: jnp.repeat(x[:1], 3, axis=0), played)
     moved = []
     for half_life in (None, 1.5):
-        options = PLAIN | {"minibatches": 3, "outer_epochs": 2, "outer_half_life": half_life}
-        learner = MODULE.trial_learner(
-            ENV, policy, episodes=EPISODES, outer_learning_rate=1e-8, **options
-        )
+        outer = step_of(1e-8, epochs=2, minibatches=3, half_life=half_life)
+        objective = whole_trials(entropy_weight=0.0).build(ENV, policy)
+        learner = trial_learner(ENV, policy, objective=objective, outer=outer, episodes=EPISODES)
         optimizer_state = learner.init(jax.random.key(0)).learner
         # As after two iterations of six steps each; a constant rate counts nothing.
         counted = jax.tree.map(lambda x: jnp.full_like(x, 2 * 6), optimizer_state)
@@ -232,13 +237,11 @@ def test_the_gradient_is_that_of_the_expected_return_of_a_trial(descent, monkeyp
     algorithm = rl2(
         env,
         policy,
+        objective=whole_trials(
+            discount=1.0, gae_lambda=1.0, entropy_weight=0.0, value_weight=1e-30
+        ),
+        outer=step_of(1.0, clip=1e9),
         episodes=2,
-        discount=1.0,
-        trace=1.0,
-        value_weight=1e-30,
-        clip=1e9,
-        outer_learning_rate=1.0,
-        **PLAIN,
     )
     state = algorithm.init(jax.random.key(0), None)
     theta = jax.tree.map(
@@ -277,7 +280,7 @@ def test_the_gradient_is_that_of_the_expected_return_of_a_trial(descent, monkeyp
 
     chance = jnp.array([probability(theta, jnp.array(a)) for a in every])
     assert abs(jnp.sum(chance) - 1) < 1e-12 and chance.min() > 0.01
-    monkeypatch.setattr(MODULE, "rollout", forced)
+    monkeypatch.setattr("metajax.adaptation.trials.rollout", forced)
     # The mean over 4 trials and 2 pulls becomes the expectation of the sum.
     monkeypatch.setattr(returns, "normalize", lambda x, valid, size: x * 8 * chance[:, None])
     state = dataclasses.replace(state, meta_params=meta_params)
@@ -317,7 +320,8 @@ def test_rewards_and_values_have_a_scale(start):
 
 def test_the_trust_region_moves_the_policy_and_epochs_the_critic(start):
     policy, state, _ = start
-    algorithm = algorithm_of(policy, outer="trpo", max_kl=1e-3)
+    critic = adam(1e-3, max_gradient_norm=1e9)
+    algorithm = algorithm_of(policy, trpo(1e-3), critic=critic)
     after, metrics = jax.jit(algorithm.update)(state, TASKS, KEY)
     assert metrics["step_accepted"] == 1 and 5e-4 < metrics["kl"] <= 1e-3
     moved = {
@@ -335,18 +339,22 @@ def test_the_trust_region_moves_the_policy_and_epochs_the_critic(start):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"outer": "adam"}, "unknown value of outer 'adam'.*ppo, trpo"),
-        ({"chunk": 3}, "chunk is 3; it must divide the 8 steps"),
-        ({"chunk": 4, "burn_in": 5}, "burn_in is 5; it must be at most the chunk, 4"),
-        ({"episodes": 0}, "episodes is 0"),
-        ({"clip": 0.0}, "clip is 0.0"),
-        ({"outer_half_life": 0.0}, "outer_half_life is 0.0"),
+        (lambda: {"outer": "adam"}, "outer is 'adam'; it must be an OuterStep"),
+        (lambda: {"objective": whole_trials(chunk=3)}, "chunk is 3; it must divide the 8 steps"),
+        (
+            lambda: {"objective": whole_trials(chunk=4, burn_in=5)},
+            "burn_in is 5; it must be at most the chunk, 4",
+        ),
+        (lambda: {"objective": whole_trials(critic=trpo())}, "a trust region trains no critic"),
+        (lambda: {"episodes": 0}, "episodes is 0"),
+        (lambda: {"outer": ppo(clip=0.0)}, "clip is 0.0"),
+        (lambda: {"outer": ppo(half_life=0.0)}, "half_life is 0.0"),
     ],
 )
 def test_what_is_out_of_range_is_one_sentence(options, message):
     policy = gru(2, ENV.action_space)
     with pytest.raises(MetajaxError, match=message):
-        rl2(ENV, policy, **{"episodes": EPISODES, **options})
+        rl2(ENV, policy, **{"episodes": EPISODES, **options()})
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -374,7 +382,7 @@ def test_the_critic_has_to_be_there():
 
 def test_tasks_are_dealt_evenly(start):
     policy, state, _ = start
-    algorithm = algorithm_of(policy, minibatches=2)
+    algorithm = algorithm_of(policy, step_of(minibatches=2))
     with pytest.raises(MetajaxError, match="3 tasks cannot be split into 2 minibatches"):
         jax.eval_shape(algorithm.update, state, TASKS, KEY)
 

@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from metajax.algorithms.unrolled import init_particles, persistent_evolution_strategies
 
+from metajax import outer as steps
+from metajax.adaptation import gradient_steps, policy_gradient, value_network, whole_trials
+from metajax.adaptation.trials import Statistics
 from metajax.algorithms import e_maml, maml, rl2, trpo
-from metajax.algorithms.rl2 import Statistics
 from metajax.envs import make
 from metajax.losses import returns
+from metajax.outer.evolution import init_particles, persistent_evolution_strategies
 from metajax.outer.trust_region import trust_region_step
 from metajax.policies import gru, mlp
+from metajax.rules import sgd
 
 EPS = np.finfo(np.float32).eps
 TASKS = 2
@@ -54,7 +57,7 @@ def test_numbers_are_normalized_in_any_unit(unit):
     np.testing.assert_allclose(on_top, expected, atol=5e-4)
 
 
-def test_rounding_is_that_of_what_the_baseline_was_subtracted_from():
+def test_rounding_is_that_of_what_values_were_subtracted_from():
     rounding = jnp.array([1.0, -2.0, 3.0, 0.0]) * EPS
     valid, constant = jnp.ones(4, bool), jnp.full(4, 1.0)
     np.testing.assert_array_equal(returns.normalize(rounding, valid, constant), 0)
@@ -86,16 +89,17 @@ def test_episodes_are_alike_if_none_comes_to_more_from_any_time_on():
 @pytest.mark.parametrize(
     ("length", "options"),
     [
-        (1, {"baseline": "value_network", "critic_hidden": (4,), "critic_epochs": 1}),
+        (1, {"critic": value_network(hidden=(4,), epochs=1)}),
         (1, {"normalize_advantages": False}),
-        (3, {"trace": 0.9}),
+        (3, {"gae_lambda": 0.9}),
     ],
     ids=["value network", "not normalized", "several pulls"],
 )
 def test_trpo_stands_still_where_all_arms_give_the_same(length, options):
     """Whatever the constant: nothing is learned, the step refused and the policy the same bits."""
     family = make("gaussian-bandit", arms=3, reward_std=0.0, episode_length=length)
-    algorithm = trpo(family.env, policy_of(family), episodes=7, **options)
+    inner = gradient_steps(policy_gradient(**{"gae_lambda": 0.97} | options))
+    algorithm = trpo(family.env, policy_of(family), inner=inner, episodes=7)
     update = jax.jit(algorithm.update)
     for constant in (0.7, 1.0, 10.3, -3e-5):
         tasks = {"mean": jnp.full((TASKS, 3), constant)}
@@ -111,8 +115,9 @@ def test_trpo_stands_still_where_all_arms_give_the_same(length, options):
 def test_rl2_stands_still_where_all_arms_give_the_same():
     family = make("gaussian-bandit", arms=3, reward_std=0.0)
     policy = gru(1, family.env.action_space, width=4, critic="separate")
-    options = {"outer": "trpo", "minibatches": 1, "outer_epochs": 1, "cg_iterations": 3}
-    algorithm = rl2(family.env, policy, episodes=3, **options)
+    objective = whole_trials(critic=steps.adam(max_gradient_norm=1.0))
+    outer = steps.trpo(cg_iterations=3)
+    algorithm = rl2(family.env, policy, objective=objective, outer=outer, episodes=3)
     before, after, metrics = update_of(algorithm, {"mean": jnp.full((TASKS, 3), 0.7)})
     assert metrics["step_accepted"] == metrics["meta_gradient_norm"] == 0
     for part in ("actor", "head"):
@@ -146,7 +151,8 @@ def test_evolution_makes_nothing_of_rounding():
 def test_exploration_is_credited_in_the_unit_of_outcomes_where_episodes_have_none(spread):
     """Tasks give a constant each: advantages have no unit, and outcomes are ±1 of their own."""
     family = make("gaussian-bandit", arms=3, reward_std=0.0)
-    options = {"episodes": 3, "outer": "adam", "baseline": "none"}
+    inner = gradient_steps(policy_gradient("naive", critic=None))
+    options = {"inner": inner, "outer": steps.adam(), "episodes": 3}
     algorithm = e_maml(family.env, policy_of(family), **options)
     found = []
     for unit in (1.0, 1e6):
@@ -160,12 +166,12 @@ def test_exploration_is_credited_in_the_unit_of_outcomes_where_episodes_have_non
 # --- any unit of reward --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outer", ["trpo", "ppo"])
+@pytest.mark.parametrize("outer", [steps.trpo(), steps.ppo(epochs=2)], ids=repr)
 @pytest.mark.usefixtures("float64")
 def test_maml_takes_the_same_step_in_any_unit_of_reward(outer):
     family = make("tabular", states=2, actions=3, episode_length=3, reward_std=0.0)
-    options = {"episodes": 4, "inner_learning_rate": 1.0, "outer_epochs": 2}
-    algorithm = maml(family.env, policy_of(family), outer=outer, **options)
+    inner = gradient_steps(rule=sgd(1.0))
+    algorithm = maml(family.env, policy_of(family), inner=inner, outer=outer, episodes=4)
     tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), TASKS))
     update, before = jax.jit(algorithm.update), algorithm.init(jax.random.key(0), tasks)
     steps = []
@@ -185,7 +191,8 @@ def test_maml_takes_the_same_step_in_any_unit_of_reward(outer):
 def test_rl2_takes_the_same_step_in_any_unit_of_reward():
     """Once it has seen a batch, whose mean squares are its unit."""
     family = make("tabular", states=2, actions=3, episode_length=3, reward_std=0.0)
-    algorithm = rl2(family.env, gru(2, family.env.action_space, width=4), minibatches=1)
+    outer = steps.ppo(epochs=4, clip=0.2, max_gradient_norm=1.0)
+    algorithm = rl2(family.env, gru(2, family.env.action_space, width=4), outer=outer)
     tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), TASKS))
     update, state = jax.jit(algorithm.update), algorithm.init(jax.random.key(0), tasks)
     found = []

@@ -14,8 +14,10 @@ import pytest
 
 from metajax import presets
 from metajax._memory import bytes_of
+from metajax.adaptation import gradient_steps, policy_gradient, q_prop
 from metajax.envs import make
 from metajax.errors import MetajaxError
+from metajax.outer import ppo
 from metajax.replay import empty_replay, extend_replay, sample_replay
 from metajax.runs.checkpoint import Checkpointer, restore
 from metajax.runs.directory import create_run
@@ -180,7 +182,8 @@ def test_a_run_of_before_is_loaded_and_not_trained_further(tmp_path):
         )
         return dataclasses.replace(state, train_state=OldTrainState(old, new.learner, ()))
 
-    config = config_of("rl2", "bernoulli-bandit", minibatches=1)
+    config = config_of("rl2", "bernoulli-bandit")
+    config["algorithm"]["outer"]["minibatches"] = 1
     state = saved(tmp_path / "run", config, before)
     agent = load(tmp_path / "run")
     assert agent._meta_params.mean_square_reward == 2
@@ -194,11 +197,19 @@ def test_a_run_of_before_is_loaded_and_not_trained_further(tmp_path):
 
 # --- memory --------------------------------------------------------------------------------------
 
+
+def with_critic_of_actions(capacity):
+    variate = q_prop(updates=2, replay_capacity=capacity)
+    objective = policy_gradient(critic=None, gae_lambda=0.97, control_variate=variate)
+    return {"inner": gradient_steps(objective)}
+
+
+EPOCHS = ppo(epochs=4, clip=0.2, max_gradient_norm=1.0)
 LARGE = {
-    "dqn": {"updates": 2, "batch": 5},
-    "maml-dqn": {"updates": 2, "batch": 2},
-    "q-prop": {"baseline": "none", "q_updates": 2},
-    "varibad": {"minibatches": 1, "vae_batch": 2},
+    "dqn": lambda capacity: {"updates": 2, "batch": 5, "replay_capacity": capacity},
+    "maml-dqn": lambda capacity: {"updates": 2, "batch": 2, "replay_capacity": capacity},
+    "q-prop": with_critic_of_actions,
+    "varibad": lambda capacity: {"outer": EPOCHS, "vae_batch": 2, "replay_capacity": capacity},
 }
 
 
@@ -237,7 +248,7 @@ def test_the_replay_of_an_algorithm_is_never_copied(name):
 
     capacity = 2 * 10**6 if name in ("maml-dqn", "varibad") else 2 * 10**7
     family = contract.family_of(name)
-    algorithm = contract.build(name, LARGE[name] | {"replay_capacity": capacity}, family.env)
+    algorithm = contract.build(name, LARGE[name](capacity), family.env)
     check_in_place(algorithm, family, capacity)
 
 

@@ -6,9 +6,17 @@ import jax
 import numpy as np
 import pytest
 
+from metajax.adaptation import (
+    evidence_lower_bound,
+    gradient_steps,
+    policy_gradient,
+    q_prop,
+    value_network,
+)
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, make
 from metajax.envs.rollouts import check_env
+from metajax.outer import ppo
 from metajax.policies import gru, mlp, snail, variational
 from metajax.training import Evaluation, train
 
@@ -18,12 +26,23 @@ CONTINUOUS = make("point-goal", episode_length=LENGTH)
 DISCRETE = make("tabular", states=3, actions=2, episode_length=LENGTH)
 REPLAY = {"updates": 2, "batch": 2, "replay_capacity": 64}
 OPTIONS = {
-    "maml": {"outer": "ppo", "baseline": "value_network", "critic_hidden": (4,)},
+    "maml": {
+        "outer": ppo(),
+        "inner": gradient_steps(policy_gradient(critic=value_network(hidden=(4,)))),
+    },
     "learned-optimizer": {"lifetime": 2, "unroll": 1},
-    "q-prop": {"q_updates": 2, "replay_capacity": 64},
+    "q-prop": {
+        "inner": gradient_steps(
+            policy_gradient(gae_lambda=0.97, control_variate=q_prop(updates=2, replay_capacity=64))
+        )
+    },
     "dqn": REPLAY,
     "maml-dqn": REPLAY,
-    "varibad": {"vae_batch": 2, "replay_capacity": 4, "state_weight": 1.0},
+    "varibad": {
+        "model": evidence_lower_bound(state_weight=1.0),
+        "vae_batch": 2,
+        "replay_capacity": 4,
+    },
 }
 MEMORIES = {
     "rl2": partial(gru, width=4),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from enumerated import (
-    ROLLOUT,
+    INNER_LOOP,
     action_probabilities,
     enumerate_trajectories,
     expected_return,
@@ -206,7 +206,7 @@ def test_maml_takes_the_natural_gradient_step_of_the_adapted_policies(monkeypatc
     flat, unravel = ravel_pytree(policy.init(jax.random.key(1)))
     flat = flat + 0.5 * jax.random.normal(jax.random.key(2), flat.shape)
 
-    monkeypatch.setattr(ROLLOUT, rollout_of_everything(family.env, EVERYTHING))
+    monkeypatch.setattr(INNER_LOOP, "rollout", rollout_of_everything(family.env, EVERYTHING))
     algorithm = maml(
         family.env,
         policy,

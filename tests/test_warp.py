@@ -108,7 +108,7 @@ def test_a_family_trains_on_it():
     family = metajax.make("halfcheetah-vel", backend="warp", episode_length=4)
     assert family.backend == "warp"
     policy = metajax.mlp(family.env.observation_size, family.env.action_space, hidden=(8,))
-    algorithm = metajax.maml(family.env, policy, outer="adam", episodes=2)
+    algorithm = metajax.maml(family.env, policy, outer=metajax.outer.adam(), episodes=2)
     result = metajax.train(algorithm, family, iterations=2, tasks=2, evaluation=None, report=None)
     assert np.all(np.isfinite(result.metrics["return_after"]))
 

@@ -16,6 +16,10 @@ from sphinx.util.nodes import make_refnode
 import metajax
 
 
+# What parts of one's own are written with.
+ALSO_PUBLIC = ("metajax.parts", "metajax.types")
+
+
 def public_names(module: types.ModuleType) -> list[str]:
     """Return the public names of a module: its `__all__`, or what it defines itself."""
     names = getattr(module, "__all__", None)
@@ -34,7 +38,7 @@ def public_objects() -> tuple[dict[str, list[str]], dict[int, str]]:
     """Return what each module's page describes, and the name of each object by its `id`."""
     pages: dict[str, list[str]] = {}
     canonical: dict[int, str] = {}
-    waiting = [metajax]
+    waiting = [metajax, *map(importlib.import_module, ALSO_PUBLIC)]
     while waiting:
         module = waiting.pop(0)
         canonical[id(module)] = module.__name__

@@ -146,7 +146,7 @@ def train_options(
     """Return the dataclass of the options of `metajax train ALGORITHM FAMILY`.
 
     One field per group of `presets.options`; names, types, defaults and help are those of the
-    factory's signature and docstring. Another field is the policy, which decides the options of its group.
+    factory's signature and docstring. Another field is the policy, whose options its group has.
 
     Args:
         algorithm: by name.

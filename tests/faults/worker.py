@@ -25,7 +25,8 @@ def experiment(iterations):
     config = presets.default_config("maml", "point-goal")
     config["policy"] |= {"hidden": [8]}
     config["family"] |= {"episode_length": 5}
-    config["algorithm"] |= {"episodes": 2, "baseline": "value_network"}
+    config["algorithm"] |= {"episodes": 2}
+    config["algorithm"]["inner"]["objective"]["critic"] = "value-network"
     config["training"] |= {
         "iterations": iterations,
         "tasks": 2,

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import scipy.integrate
 
+from metajax import outer as steps
+from metajax.adaptation import gradient_steps, policy_gradient
+from metajax.adaptation import value_network as learned_values
 from metajax.algorithms import maml
 from metajax.envs import make
 from metajax.envs.families.tabular import tabular
@@ -15,6 +18,7 @@ from metajax.envs.rollouts import rollout, undiscounted_returns
 from metajax.envs.splits import two_splits
 from metajax.policies import mlp
 from metajax.policies.mlp import value_network
+from metajax.rules import sgd
 from metajax.training import train
 from metajax.training.evaluation import evaluate
 from metajax.types import Discrete, Env, EnvState, PolicyOutput, TaskFamily
@@ -51,7 +55,12 @@ def test_standing_still_on_point_goal(split):
 
 
 @pytest.mark.parametrize(
-    "outer", ["adam", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ppo", "trpo"))]
+    "outer",
+    [
+        steps.adam(0.03),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (steps.ppo(0.03), steps.trpo(0.05))),
+    ],
+    ids=repr,
 )
 def test_adaptation_beats_everything_that_does_not_adapt(outer):
     """Two arms whose rewards are N(1, 1): 1 is all that can be had without knowing which is which.
@@ -62,12 +71,9 @@ def test_adaptation_beats_everything_that_does_not_adapt(outer):
     algorithm = maml(
         family.env,
         mlp(1, Discrete(2), hidden=(8,)),
-        episodes=20,
-        inner_learning_rate=0.5,
-        baseline="none",
+        inner=gradient_steps(policy_gradient(critic=None), rule=sgd(0.5)),
         outer=outer,
-        outer_learning_rate=0.03,
-        max_kl=0.05,
+        episodes=20,
     )
     # Rounding decides whether a seed in six or so stays behind: the middle one of three is shown.
     result = train(algorithm, family, iterations=60, tasks=20, seeds=3, segment=60, evaluation=None)
@@ -113,12 +119,11 @@ def test_the_critic_learns_what_is_to_come():
     algorithm = maml(
         family.env,
         mlp(4, Discrete(2), hidden=()),
+        inner=gradient_steps(
+            policy_gradient(critic=learned_values(hidden=(16,), learning_rate=1e-2), discount=0.5)
+        ),
+        outer=steps.adam(),
         episodes=2,
-        baseline="value_network",
-        discount=0.5,
-        outer="adam",
-        critic_hidden=(16,),
-        critic_learning_rate=1e-2,
     )
     result = train(algorithm, family, iterations=100, tasks=8, segment=100, evaluation=None)
     critic = value_network(4, hidden=(16,))

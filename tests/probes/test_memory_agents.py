@@ -8,12 +8,13 @@ import pytest
 from test_reference_agents import bayes_optimum
 
 from metajax.algorithms import rl2
-from metajax.algorithms.rl2 import MetaParams
 from metajax.envs import make
 from metajax.envs.rollouts import rollout
+from metajax.outer import ppo
 from metajax.policies import gru
 from metajax.training import train
 from metajax.training.evaluation import evaluate
+from metajax.types import MetaParams
 
 ARMS, PULLS, TASKS = 2, 6, 20_000
 
@@ -23,7 +24,8 @@ def trained():
     """Return a family, an agent and its parameters after 200 000 pulls."""
     family = make("bernoulli-bandit", arms=ARMS)
     policy = gru(family.env.observation_size, family.env.action_space, width=16)
-    algorithm = rl2(family.env, policy, episodes=PULLS, outer_learning_rate=5e-3)
+    outer = ppo(5e-3, epochs=4, minibatches=4, clip=0.2, max_gradient_norm=1.0)
+    algorithm = rl2(family.env, policy, outer=outer, episodes=PULLS)
     result = train(
         algorithm, family, iterations=80, tasks=400, segment=80, evaluation=None, devices=1
     )
@@ -61,7 +63,7 @@ def test_the_label_of_a_task_changes_nothing():
     env = (family := make("gridnav")).env
     policy = gru(env.observation_size, env.action_space, width=8)
     agent = rl2(env, policy, episodes=3).agent
-    params = MetaParams(policy.init(jax.random.key(0)), np.float32(1))
+    params = MetaParams(policy.init(jax.random.key(0)), mean_square_reward=np.float32(1))
     labels = family.test.finite["index"]
     task = family.test.sample(jax.random.key(1))
 
