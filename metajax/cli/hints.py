@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metajax import presets
-from metajax._earlier import EVALUATION, moved
+from metajax._earlier import EVALUATION, MOVED, moved
 from metajax._named_parts import (
     NAMED,
     NONE,
@@ -47,9 +47,10 @@ def of_another(
     option = flag.replace("--no-", "--", 1).replace(".no-", ".", 1)
     chosen = (names[name] for name in ("algorithm", "family", "policy"))
     known = presets.options(*chosen, parts=parts, allow_import=allow_import)
+    of_part = _of_another_part(option.removeprefix("--"), known["algorithm"])
     sentence = (
         _of_earlier(flag, option, known)
-        or _of_another_part(flag, option, known["algorithm"])
+        or (of_part and f"{flag} is {of_part}")
         or _of_another_name(flag, option, names)
     )
     if sentence is None:
@@ -63,15 +64,23 @@ def _of_earlier(flag: str, option: str, known: Mapping[str, Options]) -> str | N
     place = moved(name, paths(known["algorithm"]))
     if place is not None:
         return f"{flag} is now {flag_of('algorithm', place)}."
+    for place in MOVED.get(name, ()):
+        if (of_part := _of_another_part(place, known["algorithm"])) is not None:
+            return f"{flag} is now {flag_of('algorithm', place)}, {of_part}"
     group, _, name = name.partition(".")
     if group == "evaluation" and name in EVALUATION:
         return f"{flag} is now {flag_of(group, EVALUATION[name])}."
     return None
 
 
-def _of_another_part(flag: str, option: str, known: Options) -> str | None:
-    """Return the sentence about an option of a part that was not chosen."""
-    words = option.removeprefix("--").replace("-", "_").split(".")
+def _of_another_part(option: str, known: Options) -> str | None:
+    """Return whose option it is, as the rest of a sentence, if it is one of a part not chosen.
+
+    Args:
+        option: its dotted name.
+        known: the options of the algorithm, with the parts that were chosen.
+    """
+    words = option.replace("-", "_").split(".")
     for length in range(len(words) - 1, 0, -1):  # the innermost part that there is
         choice = paths(known).get(".".join(words[:length]))
         if not isinstance(choice, Choice):
@@ -81,7 +90,7 @@ def _of_another_part(flag: str, option: str, known: Options) -> str | None:
             return None
         named = _listed([repr(name) for name in owners])
         return (
-            f"{flag} is an option of the {kind_name(choice.kind)} {named}; this one is "
+            f"an option of the {kind_name(choice.kind)} {named}; this one is "
             f"{choice.name or NONE!r}."
         )
     return None
