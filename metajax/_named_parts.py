@@ -286,6 +286,25 @@ def built(options: Options, values: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def with_option(options: Options, path: str) -> tuple[str, list[str]] | None:
+    """Return which part lacks an option, in words, and the names of parts that have it there.
+
+    Args:
+        options: with the parts that are chosen.
+        path: the option's dotted name.
+    """
+    of, known = path, paths(options)
+    while (of := of.rpartition(".")[0]) and not isinstance(known.get(of), Choice):
+        pass
+    choice = known.get(of)
+    if not isinstance(choice, Choice):
+        return None
+    option = path[len(of) + 1 :].partition(".")[0]
+    make = lambda name, factory: options_with(name, factory, values={}, chosen={}, positional=True)
+    names = [name for name, one in NAMED[choice.kind].items() if option in make(name, one)]
+    return f"{_what(choice.kind)} {choice.name or NONE}", names
+
+
 def paths(options: Options, prefix: str = "") -> dict[str, "inspect.Parameter | Choice"]:
     """Return all options, those of parts under their own, by their dotted names."""
     found: dict[str, Any] = {}

@@ -29,9 +29,9 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 from metajax import presets
 from metajax._alarms import without_alarms
 from metajax._arguments import flags, help_of, parse, summary_of
-from metajax._earlier import moved
+from metajax._earlier import MOVED, moved
 from metajax._imported import module_of
-from metajax._named_parts import NAME, NONE, Choice, Options, paths
+from metajax._named_parts import NAME, NONE, Choice, Options, paths, with_option
 from metajax._records import plain
 from metajax._tables import curve_text, plural, task_names
 from metajax._version import __version__
@@ -394,8 +394,11 @@ def _train(arguments: Sequence[str]) -> int:
     def hint(word: str) -> str | None:
         if word in (*ALGORITHMS, *FAMILIES) or module_of(word) is not None:
             return f"{word!r} comes too late: metajax train ALGORITHM FAMILY --option value ..."
-        here = {"algorithm": algorithm, "family": family, "policy": policy}
-        return _elsewhere(word, here, program)
+        known = presets.options(algorithm, family, policy, parts, allow_import=allow)["algorithm"]
+        if (said := _of_other_parts(word, known)) is None:
+            here = {"algorithm": algorithm, "family": family, "policy": policy}
+            return _elsewhere(word, here, program)
+        return f"{said}. See {program} --help."
 
     chosen = parse(options, arguments[positional:], program, hint)
     config = presets.default_config(algorithm, family, policy, parts, allow_import=allow)
@@ -407,14 +410,27 @@ def _train(arguments: Sequence[str]) -> int:
     return _run(config, directory, resume=False, allow_import=allow)
 
 
+def _of_other_parts(flag: str, known: Options) -> str | None:
+    """Return what to say of an option of an algorithm's other parts, or one of earlier versions."""
+    option = _without_no(flag).removeprefix("--").replace("-", "_")
+    if (place := moved(option, paths(known))) is not None:
+        return f"{flag} is now {_flag('algorithm', place)}"
+    for place in (option, *MOVED.get(option, ())):
+        lacking, owners = with_option(known, place) or ("", [])
+        if owners and place == option:
+            return f"the {lacking} has no {flag}; it is an option of {_listed(owners)}"
+        if owners:
+            return f"{flag} is now {_flag('algorithm', place)}, an option of {_listed(owners)}"
+    return None
+
+
+def _without_no(flag: str) -> str:
+    return flag.replace("--no-", "--", 1).replace(".no-", ".", 1)
+
+
 def _elsewhere(flag: str, here: dict[str, str], program: str) -> str | None:
     """Return what to say of an option that others have than those that are named here."""
-    option = flag.replace("--no-", "--", 1).replace(".no-", ".", 1)
-    if here["algorithm"] in ALGORITHMS:
-        known = paths(presets.options(here["algorithm"], DEFAULT_FAMILY)["algorithm"])
-        place = moved(option.removeprefix("--").replace("-", "_"), known)
-        if place is not None:
-            return f"{flag} is now {_flag('algorithm', place)}. See {program} --help."
+    option = _without_no(flag)
     trainers = {policy: name for name in ALGORITHMS for policy in presets.policies(name)}
     groups = {
         "algorithm": {name: (name, DEFAULT_FAMILY) for name in ALGORITHMS},
