@@ -175,14 +175,23 @@ def _fitting(annotation: Any, value: Any) -> Any:
         return _mapping(of, value)
     if origin is collections.abc.Callable:
         return value if callable(value) else _REFUSED
-    if _is_ours(origin):  # a generic class of ours: of what, only its own functions could tell
-        return value if isinstance(value, origin) else _REFUSED
+    if _is_ours(origin):  # a generic class of ours
+        return value if isinstance(value, origin) and _may_be_of(kind, value) else _REFUSED
     if kind in (bool, str, Path, None, type(None)) or _is_ours(kind):
         kind = type(None) if kind is None else kind
         return value if isinstance(value, kind) else _REFUSED
     if (array := getattr(kind, "array_type", None)) is not None:
         return value if isinstance(value, array) else _REFUSED
     return value  # pytrees: nobody's option
+
+
+def _may_be_of(kind: Any, value: Any) -> bool:
+    """Return whether a value may be of a generic type: its factory, if it is known, says so."""
+    made = getattr(value, "made", None)
+    if made is None:
+        return True
+    says = inspect.signature(made.factory).return_annotation
+    return says == kind or typing.get_origin(says) is not typing.get_origin(kind)
 
 
 def _is_ours(kind: Any) -> TypeGuard[type]:

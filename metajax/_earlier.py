@@ -89,10 +89,14 @@ def translated(options: Mapping[str, Any], places: Collection[str]) -> dict[str,
     kind = options.get("control_variate", "none")
     if kind != "none":
         _put(found, "inner.objective.control_variate.kind", kind)
-        if "critic_hidden" in options:
-            _put(found, "inner.objective.control_variate.hidden", options["critic_hidden"])
+        for name in ("hidden", "learning_rate"):  # of both critics
+            if f"critic_{name}" in options:
+                value = options[f"critic_{name}"]
+                _put(found, f"inner.objective.control_variate.{name}", value)
+    # A step of Adam's was one on the whole batch, whatever its epochs and its clipping.
+    unread = ("outer_epochs", "clip") if options.get("outer") == "adam" else ()
     for name, value in options.items():
-        if name in _PARTS:
+        if name in (*_PARTS, *unread):
             continue
         place = name if name in places else moved(name, places)
         if place is not None:

@@ -38,7 +38,8 @@ def unknown(
 
 def brief(value: object) -> str:
     """Return any value in a few words, on one line."""
-    if not isinstance(value, Number) and type(value) not in _PLAIN:
+    made = getattr(value, "made", None)  # a part knows the call that made it
+    if not isinstance(value, Number) and type(value) not in _PLAIN and made is None:
         return f"of the type {type(value).__name__}"
     try:
         text = " ".join(repr(value).split())

@@ -27,12 +27,12 @@ def part(factory: Factory) -> Factory:
         MetajaxError: when it is called, an argument is unknown, missing or not what its annotation
             says.
     """
-    accepting = checked(factory)
     signature = inspect.signature(factory)
 
+    @checked
     @functools.wraps(factory)
     def make(*arguments: Any, **options: Any) -> Any:
-        value = accepting(*arguments, **options)
+        value = factory(*arguments, **options)
         bound = signature.bind(*arguments, **options)
         bound.apply_defaults()
         return value._replace(made=Made(make, bound.arguments))

@@ -23,6 +23,8 @@ from PIL import Image
 
 import metajax as package
 from metajax import _text, cli, presets
+from metajax._named_parts import Choice, paths
+from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.algorithms import ALGORITHMS
 from metajax.cli import app, arguments, display
 from metajax.cli import options as options_of
@@ -171,7 +173,8 @@ def test_the_run_keeps_the_whole_configuration(trained):
     expected = presets.default_config("maml", "point-goal")
     expected["family"]["episode_length"] = 10
     expected["policy"]["hidden"] = [4]
-    expected["algorithm"] |= {"episodes": 2, "outer": "adam", "critic_hidden": [64, 64]}
+    expected["algorithm"] |= {"episodes": 2}
+    assert expected["algorithm"]["outer"]["name"] == "adam"
     expected["training"] |= {"iterations": 4, "tasks": 2, "segment": 2, "seeds": 2}
     expected["training"]["devices"] = 2  # as many as the tasks can be sharded over
     expected["evaluation"] |= {"every": 2, "tasks": 4, "final_tasks": 6, "episodes": 3}
@@ -211,7 +214,9 @@ def test_a_run_interrupted_while_drawing_is_drawn_by_resume(trained, tmp_path):
 def test_training_from_python_prints_unless_it_is_to_be_silent(cache, capsys):
     family = make("point-goal", episode_length=5)
     policy = package.mlp(2, family.env.action_space, hidden=(4,))
-    algorithm = package.maml(family.env, policy, outer="adam", episodes=2, baseline="none")
+    inner = gradient_steps(policy_gradient(critic=None))
+    options = {"inner": inner, "outer": package.outer.adam(), "episodes": 2}
+    algorithm = package.maml(family.env, policy, **options)
     printed = []
     for report in ({}, {"report": None}):
         package.train(algorithm, family, iterations=1, tasks=2, evaluation=None, **report)
@@ -226,7 +231,7 @@ def test_training_from_python_prints_unless_it_is_to_be_silent(cache, capsys):
 def test_the_best_agent_is_kept_reported_and_loaded(tmp_path, cache):
     directory = tmp_path / "run"
     options = [*TINY, "--iterations", 6, "--run-directory", directory, "--seed", 3]
-    options += ["--keep", "best", "--evaluation.every", 1, "--outer-learning-rate", 1.0]
+    options += ["--keep", "best", "--evaluation.every", 1, "--outer.learning-rate", 1.0]
     printed = metajax("train", "maml", "point-goal", *options)
     found = scores(read_metrics(directory / "metrics.jsonl"))
     assert list(found) == [1, 2, 3, 4, 5, 6]
@@ -252,7 +257,7 @@ def test_the_best_agent_is_kept_reported_and_loaded(tmp_path, cache):
 def test_a_run_that_patience_stopped_is_finished(tmp_path, cache):
     directory = tmp_path / "run"
     options = [*TINY, "--iterations", 20, "--run-directory", directory, "--seed", 3]
-    options += ["--keep", "best", "--evaluation.every", 1, "--outer-learning-rate", 1.0]
+    options += ["--keep", "best", "--evaluation.every", 1, "--outer.learning-rate", 1.0]
     printed = metajax("train", "maml", "point-goal", *options, "--patience", 2)
     found = list(scores(read_metrics(directory / "metrics.jsonl")).values())
     since = len(found) - 1 - int(np.argmax(found))
@@ -420,62 +425,78 @@ def test_help_shows_every_option_with_its_meaning_and_default(pair, monkeypatch)
     text = " ".join(re.sub("[│─╭╮╰╯]", " ", printed).split())
     flags = arguments.flags(options_of.train_options(*pair))
     assert len(set(flags)) == len(flags)  # groups without a prefix share no name
-    for group, parameters in presets.options(*pair).items():
-        meaning = arguments.help_of(presets.factories(*pair)[group])
-        for name, parameter in parameters.items():
-            prefix = f"{group}." if group in ("policy", "evaluation") else ""
-            flag = f"--{prefix}{name.replace('_', '-')}"
+    for group, options in presets.options(*pair).items():
+        prefix = f"{group}." if group in ("policy", "evaluation") else ""
+        for path, option in paths(options).items():
+            flag = f"--{prefix}{path.replace('_', '-')}"
             assert flag in flags
             entry = re.search(f"{flag}[, ].*?(?= --[a-z]|$)", text)
             assert entry, flag
-            default = parameter.default
+            default = (option.name or "none") if isinstance(option, Choice) else option.default
             if default is not None and not isinstance(default, bool):
                 several = isinstance(default, tuple)
                 value = " ".join(map(str, default)) or "none" if several else default
                 assert f"(default: {value})" in entry[0], flag
-            assert meaning.get(name), f"no docstring says what {group} option {name} is"
+            part, _, name = path.rpartition(".")
+            factory = paths(options)[part].factory if part else presets.factories(*pair)[group]
+            meaning = arguments.help_of(factory)
+            assert meaning.get(name), f"no docstring says what {group} option {path} is"
+
+
+def by(outer):
+    return {"outer": {"name": outer}}
+
+
+def values_of(chosen):
+    """Return the algorithm's options of a parsed command line, as configurations have them."""
+    return options_of.values_of(chosen.algorithm)
 
 
 def test_values_go_with_the_outer_step_that_is_chosen():
     """On the command line, in its help and in configurations; what a user asks for comes last."""
     pair = ("maml", "point-goal")
-    own = {"initial_std": 0.045, "inner_learning_rate": 0.04, "outer": "adam"}
-    of_trpo = {"initial_std": 1.0, "inner_learning_rate": 0.1, "max_kl": 0.01, "outer": "trpo"}
 
     def values(config):
-        return config["policy"] | config["algorithm"]
+        """Return the standard deviation at the start, the inner rate and the outer step."""
+        rate = config["algorithm"]["inner"]["rule"]["learning_rate"]
+        return config["policy"]["initial_std"], rate, config["algorithm"]["outer"]["name"]
 
-    assert own.items() <= values(presets.default_config(*pair)).items()
-    assert own.items() <= values(presets.default_config(*pair, outer="adam")).items()
-    config = presets.default_config(*pair, outer="trpo")
-    assert of_trpo.items() <= values(config).items()
+    assert values(presets.default_config(*pair)) == (0.045, 0.04, "adam")
+    assert values(presets.default_config(*pair, parts=by("adam"))) == (0.045, 0.04, "adam")
+    config = presets.default_config(*pair, parts=by("trpo"))
+    assert values(config) == (1.0, 0.1, "trpo")
+    assert config["algorithm"]["outer"]["max_kl"] == 0.01
     assert presets.build(config).training["tasks"] == config["training"]["tasks"] == 20
     # They are shared with what is akin to MAML; what an algorithm needs anyway is its own.
-    relative = values(presets.default_config("cavia", "point-goal", outer="trpo"))
-    assert (relative["initial_std"], relative["inner_learning_rate"]) == (1.0, 1.0)
+    relative = presets.default_config("cavia", "point-goal", parts=by("trpo"))
+    assert values(relative) == (1.0, 1.0, "trpo")
     printed = " ".join(metajax("train", *pair, "--outer", "trpo", "--help").split())
     assert re.search(r"--policy.initial-std NUMBER[^-]*\(default: 1.0\)", printed)
-    options = options_of.train_options(*pair, outer="trpo")
-    words = ["--outer=trpo", "--inner-learning-rate", "0.3"]
+    options = options_of.train_options(*pair, parts=by("trpo"))
+    words = ["--outer=trpo", "--inner.rule.learning-rate", "0.3"]
     chosen = arguments.parse(options, words, "metajax train")
-    assert (chosen.policy.initial_std, chosen.algorithm.inner_learning_rate) == (1.0, 0.3)
-    assert presets.default_config("rl2", "tabular", outer="trpo")["policy"]["critic"] == "separate"
-    with pytest.raises(MetajaxError, match="unknown outer step of rl2 'adam'"):
-        presets.default_config("rl2", "tabular", outer="adam")
-    assert presets.outer_steps("dqn") == ()
+    assert chosen.policy.initial_std == 1.0
+    assert values_of(chosen)["inner"]["rule"] == {"name": "sgd", "learning_rate": 0.3}
+    config = presets.default_config("rl2", "tabular", parts=by("trpo"))
+    assert config["policy"]["critic"] == "separate"
+    with pytest.raises(MetajaxError, match="unknown outer step 'adm'; did you mean 'adam'"):
+        presets.default_config("rl2", "tabular", parts=by("adm"))
+
+
+LAMBDA = ("--inner.objective.gae-lambda", "0.9")
 
 
 def test_the_outer_step_on_the_command_line_brings_its_values(monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        train_command, "train_and_show", lambda config, *_, **__: seen.append(config) or 0
-    )
-    metajax("train", "maml", "point-goal", "--outer", "trpo", "--trace", "0.9")
-    expected = presets.default_config("maml", "point-goal", outer="trpo")
-    expected["algorithm"]["trace"] = 0.9
-    assert seen == [expected]
+    keep = lambda config, *_, **__: seen.append(config) or 0
+    monkeypatch.setattr(train_command, "train_and_show", keep)
+    metajax("train", "maml", "point-goal", "--outer", "trpo", *LAMBDA)
+    expected = presets.default_config("maml", "point-goal", parts=by("trpo"))
+    expected["algorithm"]["inner"]["objective"]["gae_lambda"] = 0.9
+    assert [*map(presets.checked_config, seen)] == [presets.checked_config(expected)]
     metajax("train", "maml", "point-goal", "--outer=trpo", "--outer", "adam")
-    assert seen[1] == presets.default_config("maml", "point-goal", outer="adam")
+    expected = presets.default_config("maml", "point-goal", parts=by("adam"))
+    assert presets.checked_config(seen[1]) == presets.checked_config(expected)
 
 
 def test_presets_are_the_defaults():
@@ -483,10 +504,23 @@ def test_presets_are_the_defaults():
         for algorithm, preset in spec.presets.items():
             own = {group: values for group, values in preset.items() if group != "outer"}
             for outer, extra in ((None, {}), *preset.get("outer", {}).items()):
-                known = presets.options(algorithm, family, outer=outer)
+                parts = by(outer) if outer else {}
+                config = presets.default_config(algorithm, family, parts=parts)
                 for group, values in merged(own, extra).items():
-                    values |= {"outer": outer} if outer and group == "algorithm" else {}
-                    assert {name: known[group][name].default for name in values} == values
+                    if outer and group == "algorithm":
+                        values = merged(values, by(outer))
+                    assert held_by(values, config[group]), (algorithm, family, group)
+
+
+def held_by(some, values):
+    """Return whether nested values hold these, a trust region those that it has a use for."""
+    if isinstance(some, str) and isinstance(values, dict):
+        return values["name"] == some
+    if not isinstance(some, dict) or not isinstance(values, dict):
+        return some == values
+    if some.get("name") == "trpo":
+        some = {name: one for name, one in some.items() if name in values}
+    return all(name in values and held_by(one, values[name]) for name, one in some.items())
 
 
 def test_an_algorithm_has_the_presets_that_were_written_for_it_and_no_others():
@@ -559,20 +593,23 @@ def parsed(*words):
 
 def test_options_reach_their_group_with_their_type():
     chosen = parsed(
-        *("--episodes", "7", "--policy.hidden", "8", "9", "--clip=0.5", "--first-order"),
-        *("--no-normalize-advantages", "--episode-length", "None", "--variant", "promp"),
-        *("--evaluation.every", "3", "--run-directory", "here", "--outer-learning-rate", "1e-4"),
+        *("--episodes", "7", "--policy.hidden", "8", "9", "--outer.clip=0.5", "--first-order"),
+        *("--inner.objective.no-normalize-advantages", "--episode-length", "None"),
+        *("--variant", "promp", "--inner.objective.critic", "none"),
+        *("--evaluation.every", "3", "--run-directory", "here", "--outer.learning-rate", "1e-4"),
     )
     assert chosen.algorithm.episodes == 7
     assert chosen.policy.hidden == (8, 9)
-    assert chosen.algorithm.clip == 0.5
+    algorithm = values_of(chosen)
+    preset = presets.default_config("maml", "halfcheetah-vel")["algorithm"]["outer"]
+    assert algorithm["outer"] == preset | {"clip": 0.5, "learning_rate": 1e-4}
     assert chosen.algorithm.first_order is True
-    assert chosen.algorithm.normalize_advantages is False
+    assert algorithm["inner"]["objective"]["normalize_advantages"] is False
+    assert algorithm["inner"]["objective"]["critic"] == "none"
     assert chosen.family.episode_length is None
     assert chosen.family.variant == "promp"
     assert chosen.evaluation.every == 3
     assert str(chosen.run_directory) == "here"
-    assert chosen.algorithm.outer_learning_rate == 1e-4
 
 
 def test_hyphens_and_underscores_are_the_same():
@@ -584,10 +621,11 @@ def test_hyphens_and_underscores_are_the_same():
 
 
 def test_without_options_the_preset_is_chosen():
-    chosen = parsed()
-    for group, values in presets.default_config("maml", "halfcheetah-vel").items():
-        if group in presets.GROUPS:
-            assert dataclasses.asdict(getattr(chosen, group)) == values
+    chosen, config = parsed(), presets.default_config("maml", "halfcheetah-vel")
+    found = config | {
+        group: options_of.values_of(getattr(chosen, group)) for group in presets.GROUPS
+    }
+    assert presets.checked_config(found) == presets.checked_config(config)
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -626,7 +664,64 @@ def complaint(arguments, capsys) -> str:
         ("train --policy.hidden", "--policy.hidden: a value is missing; 'none' stands for none"),
         ("train --policy.hidden --episodes 3", "--policy.hidden: a value is missing"),
         ("train --policy.hidden none 3", "--policy.hidden: 'none' is not a whole number"),
-        ("train --critic-hidden", "--critic-hidden: a value is missing"),
+        ("train --inner.rule", "--inner.rule: a value is missing"),
+        (
+            "train --inner.objective.critic value-network --inner.objective.critic.hidden",
+            "--inner.objective.critic.hidden: a value is missing",
+        ),
+        ("train --inner.rule.lerning-rate 3", "did you mean '--inner.rule.learning-rate'?"),
+        ("train --inner.rule meta-sgt", "unknown update rule 'meta-sgt'; did you mean 'meta-sgd'?"),
+        ("train --inner.objective none", "unknown objective 'none'. Known: policy-gradient, q-lea"),
+        (
+            "train --outer trpo --outer.epochs 5",
+            "--outer.epochs is an option of the outer step 'adam' and 'ppo'; this one is 'trpo'.",
+        ),
+        (
+            "train --inner.objective.critic.hidden 3",
+            "is an option of the critic 'value-network'; this one is 'linear'. See metajax train",
+        ),
+        (
+            "train --inner.objective.control-variate.kind standard",
+            "is an option of the control variate 'q-prop'; this one is 'none'. See metajax train",
+        ),
+        (
+            "train anil point-goal --inner.adapts all",
+            "inner.adapts is 'all'; in ANIL it must be 'h",
+        ),
+        ("train promp point-goal --outer trpo", "outer is 'trpo'; in ProMP it must be 'ppo'"),
+        ("train dqn gridnav --outer trpo", "a loss of values; take the outer step 'adam'"),
+        ("train maml point-goal --inner.objective q-learning", "needs a policy of action values"),
+        # Flags of earlier versions.
+        (
+            "train --inner.objective.critic none --inner.objective.critic.hidden 3",
+            "is an option of the critic 'value-network'; this one is 'none'. See metajax train",
+        ),
+        (
+            "train reptile point-goal --inner.objective q-learning --inner.objective.critic.hidden 3",
+            "is an option of the objective 'policy-gradient'; this one is 'q-learning'. See metaj",
+        ),
+        ("train --outer.step 3", "unknown option '--outer.step'; did you mean '--outer."),
+        ("train --trace 0.9", "--trace is now --inner.objective.gae-lambda. See metajax train"),
+        (
+            "train --outer trpo --clip 0.2",
+            "--clip is now --outer.clip, an option of the outer step 'adam' and 'ppo'; this one",
+        ),
+        ("train --evaluation.mode", "--evaluation.mode is now --evaluation.deterministic. See"),
+        ("train --evaluation.no-mode", "no-mode is now --evaluation.deterministic. See metajax"),
+        ("train rl2 --trace 0.9", "--trace is now --objective.gae-lambda. See metajax train rl2"),
+        ("train --outer-epochs 3", "--outer-epochs is now --outer.epochs. See metajax train"),
+        ("train --inner-learning-rate 1", "is now --inner.rule.learning-rate. See metajax train"),
+        ("train reptile --outer-learning-rate 1", "--outer-learning-rate is now --step-size. See"),
+        (
+            "train --critic-hidden 3",
+            "--critic-hidden is now --inner.objective.critic.hidden, an option of the critic",
+        ),
+        (
+            "train --q-updates 3",
+            "is now --inner.objective.control-variate.updates, an option of the control v",
+        ),
+        ("train --baseline none", "--baseline is now --inner.objective.critic. See metajax train"),
+        ("train --rule meta-sgd", "unknown option '--rule'; did you mean '--inner.rule'?"),
         ("train --variant", "--variant: a value is missing"),
         ("train --episode-length", "--episode-length: a value is missing"),
         ("train --run-directory", "--run-directory: a value is missing"),
@@ -649,11 +744,11 @@ def complaint(arguments, capsys) -> str:
             "metajax evaluate has no --seeds; it is an option of metajax tr",
         ),
         ("render here --htm", "'--htm'; did you mean '--html'?"),
-        ("train --clip wide", "--clip: 'wide' is not a number"),
-        ("train --clip nan", "--clip: 'nan' is not a finite number"),
+        ("train --outer.clip wide", "--outer.clip: 'wide' is not a number"),
+        ("train --outer.clip nan", "--outer.clip: 'nan' is not a finite number"),
         ("train --policy.hidden 8 x", "--policy.hidden: 'x' is not a whole number"),
-        ("train --discount 1.5", "discount is 1.5; it must lie in [0, 1]"),
-        ("train --outer-epochs 0", "outer_epochs is 0; it must be at least 1"),
+        ("train --inner.objective.discount 1.5", "discount is 1.5; it must lie in [0, 1]"),
+        ("train --outer.epochs 0", "epochs is 0; it must be at least 1"),
         ("train --policy.hidden 0", "a width in hidden is 0"),
         ("train --policy.initial-std -1", "initial_std is -1.0; it must be above 0"),
         ("train maml tabular --states 0", "states is 0"),
@@ -676,7 +771,8 @@ def complaint(arguments, capsys) -> str:
         ),
         ("train maml point-goal --run-directory R --tasks 1000000000", "for the episodes of an it"),
         ("train maml point-goal --run-directory R --episodes 1000000000000000000", "below 2³¹"),
-        ("train meta-sgd point-goal --inner-steps 0", "inner_steps is 0"),  # it has no --rule
+        ("train meta-sgd point-goal --inner-steps 0", "inner_steps is 0"),
+        ("train meta-sgd point-goal --inner.rule sgd", "inner.rule is 'sgd'; in Meta-SGD it must"),
         ("train dqn gridnav --replay-capacity 9 --run-directory R", "replay_capacity is 9"),
         ("evaluate", "RUN"),
         ("evaluate nowhere", "there is no run directory"),
@@ -704,7 +800,11 @@ def test_hints_name_no_option_that_is_none(capsys):
 
 def test_none_stands_for_no_hidden_layer():
     assert parsed("--policy.hidden", "none").policy.hidden == ()
-    assert parsed("--critic-hidden", "None").algorithm.critic_hidden == ()
+    parts = {"inner": {"objective": {"critic": {"name": "value-network"}}}}
+    options = options_of.train_options("maml", "halfcheetah-vel", parts=parts)
+    words = ["--inner.objective.critic.hidden", "None"]
+    algorithm = values_of(arguments.parse(options, words, "metajax train"))
+    assert algorithm["inner"]["objective"]["critic"]["hidden"] == ()
     options = options_of.train_options("rl2", "gymnax")
     chosen = arguments.parse(options, ["--vary", "a", "0", "1", "b", "2", "3.5"], "metajax")
     assert chosen.family.vary == {"a": (0.0, 1.0), "b": (2.0, 3.5)}
@@ -746,6 +846,16 @@ def test_unknown_parts_of_a_configuration_are_refused(capsys, tmp_path):
             ({"policy": {"hiden": [4]}}, "unknown policy option 'hiden'; did you mean 'hidden'?"),
             ({"policy": 3}, "the configuration's policy is 3"),
             ({"family_name": "point-gaol"}, "did you mean 'point-goal'?"),
+            ({"algorithm": {"outer": {"name": "adm"}}}, "unknown outer step 'adm'; did you mean"),
+            (
+                {"algorithm": {"outer": {"name": "ppo", "epoch": 3}}},
+                "unknown option of outer 'epoch'; did you mean 'epochs'?",
+            ),
+            (
+                {"algorithm": {"inner": {"rule": {"learning_rate": "x"}}}},
+                "inner.rule.learning_rate is 'x'; it must be a finite number.",
+            ),
+            ({"algorithm": {"outer": None}}, "outer"),
             ({"algorithm_name": None}, "the configuration has no algorithm_name"),
         )
     ):
@@ -979,9 +1089,9 @@ def test_every_option_of_a_factory_is_on_the_command_line():
                 for name, parameter in inspect.signature(factory).parameters.items()
                 if parameter.kind is parameter.KEYWORD_ONLY
             }
-            # What says where a run is kept is no option of the experiment; a rule is a function; a
-            # trial is as long as its episodes.
-            keywords -= {"evaluation", "run_directory", "resume", "config", "report", "rule"}
+            # What says where a run is kept is no option of the experiment; a trial is as long as
+            # its episodes.
+            keywords -= {"evaluation", "run_directory", "resume", "config", "report"}
             keywords -= {"started", "trial_length"}
             assert keywords <= set(config[group])
 
@@ -997,7 +1107,7 @@ def finish(process, status, *, timeout=120):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["train --backend mujco", "train --discount 2", "resume nowhere"],
+    ["train --backend mujco", "train --inner.objective.discount 2", "resume nowhere"],
 )
 def test_mistakes_are_told_within_three_seconds(arguments):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -1019,7 +1129,7 @@ def test_a_closed_pipe_is_no_mistake():
 def test_a_terminal_that_knows_ascii_alone(monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     out, err = finish(start("train", "maml", "point-goal", "--help"), 0)
-    assert err == "" and "--inner-learning-rate NUMBER" in out
+    assert err == "" and "--inner.rule.learning-rate NUMBER" in out
     err = finish(start("train", "--episodes", "x"), 2)[1]
     assert err.startswith("--episodes: 'x' is not a whole number; see metajax train")
 

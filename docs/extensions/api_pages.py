@@ -15,7 +15,6 @@ from sphinx.util.nodes import make_refnode
 
 import metajax
 
-
 # What parts of one's own are written with.
 ALSO_PUBLIC = ("metajax.parts", "metajax.types")
 

@@ -78,7 +78,7 @@ def generalized_advantages(
         if of_states is None:
             value = jnp.zeros_like(trajectory.reward)
             return value, value[:, -1]
-        return of_states.values(params.get("value"), trajectory, discount)
+        return of_states.values(params["value"] if learned else None, trajectory, discount)
 
     def estimate(params, trajectory: Trajectory) -> Advantages:
         value, final_value = values(params, trajectory)

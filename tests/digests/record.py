@@ -83,8 +83,8 @@ def cases():
                 yield case, partial(contract.build, name, options, made[kind].env), made[kind]
 
 
-def record(only: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """Return the digests of all cases whose name holds `only`, and the numbers themselves."""
+def record(only: str, file: Path) -> dict[str, np.ndarray]:
+    """Write the digests of all cases whose name holds `only`, and return the numbers themselves."""
     digests, arrays = {}, {}
     for case, build, family in cases():
         if only not in case:
@@ -102,8 +102,10 @@ def record(only: str) -> tuple[dict, dict[str, np.ndarray]]:
             "metrics": {n: [float(metrics[n]).hex() for metrics in history] for n in history[0]},
         }
         arrays |= {f"{case} {i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        content = {"machine": machine(), "cases": digests}
+        file.write_text(json.dumps(content, indent=1) + "\n")
         print(case, flush=True)
-    return digests, arrays
+    return arrays
 
 
 def compare(before: dict, after: dict) -> int:
@@ -139,9 +141,7 @@ def main() -> int:
         before, after = (json.loads(path.read_text()) for path in arguments.files)
         return int(compare(before, after) > 0)
     jax.config.update("jax_enable_x64", arguments.float64)
-    digests, arrays = record(arguments.only)
-    content = {"machine": machine(), "cases": digests}
-    arguments.files[0].write_text(json.dumps(content, indent=1) + "\n")
+    arrays = record(arguments.only, arguments.files[0])
     if arguments.arrays:
         np.savez(arguments.arrays, **arrays)
     return 0
