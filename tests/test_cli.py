@@ -697,7 +697,7 @@ def complaint(arguments, capsys) -> str:
             "is an option of the critic 'value-network'; this one is 'none'. See metajax train",
         ),
         (
-            "train reptile point-goal --inner.objective q-learning --inner.objective.critic.hidden 3",
+            "train dqn gridnav --inner.objective.critic.hidden 3",
             "is an option of the objective 'policy-gradient'; this one is 'q-learning'. See metaj",
         ),
         ("train --outer.step 3", "unknown option '--outer.step'; did you mean '--outer."),

@@ -7,7 +7,7 @@ from metajax.envs.rollouts import check_env
 from metajax.envs.splits import sample_batch
 from metajax.errors import MetajaxError, check_at_least
 from metajax.runs.selection import Keep
-from metajax.training.evaluation import Evaluation
+from metajax.training.plan import Evaluation
 from metajax.training.program import (
     ENVIRONMENT_STEPS,
     NOT_FINITE,

@@ -23,7 +23,6 @@ from metajax.shutdown import Shutdown, graceful_shutdown
 from metajax.steps import counted
 from metajax.training.checks import check_counts, check_devices, check_keep
 from metajax.training.discards import check_discards
-from metajax.training.evaluation import Evaluation
 from metajax.training.opening import (
     Call,
     Compiled,
@@ -32,6 +31,7 @@ from metajax.training.opening import (
     episode_bytes,
     open_training,
 )
+from metajax.training.plan import Evaluation
 from metajax.training.program import ENVIRONMENT_STEPS, NOT_FINITE, OnNan, RunState
 from metajax.training.progress import Report, Reporter, reporter
 from metajax.training.sharding import default_devices

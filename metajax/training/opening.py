@@ -18,7 +18,7 @@ from metajax.shutdown import Shutdown
 from metajax.steps import counted
 from metajax.training.checks import check_program
 from metajax.training.discards import Discards
-from metajax.training.evaluation import Evaluation
+from metajax.training.plan import Evaluation
 from metajax.training.program import (
     OnNan,
     RunState,

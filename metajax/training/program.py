@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from metajax.envs.splits import sample_batch
-from metajax.training.evaluation import Evaluation, draw_trials, evaluate_on
+from metajax.training.evaluation import draw_trials, evaluate_on
+from metajax.training.plan import Evaluation
 from metajax.training.sharding import Shardings, by_task, on_mesh, out_shardings
 from metajax.types import (
     Algorithm,
