@@ -99,7 +99,7 @@ def held_out(directory: Path) -> dict[str, np.ndarray]:
     experiment, state = load_run(directory)
     evaluation = experiment.evaluation
 
-    def run(mode):
+    def run(deterministic):
         return jax.jit(
             jax.vmap(
                 lambda meta_params, key: evaluate(
@@ -109,7 +109,7 @@ def held_out(directory: Path) -> dict[str, np.ndarray]:
                     key,
                     tasks=evaluation.final_tasks,
                     **evaluation.sizes(experiment.algorithm, experiment.family.env),
-                    mode=mode,
+                    deterministic=deterministic,
                 )
             )
         )

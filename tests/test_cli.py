@@ -366,8 +366,7 @@ def test_a_run_from_python_can_be_drawn_and_says_what_it_lacks(tmp_path, capsys)
         values = {"return_before": [0.0], "return_after": [1.0]}
         log.write(1, {"environment_steps": 10, **values})
     for command in ("resume", "render", "evaluate"):
-        expected = "the configuration has no" if command == "evaluate" else "trained from Python"
-        assert expected in complaint([command, tmp_path / "run"], capsys)
+        assert "trained from Python" in complaint([command, tmp_path / "run"], capsys)
     assert "written to" in metajax("plot", tmp_path / "run", "--output", tmp_path / "a.svg")
 
 

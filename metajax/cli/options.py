@@ -51,7 +51,7 @@ class ResumeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate a run on held-out tasks, by sampled and by deterministic actions.
+    """Evaluate a run: sampled and deterministic actions on held-out tasks.
 
     Attributes:
         run: the run directory.

@@ -147,7 +147,7 @@ _BALANCING = {
         },
     },
     "training": {"iterations": 200, "tasks": 16},
-    "evaluation": {"every": 50, "tasks": 40, "episodes": 10, "mode": True},
+    "evaluation": {"every": 50, "tasks": 40, "episodes": 10, "deterministic": True},
 }
 
 SPECS = (
