@@ -229,7 +229,7 @@ def _choice(
 def checked_values(
     options: Options, values: Mapping[str, Any], what: str, *, prefix: str = ""
 ) -> dict[str, Any]:
-    """Return values of options as these have them.
+    """Return values of options as these have them; of parts, all that they have.
 
     Args:
         options: for the parts that the values name.
@@ -259,7 +259,8 @@ def checked_values(
             continue
         nested = {n: v for n, v in _named(value).items() if n != NAME}
         within = checked_values(choice.options, nested, f"option of {here}", prefix=f"{here}.")
-        found[name] = {NAME: choice.name} | within
+        defaults = {n: option.default for n, option in choice.options.items()}
+        found[name] = {NAME: choice.name} | defaults | within
     return found
 
 

@@ -317,11 +317,20 @@ def checked_config(config: Mapping[str, Any], *, allow_import: Sequence[str] = (
 def known_options(
     config: Mapping[str, Any], *, allow_import: Sequence[str] = ()
 ) -> dict[str, Options]:
-    """Return the options that a configuration's names, those of parts among them, have."""
+    """Return the options that a configuration's names, those of parts among them, have.
+
+    Defaults of an algorithm's parts are its own: a preset is for what is asked for anew.
+    """
     parts = config.get("algorithm", {})
     parts = parts if isinstance(parts, Mapping) else {}
     algorithm, family, policy = (config[name] for name in _NAMES)
-    return options(algorithm, family, policy, parts, allow_import=allow_import)
+    known = options(algorithm, family, policy, parts, allow_import=allow_import)
+    factory = _factory("algorithm", algorithm, ALGORITHMS, allow_import)
+    return known | {
+        "algorithm": options_with(
+            algorithm, factory, values={}, chosen=parts, allow_import=allow_import
+        )
+    }
 
 
 def build(config: Mapping[str, Any], *, allow_import: Sequence[str] = ()) -> Experiment:
