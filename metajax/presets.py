@@ -172,10 +172,11 @@ def options(
         MetajaxError: a name does not exist, or the algorithm has no such part.
     """
     names = {"algorithm": algorithm, "family": family, "policy": policy or ""}
+    made = factories(algorithm, family, policy, allow_import=allow_import)
     spec = family_spec(family, allow_import=allow_import)
     preset = _preset(algorithm, spec, name_in((parts or {}).get("outer")))
     found: dict[str, Options] = {}
-    for group, factory in factories(algorithm, family, policy, allow_import=allow_import).items():
+    for group, factory in made.items():
         known = options_with(
             names.get(group) or group,
             factory,
