@@ -6,7 +6,7 @@ of the user's, "module:attribute" (see `metajax._imported`).
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from metajax._checks import check_options
@@ -304,6 +304,22 @@ def with_option(options: Options, path: str) -> tuple[str, list[str]] | None:
     make = lambda name, factory: options_with(name, factory, values={}, chosen={}, positional=True)
     names = [name for name, one in NAMED[choice.kind].items() if option in make(name, one)]
     return f"{_what(choice.kind)} {choice.name or NONE}", names
+
+
+def unknown_names(options: Options, values: Mapping[str, Any]) -> Iterator[str]:
+    """Return the dotted names among values that neither the chosen parts nor others have."""
+    known = paths(options)
+
+    def named(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+        for name, value in values.items():
+            path = f"{prefix}{name}"
+            yield path
+            if isinstance(value, Mapping) and isinstance(known.get(path), Choice):
+                yield from named({n: v for n, v in value.items() if n != NAME}, f"{path}.")
+
+    for path in named(values):
+        if path not in known and not (with_option(options, path) or ("", []))[1]:
+            yield path
 
 
 def paths(options: Options, prefix: str = "") -> dict[str, "inspect.Parameter | Choice"]:

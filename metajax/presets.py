@@ -24,6 +24,7 @@ from metajax._named_parts import (
     name_in,
     options_with,
     paths,
+    unknown_names,
 )
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, FamilySpec
@@ -205,10 +206,9 @@ def _check_preset(algorithm: str, family: FamilySpec, known: Mapping[str, Option
         for group in values.keys() - {"outer", "policy"}:
             if group not in GROUPS:
                 raise unknown(f"group of options in {family.name}'s presets", group, GROUPS)
-            for name in values[group]:
-                if name not in known[group]:
-                    what = f"{group} option in {family.name}'s preset for {algorithm}"
-                    raise unknown(what, name, known[group])
+            for path in unknown_names(known[group], values[group]):
+                what = f"{group} option in {family.name}'s preset for {algorithm}"
+                raise unknown(what, path, paths(known[group]) if "." in path else known[group])
 
 
 def choices(family: str, *, allow_import: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
