@@ -54,9 +54,9 @@ PUBLISHED = {
     ("anil", "halfcheetah-vel"): ([None, -120.9], "Raghu et al. 2020"),
     ("maml", "halfcheetah-vel"): ([None, -139.0], "Raghu et al. 2020"),
 }
-# Rows beside the algorithms: another name, and the preset that it chooses.
-VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
-    "maml, trpo": ("maml", {"outer": "trpo"}),
+# Rows beside the algorithms: another name, and the parts that it chooses, with their presets.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "maml, trpo": ("maml", {"outer": {"name": "trpo"}}),
 }
 # All families of the table have continuous actions; memories are another family's.
 OTHERS = {"dqn", "maml-dqn", *presets.MEMORY_AGENTS}
@@ -69,11 +69,11 @@ EVALUATION = {"tasks": 40, "rounds": ROUNDS, "episodes": 20, "final_tasks": 400}
 
 def configuration(method: str, family: str) -> dict[str, Any]:
     """Return the preset of a pair, with as many iterations as the budget pays for."""
-    algorithm, choice = VARIANTS.get(method, (method, {}))
-    config = presets.default_config(algorithm, family, **choice)
+    algorithm, parts = VARIANTS.get(method, (method, {}))
+    config = presets.default_config(algorithm, family, parts=parts)
     budget = BUDGETS[family]
-    if config["algorithm"].get("inner_max_kl"):
-        config["algorithm"]["inner_max_kl"] = FINE_TUNING_KL
+    if config["algorithm"]["inner"]["max_kl"]:
+        config["algorithm"]["inner"]["max_kl"] = FINE_TUNING_KL
     config["evaluation"] |= EVALUATION
     for group in ("family", "training", "evaluation"):
         config[group] |= budget.get(group, {})

@@ -24,18 +24,23 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from metajax.algorithms.inner_loop import MetaParams, policy_gradient_loop
 
 import metajax
+from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.algorithms import learned_optimizer
-from metajax.rules import from_optax, learned_mlp
+from metajax.rules import from_optax, learned_mlp, sum_of_rules
+from metajax.types import MetaParams
 
 NAME = "learned-optimizer"
 LIFETIME, EPISODES, EPOCHS = 20, 20, 4
 NOTHING = MetaParams((), (), {})  # is meta-learned where the optimizer is Adam
 RATES = (3e-3, 5e-3, 7e-3, 1e-2, 1.5e-2, 2e-2, 3e-2, 5e-2, 1e-1)
 TUNED = {"Adam, tuned": optax.adam, "SGD, tuned": optax.sgd}
-INNER = {"inner_epochs": EPOCHS, "estimator": "clipped", "trace": 0.95, "episodes": EPISODES}
+
+
+def steps_of(rule):
+    """Return epochs of PPO that a rule makes."""
+    return gradient_steps(policy_gradient("clipped", gae_lambda=0.95), rule=rule, epochs=EPOCHS)
 
 
 def problem():
@@ -58,7 +63,7 @@ def with_optimizer(optimizer):
     """Return an agent that begins with random weights and trains them by `optimizer`."""
     family, policy = problem()
     rule = from_optax(optimizer, second_order=False)
-    loop = policy_gradient_loop(family.env, policy, rule=rule, first_order=True, **INNER)
+    loop = steps_of(rule).build(family.env, policy)
 
     def init(meta_params, key):
         return loop.agent.init(dataclasses.replace(NOTHING, policy=policy.init(key)), key)
@@ -81,7 +86,8 @@ def tuned(name, make, tasks) -> tuple[Any, Any, dict[str, Any]]:
 
 def learned(rule, iterations, tasks) -> tuple[Any, Any, dict[str, Any]]:
     family, policy = problem()
-    algorithm = learned_optimizer(family.env, policy, rule=rule, lifetime=LIFETIME, **INNER)
+    options = {"inner": steps_of(rule), "episodes": EPISODES, "lifetime": LIFETIME}
+    algorithm = learned_optimizer(family.env, policy, **options)
     began = time.perf_counter()
     result = metajax.train(
         algorithm,

@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from metajax import presets
+from metajax.envs.specs import merged
 
 NAME = "memory-family"
 METHODS = ("rl2", "snail")
@@ -37,40 +38,62 @@ Overrides = dict[str, dict[str, Any]]  # of a preset, by group
 # than a weighted sum, and a large learning rate finds in time what a small one then keeps.
 LONG: Overrides = {
     "policy": {"critic": "separate", "initial_span": 100, "hidden": [64]},
-    "algorithm": {"minibatches": 10, "outer_learning_rate": 4e-3, "outer_half_life": 100},
+    "algorithm": {"outer": {"minibatches": 10, "learning_rate": 4e-3, "half_life": 100}},
     "training": {"tasks": 500, "iterations": 300},
 }
-# With fifty arms, less of what is far ahead in a step's credit lets learning begin sooner.
-MANY = LONG | {
-    "algorithm": LONG["algorithm"] | {"trace": 0.85, "outer_half_life": 125},
-    "training": LONG["training"] | {"iterations": 500},
-}
+# With fifty arms, less of what is far ahead in a step's advantage lets learning begin sooner.
+MANY: Overrides = merged(
+    LONG,
+    {
+        "algorithm": {"objective": {"gae_lambda": 0.85}, "outer": {"half_life": 125}},
+        "training": {"iterations": 500},
+    },
+)
 # Of a process, many small iterations at a smaller rate learn more than few large ones.
-PROCESS = LONG | {
-    "algorithm": LONG["algorithm"]
-    | {"outer_learning_rate": 1.5e-3, "outer_half_life": 250, "trace": 0.8},
-    "training": {"tasks": 200, "iterations": 750},
-}
+PROCESS: Overrides = merged(
+    LONG,
+    {
+        "algorithm": {
+            "objective": {"gae_lambda": 0.8},
+            "outer": {"learning_rate": 1.5e-3, "half_life": 250},
+        },
+        "training": {"tasks": 200, "iterations": 750},
+    },
+)
 # The paper takes TRPO's steps; PPO's four epochs learn more from each trial, and fewer filters than
 # its 32 learn more per second of a CPU.
 SNAIL: Overrides = {
     "policy": {"critic": "shared", "filters": 16},
-    "algorithm": {"outer": "ppo"},
+    "algorithm": {
+        "outer": {
+            "name": "ppo",
+            "learning_rate": 1e-3,
+            "epochs": 4,
+            "minibatches": 4,
+            "clip": 0.2,
+            "max_gradient_norm": 1.0,
+        }
+    },
 }
-# Less of what is far ahead in a step's credit lets learning begin sooner. The size is for a GPU.
+# Less of what is far ahead in a step's advantage lets learning begin sooner. For a GPU's size.
 LONG_SNAIL: Overrides = {
     "policy": {"critic": "separate", "filters": 16, "hidden": [64]},
-    "algorithm": SNAIL["algorithm"]
-    | LONG["algorithm"]
-    | {"outer_learning_rate": 2e-3, "outer_half_life": 125, "trace": 0.85},
+    "algorithm": merged(
+        SNAIL["algorithm"],
+        {
+            "objective": {"gae_lambda": 0.85},
+            "outer": {"minibatches": 10, "learning_rate": 2e-3, "half_life": 125},
+        },
+    ),
     "training": {"tasks": 1000, "iterations": 500},
 }
 # What a hundred sums over fifty arms are read from.
-MANY_SNAIL = LONG_SNAIL | {"policy": LONG_SNAIL["policy"] | {"value_size": 64}}
+MANY_SNAIL: Overrides = merged(LONG_SNAIL, {"policy": {"value_size": 64}})
 # A process is learned at a smaller rate, or not at all, and with still less of what is ahead.
-PROCESS_SNAIL = LONG_SNAIL | {
-    "algorithm": LONG_SNAIL["algorithm"] | {"outer_learning_rate": 1.5e-3, "trace": 0.7}
-}
+PROCESS_SNAIL: Overrides = merged(
+    LONG_SNAIL,
+    {"algorithm": {"objective": {"gae_lambda": 0.7}, "outer": {"learning_rate": 1.5e-3}}},
+)
 
 
 class Problem(NamedTuple):
@@ -138,12 +161,13 @@ PROBLEMS = {
 
 
 def configuration(method: str, problem: Problem, seeds: int) -> dict[str, Any]:
-    config = presets.default_config(method, problem.family)
+    overrides = problem.overrides[method]
+    parts = overrides.get("algorithm", {})
+    config = presets.default_config(method, problem.family, parts=parts)
     config["family"] |= problem.options
     config["algorithm"] |= {"episodes": problem.episodes}
     config["training"] |= {"seeds": seeds, "segment": 20}
-    for group, options in problem.overrides[method].items():
-        config[group] |= options
+    config = merged(config, overrides)
     # A trial is one round, so that its return is the mean of the round's times its episodes.
     every, tasks = (100, 10_000) if problem.short else (50, 2_000)
     evaluated = {"every": every, "tasks": tasks, "final_tasks": 100_000}

@@ -25,6 +25,7 @@ import numpy as np
 import metajax
 from metajax import presets
 from metajax.algorithms import rl2
+from metajax.envs.specs import merged
 from metajax.reference_agents import observations_only, oracle_velocity
 
 NAME = "memory-locomotion"
@@ -36,7 +37,10 @@ STEPS = 50e6
 STANDING_STILL = -300.0
 # Few iterations on thousands of worlds, which is what a GPU is fast at, and more learned from each.
 WIDE: dict[str, dict[str, Any]] = {
-    "algorithm": {"minibatches": 128, "chunk": 50, "outer_learning_rate": 1e-3},
+    "algorithm": {
+        "objective": {"chunk": 50},
+        "outer": {"minibatches": 128, "learning_rate": 1e-3},
+    },
     "training": {"tasks": 2048, "segment": 1},
     "evaluation": {"tasks": 400},
 }
@@ -47,13 +51,12 @@ def configuration(agent: str, backend: str, seeds: int) -> dict[str, Any]:
     config["family"] |= {"variant": "pearl", "backend": backend}
     if agent == "without memory":
         config["policy"] |= {"steps": 1}
-    training = config["training"]
     trial = config["algorithm"]["episodes"] * 200
-    training |= {"seeds": seeds, "segment": 20}
+    config["training"] |= {"seeds": seeds, "segment": 20}
     config["evaluation"] |= {"tasks": 60, "final_tasks": 400}
     if backend == "mjx":
-        for group, options in WIDE.items():
-            config[group] |= options
+        config = merged(config, WIDE)
+    training = config["training"]
     training["iterations"] = math.ceil(STEPS / (trial * training["tasks"]))
     every = math.ceil(training["iterations"] / 20)
     # A trial is one round.
@@ -71,7 +74,9 @@ def experiment(agent: str, config: dict[str, Any]) -> presets.Experiment:
         family.env.observation_size, family.env.action_space, **config["policy"]
     )
     policy = observations_only(policy) if agent == "without memory" else policy
-    algorithm = rl2(family.env, policy, **config["algorithm"])
+    known = presets.known_options(config)["algorithm"]
+    options = presets.built(known, presets.checked_config(config)["algorithm"])
+    algorithm = rl2(family.env, policy, **options)
     return built._replace(algorithm=algorithm, family=family)
 
 

@@ -92,7 +92,7 @@ def bare_products(mesh, algorithm, config, tasks: int):
         BANDIT.observation_size + BANDIT.action_space.size + 2,
     )
     outputs, steps = BANDIT.action_space.size + 1, algorithm.trial.steps(BANDIT)
-    epochs, minibatches = (config["algorithm"][k] for k in ("outer_epochs", "minibatches"))
+    epochs, minibatches = (config["algorithm"]["outer"][k] for k in ("epochs", "minibatches"))
     shapes = ((inputs, 3 * width), (width, 3 * width), (width, outputs))
     weights = [jax.random.normal(jax.random.key(i), s) / s[0] for i, s in enumerate(shapes)]
 

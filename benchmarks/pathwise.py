@@ -23,9 +23,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from metajax.algorithms.objectives import Experience, policy_gradient_objective
 
 import metajax
+from metajax.adaptation import Experience, policy_gradient
 from metajax.diagnostics import estimator_error
 
 LENGTH, EPISODES = 20, 20
@@ -60,10 +60,10 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
         return metajax.rollout(key, env, task, act, (), episodes=EPISODES, parallel=True)
 
     def gradient_of(method):
-        objective = policy_gradient_objective(env, policy, **PLAIN, **METHODS[method])
+        objective = policy_gradient(**PLAIN, **METHODS[method]).build(env, policy)
 
         def gradient(flat, trajectory):
-            experience = Experience(trajectory, objective.assign({}, trajectory))
+            experience = Experience(trajectory, objective.estimate({}, trajectory))
             return jax.grad(lambda flat: -objective.loss(unravel(flat), unravel(flat), experience))(
                 flat
             )

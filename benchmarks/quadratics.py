@@ -21,13 +21,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from metajax.algorithms.unrolled import (
+
+from metajax.outer.evolution import (
     init_particles,
     persistent_evolution_strategies,
     restart,
     truncated_gradient,
 )
-
 from metajax.rules import from_optax, learned_lstm, learned_mlp
 from metajax.types import UpdateRule, pytree_dataclass
 

@@ -26,8 +26,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import metajax
+from metajax import rules
+from metajax.adaptation import gradient_steps
 from metajax.envs.rollouts import over_tasks
 from metajax.envs.splits import sample_batch
+from metajax.outer import OUTER_STEPS
 from metajax.physics import load_model
 from metajax.training.program import make_segment
 from metajax.training.sharding import default_devices, task_mesh
@@ -35,16 +38,20 @@ from metajax.training.sharding import default_devices, task_mesh
 OUTERS = ("adam", "ppo", "trpo")
 
 
-def experiment(backend, episodes, horizon, **options):
+def experiment(backend, episodes, horizon, *, outer="adam", rule="sgd", **options):
     family = metajax.make("halfcheetah-dir", backend=backend, episode_length=horizon)
     policy = metajax.mlp(family.env.observation_size, family.env.action_space, initial_std=0.5)
-    algorithm = metajax.maml(family.env, policy, episodes=episodes, **options)
+    parts = {
+        "inner": gradient_steps(rule=rules.RULES[rule](0.1)),
+        "outer": OUTER_STEPS[outer](),
+    }
+    algorithm = metajax.maml(family.env, policy, **parts, episodes=episodes, **options)
     return family, algorithm
 
 
 def simulation(mesh, backend, tasks, episodes, horizon, rounds=2):
     """Return the rollouts of a meta-iteration, without learning."""
-    family, algorithm = experiment(backend, episodes, horizon, outer="adam")
+    family, algorithm = experiment(backend, episodes, horizon)
     agent = algorithm.agent
 
     def simulate(state, batch, key):
@@ -89,7 +96,7 @@ def compiled(mesh, function, family, algorithm, tasks):
 
 def segment_compile_seconds(mesh, backend, tasks, episodes, horizon):
     """Return the seconds to compile all of training: meta-iterations and evaluation."""
-    family, algorithm = experiment(backend, episodes, horizon, outer="adam")
+    family, algorithm = experiment(backend, episodes, horizon)
     program = make_segment(
         algorithm, family, length=10, tasks=tasks, evaluation=metajax.Evaluation(), mesh=mesh
     )
@@ -156,7 +163,7 @@ def measure(backend, arguments):
     if backend == "mujoco":
         # Two rounds of half the steps: as many calls of the pool as there are rollouts.
         engine = bare_engine(worlds, 2 * arguments.horizon)
-        iterate, _, _ = meta_iteration(*size, outer="adam")
+        iterate, _, _ = meta_iteration(*size)
         pair = common.timed(iterate, engine, repeats=arguments.repeats)
         result["bare_engine_steps_per_second"] = steps / statistics.median(pair[1])
         result["adam_over_bare_engine"] = 1 / common.ratio(*pair)
@@ -176,7 +183,7 @@ def measure_width(backend, worlds, arguments):
     tasks = worlds // episodes
     mesh = mesh_of(backend, tasks, arguments)
     size = (mesh, backend, tasks, episodes, arguments.horizon)
-    iterate, compile_seconds, temporary = meta_iteration(*size, outer="adam")
+    iterate, compile_seconds, temporary = meta_iteration(*size)
     seconds = common.timed(iterate, repeats=arguments.repeats)[0]
     steps = 2 * tasks * episodes * arguments.horizon
     row = {
@@ -203,7 +210,7 @@ def measure_memory(backend, arguments):
     rows = []
     for size in doubled:
         mesh = mesh_of(backend, size["tasks"], arguments)
-        _, _, temporary = meta_iteration(mesh, backend, *size.values(), outer="adam")
+        _, _, temporary = meta_iteration(mesh, backend, *size.values())
         rows.append({"backend": backend, **size, "temporary_bytes": temporary * mesh.size})
         growth = rows[-1]["temporary_bytes"] / rows[0]["temporary_bytes"]
         rows[-1]["growth"] = growth
@@ -223,9 +230,7 @@ def measure_inner(backend, arguments):
     for rule in RULES:
         # As the algorithm of that name: what Meta-LSTM's rule reads are constants.
         first_order = rule == "meta-lstm"
-        calls[rule], _, temporary = meta_iteration(
-            *size, outer="adam", rule=rule, first_order=first_order
-        )
+        calls[rule], _, temporary = meta_iteration(*size, rule=rule, first_order=first_order)
         rows.append({"backend": backend, "rule": rule, "temporary_bytes": temporary})
     times = common.timed(*calls.values(), repeats=arguments.repeats)
     for row, seconds in zip(rows, times, strict=True):
@@ -238,7 +243,7 @@ def measure_inner(backend, arguments):
         )
     per_round = None
     for steps in INNER_STEPS:
-        iterate, _, temporary = meta_iteration(*size, outer="adam", inner_steps=steps)
+        iterate, _, temporary = meta_iteration(*size, inner_steps=steps)
         simulate, _, _ = simulation(*size, rounds=steps + 1)
         pair = common.timed(iterate, simulate, repeats=arguments.repeats)
         seconds = statistics.median(pair[0])

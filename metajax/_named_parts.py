@@ -6,7 +6,7 @@ of the user's, "module:attribute" (see `metajax._imported`).
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from metajax._checks import check_options
@@ -229,7 +229,7 @@ def _choice(
 def checked_values(
     options: Options, values: Mapping[str, Any], what: str, *, prefix: str = ""
 ) -> dict[str, Any]:
-    """Return values of options as these have them.
+    """Return values of options as these have them; of parts, all that they have.
 
     Args:
         options: for the parts that the values name.
@@ -259,7 +259,8 @@ def checked_values(
             continue
         nested = {n: v for n, v in _named(value).items() if n != NAME}
         within = checked_values(choice.options, nested, f"option of {here}", prefix=f"{here}.")
-        found[name] = {NAME: choice.name} | within
+        defaults = {n: option.default for n, option in choice.options.items()}
+        found[name] = {NAME: choice.name} | defaults | within
     return found
 
 
@@ -284,6 +285,50 @@ def built(options: Options, values: Mapping[str, Any]) -> dict[str, Any]:
             value = made
         arguments[name] = value
     return arguments
+
+
+def with_option(options: Options, path: str) -> tuple[Choice, list[str]] | None:
+    """Return the chosen part that lacks an option, and the names of those that have it there.
+
+    Args:
+        options: with the parts that are chosen.
+        path: the option's dotted name; None is returned where it leads through no part.
+    """
+    words, known = path.split("."), paths(options)
+    for length in range(len(words) - 1, 0, -1):  # the innermost part that there is
+        choice = known.get(".".join(words[:length]))
+        if isinstance(choice, Choice):
+            return choice, _owners(choice.kind, words[length:])
+    return None
+
+
+def _owners(kind: Any, words: Sequence[str]) -> list[str]:
+    """Return the names of parts of a kind that have an option, or may have it inside a part."""
+
+    def has(name: str, factory: Callable[..., Any]) -> bool:
+        known = options_with(name, factory, values={}, chosen={}, positional=True)
+        option = known.get(words[0])
+        if len(words) == 1 or option is None:
+            return option is not None
+        return isinstance(option, Choice) and bool(_owners(option.kind, words[1:]))
+
+    return [name for name, factory in NAMED[kind].items() if has(name, factory)]
+
+
+def unknown_names(options: Options, values: Mapping[str, Any]) -> Iterator[str]:
+    """Return the dotted names among values that neither the chosen parts nor others have."""
+    known = paths(options)
+
+    def named(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+        for name, value in values.items():
+            path = f"{prefix}{name}"
+            yield path
+            if isinstance(value, Mapping) and isinstance(known.get(path), Choice):
+                yield from named({n: v for n, v in value.items() if n != NAME}, f"{path}.")
+
+    for path in named(values):
+        if path not in known and not (with_option(options, path) or (None, []))[1]:
+            yield path
 
 
 def paths(options: Options, prefix: str = "") -> dict[str, "inspect.Parameter | Choice"]:

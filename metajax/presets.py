@@ -24,6 +24,7 @@ from metajax._named_parts import (
     name_in,
     options_with,
     paths,
+    unknown_names,
 )
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, FamilySpec
@@ -173,10 +174,11 @@ def options(
         MetajaxError: a name does not exist, or the algorithm has no such part.
     """
     names = {"algorithm": algorithm, "family": family, "policy": policy or ""}
+    made = factories(algorithm, family, policy, allow_import=allow_import)
     spec = family_spec(family, allow_import=allow_import)
     preset = _preset(algorithm, spec, name_in((parts or {}).get("outer")))
     found: dict[str, Options] = {}
-    for group, factory in factories(algorithm, family, policy, allow_import=allow_import).items():
+    for group, factory in made.items():
         known = options_with(
             names.get(group) or group,
             factory,
@@ -205,10 +207,9 @@ def _check_preset(algorithm: str, family: FamilySpec, known: Mapping[str, Option
         for group in values.keys() - {"outer", "policy"}:
             if group not in GROUPS:
                 raise unknown(f"group of options in {family.name}'s presets", group, GROUPS)
-            for name in values[group]:
-                if name not in known[group]:
-                    what = f"{group} option in {family.name}'s preset for {algorithm}"
-                    raise unknown(what, name, known[group])
+            for path in unknown_names(known[group], values[group]):
+                what = f"{group} option in {family.name}'s preset for {algorithm}"
+                raise unknown(what, path, paths(known[group]) if "." in path else known[group])
 
 
 def choices(family: str, *, allow_import: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
@@ -320,11 +321,20 @@ def checked_config(config: Mapping[str, Any], *, allow_import: Sequence[str] = (
 def known_options(
     config: Mapping[str, Any], *, allow_import: Sequence[str] = ()
 ) -> dict[str, Options]:
-    """Return the options that a configuration's names, those of parts among them, have."""
+    """Return the options that a configuration's names, those of parts among them, have.
+
+    Defaults of an algorithm's parts are its own: a preset is for what is asked for anew.
+    """
     parts = config.get("algorithm", {})
     parts = parts if isinstance(parts, Mapping) else {}
     algorithm, family, policy = (config[name] for name in _NAMES)
-    return options(algorithm, family, policy, parts, allow_import=allow_import)
+    known = options(algorithm, family, policy, parts, allow_import=allow_import)
+    factory = _factory("algorithm", algorithm, ALGORITHMS, allow_import)
+    return known | {
+        "algorithm": options_with(
+            algorithm, factory, values={}, chosen=parts, allow_import=allow_import
+        )
+    }
 
 
 def build(config: Mapping[str, Any], *, allow_import: Sequence[str] = ()) -> Experiment:

@@ -544,6 +544,11 @@ def test_what_a_preset_sets_must_exist(monkeypatch):
     for preset, expected in (
         ({"algorithm": {"episods": 2}}, "algorithm option in tabular's preset for maml 'episods'"),
         ({"outer": {"ppo": {"training": {"taks": 2}}}}, "preset for maml 'taks'; did you mean 'ta"),
+        (
+            {"algorithm": {"inner": {"rule": {"lerning_rate": 2.0}}}},
+            "for maml 'inner.rule.lerning_rate'; did you mean 'inner.rule.learning_rate'",
+        ),
+        ({"outer": {"ppo": {"algorithm": {"outer": {"epoch": 2}}}}}, "for maml 'outer.epoch'; did"),
         ({"algoritm": {}}, "group of options in tabular's presets 'algoritm'; did you mean 'algor"),
     ):
         monkeypatch.setitem(FAMILIES, "tabular", spec._replace(presets={"maml": preset}))

@@ -50,7 +50,7 @@ def test_the_meta_gradient_is_that_of_the_update(family):
 
 
 def test_of_several_steps_there_is_no_gradient(family):
-    algorithm = learner(family, "ppo")
+    algorithm = learner(family, metajax.outer.ppo())
     tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), 2))
     state = algorithm.init(jax.random.key(1), tasks)
     with pytest.raises(MetajaxError, match="update of maml takes 5 steps of Adam"):

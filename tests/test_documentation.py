@@ -1,5 +1,6 @@
 """What is written is true: examples run, README keeps its size, and types are shipped."""
 
+import ast
 import doctest
 import inspect
 import re
@@ -12,6 +13,7 @@ import pytest
 
 import metajax
 from metajax import presets
+from metajax._named_parts import NAMED, Choice, options_with
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES
 
@@ -78,6 +80,25 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(code, tmp_path, monkeypatch)
         exec(compile(script, "page", "exec"), {"__name__": "__main__"})
 
 
+def every(options):
+    """Return the dotted names of options, with those of all parts that could be chosen."""
+    for name, option in options.items():
+        yield name
+        if isinstance(option, Choice):
+            for part, factory in NAMED[option.kind].items():
+                its = options_with(part, factory, values={}, chosen={}, positional=True)
+                yield from (f"{name}.{within}" for within in every(its))
+
+
+def is_own(flag, path, known):
+    """Whether a flag is an option of what a page makes itself, or of a part within that."""
+    nodes = [n for block in python_blocks(path) for n in ast.walk(ast.parse(block))]
+    own = {n.arg.replace("_", "-") for n in nodes if isinstance(n, ast.arg) and n.annotation}
+    words = flag.removeprefix("--").split(".")
+    without = ("--" + ".".join(words[:i] + words[i + 1 :]) for i, w in enumerate(words) if w in own)
+    return words[-1] in own or any(shorter in known for shorter in without)
+
+
 def test_pages_name_options_that_exist():
     known = {"--help", "--run-directory", "--policy-name", "--step"}  # of no factory
     for algorithm in ALGORITHMS:
@@ -85,11 +106,12 @@ def test_pages_name_options_that_exist():
             for family in FAMILIES if algorithm == "maml" else ["point-goal"]:
                 for group, options in presets.options(algorithm, family, policy).items():
                     prefix = f"{group}." if group in ("policy", "evaluation") else ""
-                    known |= {f"--{prefix}{name.replace('_', '-')}" for name in options}
+                    known |= {f"--{prefix}{name.replace('_', '-')}" for name in every(options)}
     named = set()
     for path in [ROOT / "README.md", *DOCS]:
         for span in re.findall(r"```bash\n.*?^```$|`[^`]+`", path.read_text(), re.M | re.S):
-            named |= {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--[a-z][a-z.-]*", span)}
+            flags = {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--[a-z][a-z.-]*", span)}
+            named |= {flag for flag in flags if flag in known or not is_own(flag, path, known)}
     assert {"--keep", "--backend"} <= named  # what is looked for is found
     assert named <= known | {flag for flag in named if flag.startswith("--xla")}
 

@@ -1,11 +1,14 @@
-"""An algorithm, a family and a policy of the user's own: a new file each, none in the package."""
+"""Algorithms, families, policies and parts of the user's own: in new files, not in the package."""
 
 import contextlib
 import io
 import json
 import sys
 
+import jax
+import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from metajax import cli, presets
 from metajax.errors import MetajaxError
@@ -79,7 +82,7 @@ def climb(
         kind: of joint training.
     """
     makers = {"reinforce": metajax.reinforce, "a2c": metajax.a2c}
-    return makers[kind](env, policy, outer_learning_rate=rate, episodes=episodes)
+    return makers[kind](env, policy, outer=metajax.outer.adam(rate), episodes=episodes)
 '''
 POLICY = '''
 """A small perceptron."""
@@ -94,6 +97,61 @@ def narrow(observation_size, action_space, *, width: int = 3):
         width: of the layer.
     """
     return metajax.mlp(observation_size, action_space, hidden=(width,))
+'''
+PARTS = '''
+"""An outer step, a critic and a rule."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import metajax
+from metajax.adaptation import Critic
+from metajax.outer import OuterStep
+from metajax.parts import part
+from metajax.types import Part, UpdateRule
+
+
+@part
+def signs(rate: float = 0.01, *, sign: int = 1) -> OuterStep:
+    """Return steps of one length along every coordinate.
+
+    Args:
+        rate: their length.
+        sign: 1 to improve.
+    """
+
+    def improve(problem, params, state, batch):
+        gradient, metrics = jax.grad(problem.loss, has_aux=True)(params, batch, None)
+        params = jax.tree.map(lambda p, g: p - sign * rate * jnp.sign(g), params, gradient)
+        metrics |= {"meta_gradient_norm": optax.tree.norm(gradient)}
+        return params, state, jax.tree.map(lambda x: x[None], metrics)
+
+    return OuterStep(lambda params: (), improve, ("meta_gradient_norm",))
+
+
+@part
+def constant(*, value: float = 0.0) -> Part[Critic]:
+    """Return the same value for all states.
+
+    Args:
+        value: of a state.
+    """
+
+    def values(params, trajectory, discount):
+        every = jnp.full(trajectory.reward.shape, value)
+        return every, every[:, 0]
+
+    return Part(lambda env, policy: Critic(values))
+
+
+def halved(learning_rate: float = 0.1) -> UpdateRule:
+    """Return gradient descent with half a rate.
+
+    Args:
+        learning_rate: twice the rate.
+    """
+    return metajax.sgd(learning_rate / 2)
 '''
 MISTAKES = """
 from my_family import SPEC, line
@@ -127,9 +185,10 @@ TINY = [
 
 @pytest.fixture(scope="module", autouse=True)
 def here(tmp_path_factory):
-    """A directory with four modules, which is the current one and on nobody's path."""
+    """A directory with five modules, which is the current one and on nobody's path."""
     directory = tmp_path_factory.mktemp("mine")
-    files = {"family": FAMILY, "algorithm": ALGORITHM, "policy": POLICY, "mistakes": MISTAKES}
+    files = {"family": FAMILY, "algorithm": ALGORITHM, "policy": POLICY, "parts": PARTS}
+    files["mistakes"] = MISTAKES
     for name, text in files.items():
         (directory / f"my_{name}.py").write_text(text)
     (directory / "my_broken.py").write_text("def half(:\n")
@@ -188,10 +247,10 @@ def test_they_are_trained_from_the_command_line_with_their_options(trained):
 
 
 def test_a_run_is_resumed_to_the_same_bits(trained, here, cache):
-    words = [*NAMES, *POLICY_NAME, *TINY, "--length", 0.5, "--run-directory", here / "parts"]
+    words = [*NAMES, *POLICY_NAME, *TINY, "--length", 0.5, "--run-directory", here / "pieces"]
     metajax("train", *words, "--iterations", 2)
-    metajax("resume", here / "parts", "--iterations", 4, *LEAVE)
-    assert leaves(here / "parts", 4) == leaves(trained[0], 4) != leaves(here / "parts", 2)
+    metajax("resume", here / "pieces", "--iterations", 4, *LEAVE)
+    assert leaves(here / "pieces", 4) == leaves(trained[0], 4) != leaves(here / "pieces", 2)
 
 
 def test_a_run_is_evaluated_rendered_and_deployed(trained, cache):
@@ -217,6 +276,67 @@ def test_a_run_directory_alone_imports_nothing(command, trained, capsys):
         assert "my_family" not in sys.modules
     with pytest.raises(MetajaxError, match="is not part of metajax"):
         load(directory, allow_import=["my_"])
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+OF_PARTS = [
+    *("--outer", "my_parts:signs", "--outer.rate", 0.05),
+    *("--inner.rule", "my_parts:halved", "--inner.rule.learning-rate", 0.25),
+    *("--inner.objective.critic", "my_parts:constant", "--inner.objective.critic.value", -0.5),
+]
+
+
+@pytest.fixture(scope="module")
+def of_parts(here, cache):
+    """A run of two iterations of MAML with three parts from outside, and what it printed."""
+    size = ["--tasks", 2, "--episodes", 2, "--policy.hidden", 2, "--iterations", 2, *TINY[:-2]]
+    words = ["maml", "my_family:SPEC", *OF_PARTS, *size, "--run-directory", here / "of parts"]
+    return here / "of parts", metajax("train", *words)
+
+
+def test_parts_are_chosen_on_the_command_line_with_their_options(of_parts, capsys):
+    directory, printed = of_parts
+    config = json.loads((directory / "config.json").read_text())["config"]
+    inner = config["algorithm"]["inner"]
+    assert config["algorithm"]["outer"] == {"name": "my_parts:signs", "rate": 0.05, "sign": 1}
+    assert inner["rule"] == {"name": "my_parts:halved", "learning_rate": 0.25}
+    assert inner["objective"]["critic"] == {"name": "my_parts:constant", "value": -0.5}
+    assert "--allow-import my_family,my_parts\n" in printed
+    words = ["train", "maml", "my_family:line", *OF_PARTS]
+    assert "length of the step" not in printed
+    text = " ".join(metajax(*words, "--help").split())
+    assert "--outer.rate NUMBER" in text and "their length. (default: 0.01)" in text
+    message = complaint([*words, "--outer.rat", 3], capsys)
+    assert "'--outer.rat'; did you mean '--outer.rate'?" in message
+
+
+def test_their_options_reach_them(here, of_parts, monkeypatch):
+    """A step of signs has one length; values and rates are those that were asked for."""
+    monkeypatch.syspath_prepend(here)
+    config = json.loads((of_parts[0] / "config.json").read_text())["config"]
+    experiment = presets.build(config, allow_import=["my_family", "my_parts"])
+    algorithm, family = experiment.algorithm, experiment.family
+    tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), 2))
+    state = algorithm.init(jax.random.key(1), tasks)
+    new, _ = algorithm.update(state, tasks, jax.random.key(2))
+    before, after = (ravel_pytree(s.meta_params.policy)[0] for s in (state, new))
+    moved = np.abs(after - before)
+    assert np.all(np.isclose(moved, 0.05, rtol=1e-4) | (moved == 0)) and np.any(moved)
+
+
+def test_a_run_of_parts_is_used_with_leave_alone(of_parts, cache, capsys):
+    directory, _ = of_parts
+    leave = ("--allow-import", "my_family,my_parts")
+    assert "2 held-out tasks" in metajax("evaluate", directory, "--tasks", 2, *leave)
+    assert "4/4" in metajax("resume", directory, "--iterations", 4, *leave)
+    assert load(directory, allow_import=["my_family", "my_parts"]).act([0.0, 0.0]).shape == (2,)
+    forget()
+    for command in ("evaluate", "resume"):
+        message = complaint([command, directory, "--allow-import", "my_family"], capsys)
+        assert "to import 'my_parts' is to run its code" in message
+        assert "--allow-import my_parts" in message
+        assert "my_parts" not in sys.modules
 
 
 def test_a_bare_factory_is_a_family_too(here, monkeypatch):
@@ -257,6 +377,12 @@ def test_what_plain_data_cannot_express_is_no_option(here, monkeypatch):
         ("train my_family:line point-goal", "it must be a function that is called with (env, pol"),
         ("train maml my_family:line --lenght 2", "'--lenght'; did you mean '--length'?"),
         ("train --episodes 2 maml my_family:line", "comes too late"),
+        ("train --outer nowhere:step", "cannot import 'nowhere' for the outer step 'nowhere:step'"),
+        ("train --outer my_parts:sings", "attribute of my_parts 'sings'; did you mean 'signs'?"),
+        ("train --outer my_parts:halved", "halved made a UpdateRule; it must make a OuterStep"),
+        ("train --outer my_mistakes:needy", "my_mistakes:needy cannot make an outer step"),
+        ("train --outer my_mistakes:untold", "the option 'length' of my_mistakes:untold has no an"),
+        ("train --inner.objective my_parts:constant", "constant(); it must be a Part[Objective]"),
     ],
 )
 def test_a_mistake_is_one_sentence(command, expected, capsys):

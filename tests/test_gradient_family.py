@@ -570,7 +570,8 @@ for method in ("maml", "maml, trpo", "meta-sgd", "reptile", "reinforce", "trpo")
     config = table.configuration(method, "point-goal")
     joint = presets.build(config).algorithm.joint
     assert joint == (method in ("reinforce", "trpo")), method
-    assert config["algorithm"]["inner_max_kl"] == (table.FINE_TUNING_KL if joint else 0.0), method
+    max_kl = config["algorithm"]["inner"]["max_kl"]
+    assert max_kl == (table.FINE_TUNING_KL if joint else 0.0), method
 """
     benchmarks = Path(__file__).parents[1] / "benchmarks"
     subprocess.run([sys.executable, "-c", code], cwd=benchmarks, check=True)

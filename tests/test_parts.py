@@ -174,6 +174,34 @@ def test_a_configuration_names_its_parts():
     assert repr(made["outer"]) == "trpo()"
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "chosen", "made"),
+    [
+        ("anil", {"inner": {"epochs": 2}}, "gradient_steps(adapts='head', epochs=2)"),
+        (
+            "a2c",
+            {"inner": {"objective": {"discount": 0.5}}},
+            "gradient_steps(objective=policy_gradient(critic=value_network(), discount=0.5, "
+            "gae_lambda=0.95), rule=sgd(learning_rate=1.0), max_kl=0.01)",
+        ),
+        (
+            "dqn",
+            {"inner": {"rule": {"learning_rate": 0.5}}},
+            "gradient_steps(objective=q_learning(), rule=sgd(learning_rate=0.5))",
+        ),
+        ("ppo", {"outer": {"epochs": 3}}, "ppo(epochs=3, clip=0.2)"),
+        ("ppo", {"outer": "ppo"}, "ppo(epochs=10, clip=0.2)"),
+        ("maml", {"outer": {"name": "ppo", "epochs": 3}}, "ppo(epochs=3)"),
+    ],
+)
+def test_what_is_not_said_of_a_part_is_as_in_the_algorithms_own(algorithm, chosen, made):
+    config = presets.default_config(algorithm, "point-goal") | {"algorithm": chosen}
+    found = built(
+        presets.known_options(config)["algorithm"], presets.checked_config(config)["algorithm"]
+    )
+    assert [*map(repr, found.values())] == [made]
+
+
 def test_what_was_made_by_hand_has_no_description():
     with pytest.raises(MetajaxError, match="does not know how it was made"):
         described(rules.from_optax(optax.sgd(0.1)))
@@ -388,6 +416,17 @@ ARRIVED = {
         "model.decoder_hidden": (64, 32),
         "objective.gae_lambda": 0.95,
         "replay_capacity": 1000,
+    },
+    # What was no option of theirs is as it was.
+    "anil": {"inner.adapts": "head", "inner.rule": {"name": "sgd", "learning_rate": 0.04}},
+    "cavia": {"inner.adapts": "context", "inner.rule": {"name": "sgd", "learning_rate": 1.0}},
+    "e-maml": {"inner.objective.estimator": "naive", "outer": {"name": "adam", "epochs": 1}},
+    "meta-sgd": {"inner.rule": {"name": "meta-sgd", "learning_rate": 0.04}},
+    "reinforce": {
+        "inner.objective.critic": None,
+        "inner.objective.gae_lambda": 1.0,
+        "inner.max_kl": 0.01,
+        "outer": {"name": "adam", "learning_rate": 5e-4, "epochs": 1},
     },
     "ppo": {
         "outer": {"name": "ppo", "learning_rate": 5e-4, "epochs": 6, "clip": 0.2},

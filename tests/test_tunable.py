@@ -73,7 +73,7 @@ def test_states_with_several_numbers_are_trained_at_once(tuned):
 
 def test_what_is_no_number_is_refused():
     for value in ("0.1", [0.1, 0.2], None):
-        with pytest.raises(metajax.MetajaxError, match="inner_rate is .*; it must be a number"):
+        with pytest.raises(metajax.MetajaxError, match=r"inner_rate is .*; it must be a number"):
             tunable(make, inner_rate=value, outer_rate=1e-3)
     with pytest.raises(metajax.MetajaxError, match="learning_rate is -1"):
         tunable(make, inner_rate=0.1, outer_rate=-1.0)

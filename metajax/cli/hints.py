@@ -5,16 +5,7 @@ from typing import Any
 
 from metajax import presets
 from metajax._earlier import EVALUATION, MOVED, moved
-from metajax._named_parts import (
-    NAMED,
-    NONE,
-    Choice,
-    Options,
-    factory_of,
-    kind_name,
-    options_with,
-    paths,
-)
+from metajax._named_parts import NONE, Options, kind_name, paths, with_option
 from metajax.algorithms import ALGORITHMS
 from metajax.cli.arguments import flags
 from metajax.cli.options import (
@@ -80,33 +71,16 @@ def _of_another_part(option: str, known: Options) -> str | None:
         option: its dotted name.
         known: the options of the algorithm, with the parts that were chosen.
     """
-    words = option.replace("-", "_").split(".")
-    for length in range(len(words) - 1, 0, -1):  # the innermost part that there is
-        choice = paths(known).get(".".join(words[:length]))
-        if not isinstance(choice, Choice):
-            continue
-        owners = _owners(choice.kind, words[length:])
-        if not owners or choice.name in owners:
-            return None
-        named = _listed([repr(name) for name in owners])
-        return (
-            f"an option of the {kind_name(choice.kind)} {named}; this one is "
-            f"{choice.name or NONE!r}."
-        )
-    return None
-
-
-def _owners(kind: Any, words: Sequence[str]) -> list[str]:
-    """Return the names of parts of a kind that have an option, or may have one inside a part."""
-    return [name for name in NAMED[kind] if _has(kind, name, words)]
-
-
-def _has(kind: Any, name: str, words: Sequence[str]) -> bool:
-    factory = factory_of(kind, name, ())
-    option = options_with(name, factory, values={}, chosen={}, positional=True).get(words[0])
-    if option is None or len(words) == 1:
-        return option is not None
-    return isinstance(option, Choice) and bool(_owners(option.kind, words[1:]))
+    found = with_option(known, option.replace("-", "_"))
+    if found is None:
+        return None
+    choice, owners = found
+    if not owners or choice.name in owners:
+        return None
+    named = _listed([repr(name) for name in owners])
+    return (
+        f"an option of the {kind_name(choice.kind)} {named}; this one is {choice.name or NONE!r}."
+    )
 
 
 def _of_another_name(flag: str, option: str, names: Mapping[str, str]) -> str | None:
