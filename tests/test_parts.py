@@ -455,7 +455,10 @@ def test_a_configuration_of_before_makes_the_same_algorithm(case, tmp_path):
     config = presets.described(EARLIER[case], tmp_path)
     experiment = presets.build(json.loads(json.dumps(config)))
     assert experiment.algorithm.name == config["algorithm_name"] == case.partition(" ")[0]
-    assert config | {"algorithm": None} == EARLIER[case] | {"algorithm": None}
+    evaluation = dict(EARLIER[case]["evaluation"])
+    evaluation["deterministic"] = evaluation.pop("mode")
+    others = {"algorithm": None, "evaluation": evaluation}
+    assert config | {"algorithm": None} == EARLIER[case] | others
     known = presets.known_options(config)["algorithm"]
     arguments = built(known, presets.checked_config(config)["algorithm"])
     arguments = {
