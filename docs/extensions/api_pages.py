@@ -16,7 +16,7 @@ from sphinx.util.nodes import make_refnode
 import metajax
 
 # What parts of one's own are written with.
-ALSO_PUBLIC = ("metajax.parts", "metajax.types")
+ALSO_PUBLIC = ("metajax.parts", "metajax.runs.load", "metajax.types")
 
 
 def public_names(module: types.ModuleType) -> list[str]:

@@ -113,8 +113,8 @@ def train(
             a seed stay, rounding does not, so what is learned has the same distribution, no more.
         segment: meta-iterations between two looks of the host (progress, metrics, checkpoint).
         evaluation: how held-out tasks are evaluated; None for not at all.
-        devices: number of devices that tasks are sharded over; None for as many as help, see
-            `metajax.training.sharding.default_devices`.
+        devices: number of devices that tasks are sharded over; None for as many as divide them
+            evenly, and one for C MuJoCo, which has threads of its own.
         on_nan: what follows an update that is not finite: "skip" discards it and goes on, "halt"
             stops.
         max_discarded: updates discarded in a row, of any one seed, after which training stops;
