@@ -977,6 +977,22 @@ def test_adaptation_that_hurts(tasks, memory, told, capsys):
     assert re.search("x [0-9]+ training tasks? x", shown(returns, split="train"))
 
 
+@pytest.mark.parametrize(
+    ("episodes", "labels"), [(1, ["1", "2", "3"]), (4, ["1-4", "5-8", "9-12"])]
+)
+def test_rows_of_an_agent_with_a_memory_are_episodes_of_its_trial(episodes, labels):
+    returns = np.broadcast_to([[10.0], [20.0], [30.0]], (2, 8, 3, episodes))
+    printed = shown(returns, memory=np.zeros(3))
+    row = r"^ +([\d-]+) +([\d.]+) +[\d.]+ \.\.\. [\d.]+ +[\d.]+ *$"
+    rows = re.findall(row, printed, re.MULTILINE)
+    assert rows == list(zip(labels, ["10.0", "20.0", "30.0"], strict=True))
+    assert "episode of the trial   interquartile mean" in printed
+    header = next(line for line in printed.splitlines() if "mean by episode of the trial" in line)
+    assert header.split()[-3:] == labels
+    assert [*part_rows(printed)] == ["seed 0", "seed 1"]
+    assert f"Total reward of a trial ({3 * episodes} episodes): mean {60 * episodes}.0" in printed
+
+
 def test_a_diverged_task_is_hurt():
     returns = np.full((1, 8, 2, 1), [[5.0], [1.0]])
     returns[0, :2, 1] = np.nan
