@@ -39,7 +39,7 @@ def test_nothing_compiles_after_the_first_segment(tmp_path, compilations):
     def run(iterations, resume):
         counts.clear()
         metajax.train(
-            tiny(family, outer="ppo"),
+            tiny(family, outer=metajax.outer.ppo()),
             family,
             iterations=iterations,
             tasks=2,
@@ -79,7 +79,10 @@ def callbacks(text):
     return [t for t in targets if "callback" in t.lower() or "lapack" in t.lower()]
 
 
-@pytest.mark.parametrize("outer", [pytest.param("ppo", marks=pytest.mark.slow), "trpo"])
+STEPS = [pytest.param(metajax.outer.ppo(), marks=pytest.mark.slow), metajax.outer.trpo()]
+
+
+@pytest.mark.parametrize("outer", STEPS, ids=repr)
 def test_no_host_callback_without_physics(outer):
     text = optimized(metajax.make("point-goal", episode_length=5), outer=outer)
     assert "while" in text
@@ -90,10 +93,10 @@ def test_no_host_callback_without_physics(outer):
 @pytest.mark.parametrize("backend", ["mjx", "spring", "positional", "generalized"])
 def test_no_host_callback_with_physics_in_jax(backend):
     family = metajax.make("halfcheetah-dir", backend=backend, episode_length=2)
-    assert not callbacks(optimized(family, outer="adam"))
+    assert not callbacks(optimized(family, outer=metajax.outer.adam()))
 
 
 def test_the_c_engine_is_the_one_host_callback():
     """Once in training and once in evaluation: each has one traced rollout."""
     family = metajax.make("halfcheetah-dir", backend="mujoco", episode_length=2)
-    assert len(callbacks(optimized(family, outer="adam"))) == 2
+    assert len(callbacks(optimized(family, outer=metajax.outer.adam()))) == 2
