@@ -12,14 +12,14 @@ from metajax.losses import baselines, policy_gradient, returns
 TIME = 6  # of the property tests: one length, one compilation
 
 
-def numpy_advantages(reward, value, final_value, terminated, length, discount, trace):
+def numpy_advantages(reward, value, final_value, terminated, length, discount, gae_lambda):
     """Return GAE by its definition, Σ_k (γλ)^k δ_{t+k}, in O(time²); `length` steps are valid."""
     advantage = np.zeros(len(reward))
     for t in range(length):
         for s in range(t, length):
             following = value[s + 1] if s + 1 < length else final_value * (not terminated)
             residual = reward[s] + discount * following - value[s]
-            advantage[t] += (discount * trace) ** (s - t) * residual
+            advantage[t] += (discount * gae_lambda) ** (s - t) * residual
     return advantage
 
 
@@ -35,7 +35,7 @@ def test_discounted_returns_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("end", "trace", "expected"),
+    ("end", "gae_lambda", "expected"),
     [
         # Residuals: 1 + .5·4 - 2 = 1, 2 + .5·8 - 4 = 2, then 4 + .5·16 - 8 = 4 or 4 - 8 = -4.
         ("truncated", 0.0, [1.0, 2.0, 4.0]),
@@ -47,7 +47,7 @@ def test_discounted_returns_by_hand():
         ("padded", 0.0, [1.0, 2 + 0.5 * 16 - 4, 0.0]),
     ],
 )
-def test_generalized_advantages_by_hand(end, trace, expected):
+def test_generalized_advantages_by_hand(end, gae_lambda, expected):
     found = returns.generalized_advantages(
         jnp.array([1.0, 2.0, 4.0]),
         jnp.array([2.0, 4.0, 8.0]),
@@ -55,7 +55,7 @@ def test_generalized_advantages_by_hand(end, trace, expected):
         jnp.array([False, False, end == "terminated"]),
         jnp.array([True, True, end != "padded"]),
         discount=0.5,
-        trace=trace,
+        gae_lambda=gae_lambda,
     )
     np.testing.assert_array_equal(found, expected)
 
@@ -79,9 +79,9 @@ junk = st.sampled_from([np.nan, np.inf, -np.inf, 1e30])
 
 
 @jax.jit
-def advantages(reward, value, final_value, terminated, valid, discount, trace):
+def advantages(reward, value, final_value, terminated, valid, discount, gae_lambda):
     return returns.generalized_advantages(
-        reward, value, final_value, terminated, valid, discount=discount, trace=trace
+        reward, value, final_value, terminated, valid, discount=discount, gae_lambda=gae_lambda
     )
 
 
@@ -96,13 +96,15 @@ def ending(length, terminated):
 @settings(deadline=None, max_examples=200)
 @given(numbers, numbers, number, st.booleans(), st.integers(1, TIME), unit, unit)
 def test_advantages_follow_their_definition(
-    reward, value, final_value, terminated, length, discount, trace
+    reward, value, final_value, terminated, length, discount, gae_lambda
 ):
     valid = np.arange(TIME) < length
     found = advantages(
-        reward, value, final_value, ending(length, terminated), valid, discount, trace
+        reward, value, final_value, ending(length, terminated), valid, discount, gae_lambda
     )
-    expected = numpy_advantages(reward, value, final_value, terminated, length, discount, trace)
+    expected = numpy_advantages(
+        reward, value, final_value, terminated, length, discount, gae_lambda
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 

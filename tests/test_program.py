@@ -79,7 +79,10 @@ def callbacks(text):
     return [t for t in targets if "callback" in t.lower() or "lapack" in t.lower()]
 
 
-@pytest.mark.parametrize("outer", [pytest.param("ppo", marks=pytest.mark.slow), "trpo"])
+STEPS = [pytest.param(metajax.outer.ppo(), marks=pytest.mark.slow), metajax.outer.trpo()]
+
+
+@pytest.mark.parametrize("outer", STEPS, ids=repr)
 def test_no_host_callback_without_physics(outer):
     family = metajax.make("point-goal", episode_length=5)
     text = optimized(family, outer=getattr(metajax.outer, outer)())
