@@ -84,8 +84,7 @@ STEPS = [pytest.param(metajax.outer.ppo(), marks=pytest.mark.slow), metajax.oute
 
 @pytest.mark.parametrize("outer", STEPS, ids=repr)
 def test_no_host_callback_without_physics(outer):
-    family = metajax.make("point-goal", episode_length=5)
-    text = optimized(family, outer=getattr(metajax.outer, outer)())
+    text = optimized(metajax.make("point-goal", episode_length=5), outer=outer)
     assert "while" in text
     assert not callbacks(text)
 
