@@ -21,12 +21,12 @@ import warnings
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
-import jax
 from metajax.errors import MetajaxError
 from metajax.runs.arrays import (
     STATE,
@@ -321,7 +321,7 @@ class Checkpointer:
     def restore(self, template: PyTree, *, step: int | None = None) -> tuple[int, PyTree]:
         """Restore as `metajax.runs.checkpoint.restore` does, to go on from there.
 
-        Newer steps are renamed `superseded-<step>`, so that nothing takes them for this run's future.
+        Newer steps are renamed `superseded-<step>`: nothing may take them for this run's future.
         """
         self.wait()
         step, state = restore(self._directory, template, step=step)

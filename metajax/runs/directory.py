@@ -23,9 +23,9 @@ from typing import Any
 
 import jax
 
-from metajax.runs.records import check_same, plain, read_record, shown, write_record
 from metajax._version import __version__
 from metajax.errors import MetajaxError
+from metajax.runs.records import check_same, plain, read_record, shown, write_record
 
 __all__ = ["MetricsLog", "RunDirectory", "check_same", "create_run", "open_run", "read_metrics"]
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from metajax.runs.checkpoint import Checkpointer, restore
 from metajax.errors import MetajaxError
+from metajax.runs.checkpoint import Checkpointer, restore
 from metajax.runs.directory import MetricsLog, RunDirectory, create_run, open_run, read_metrics
 from metajax.runs.selection import Selection, ranked, scores
 
