@@ -71,7 +71,7 @@ BODIES = {
 STEPS = {"jax": 500_000, "mujoco": 20_000, "spring": 8_000}
 FEWER = 3_000  # of the other engines; on an accelerator, all take the most
 MOST = 1_000_000
-PUBLISHED = 512  # worlds, for `metajax list`
+PUBLISHED = 512  # environments, for `metajax list`
 
 
 def compiled(mesh, function, *arguments):
@@ -187,7 +187,7 @@ def measure(name, backend, batch, arguments):
     if len(seconds) > 2:
         beside += f", a model per world {row['model_per_world_over_shared']:.2f} x shared"
     print(
-        f"  {name:<17} {row['backend']:<12} {batch:>6} worlds  {row['steps_per_second']:>12,.0f} "
+        f"  {name:<17} {row['backend']:<12} {batch:>6} environments  {row['steps_per_second']:>12,.0f} "
         f"steps/s  compile {compile_seconds:5.1f} s  {beside}",
         flush=True,
     )
@@ -204,7 +204,7 @@ def draw(rows, path):
         x, y = ([r[key] for r in of_curve] for key in ("batch", "steps_per_second"))
         color, marker = plt.get_cmap("turbo")(0.95 * index / len(curves)), "osv^D"[index % 5]
         axes.loglog(x, y, marker=marker, markersize=4, color=color, label=label)
-    axes.set_xlabel("worlds")
+    axes.set_xlabel("environments")
     axes.set_ylabel("environment steps per second")
     axes.grid(color="#e6e6e6")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), title="the fastest first")
@@ -230,7 +230,7 @@ def publish(rows):
     device = f"{machine['cores']} CPU cores" if machine["platform"] == "cpu" else machine["device"]
     backend = next(row["backend"] for row in rows if row["backend"] != "jax")
     speeds = {
-        "measured": f"{PUBLISHED} worlds on {device}, backend {backend}, by "
+        "measured": f"{PUBLISHED} environments on {device}, backend {backend}, by "
         "benchmarks/environments.py",
         "steps_per_second": {
             row["family"]: round(row["steps_per_second"])

@@ -113,19 +113,19 @@ def mesh_of(backend, tasks, arguments):
     return task_mesh(arguments.devices or default_devices(family, tasks))
 
 
-def bare_engine(worlds, steps):
-    """Return a call of `mujoco.rollout` with as many worlds and steps, on all threads."""
+def bare_engine(environments, steps):
+    """Return a call of `mujoco.rollout` with as many environments and steps, on all threads."""
     model = load_model("half_cheetah")
     random = np.random.default_rng(0)
-    control = np.repeat(random.uniform(-1, 1, (worlds, steps, model.nu)), 5, axis=1)
+    control = np.repeat(random.uniform(-1, 1, (environments, steps, model.nu)), 5, axis=1)
     return common.bare_mujoco(model, control)
 
 
 def measure(backend, arguments):
     mesh = mesh_of(backend, arguments.tasks, arguments)
     size = (mesh, backend, arguments.tasks, arguments.episodes, arguments.horizon)
-    worlds = arguments.tasks * arguments.episodes
-    steps = 2 * worlds * arguments.horizon
+    environments = arguments.tasks * arguments.episodes
+    steps = 2 * environments * arguments.horizon
     simulate, simulate_compile, simulate_bytes = simulation(*size)
     rows = []
     for outer in arguments.outers:
@@ -162,7 +162,7 @@ def measure(backend, arguments):
     }
     if backend == "mujoco":
         # Two rounds of half the steps: as many calls of the pool as there are rollouts.
-        engine = bare_engine(worlds, 2 * arguments.horizon)
+        engine = bare_engine(environments, 2 * arguments.horizon)
         iterate, _, _ = meta_iteration(*size)
         pair = common.timed(iterate, engine, repeats=arguments.repeats)
         result["bare_engine_steps_per_second"] = steps / statistics.median(pair[1])
@@ -178,9 +178,9 @@ def describe(row):
     )
 
 
-def measure_width(backend, worlds, arguments):
-    episodes = min(worlds // arguments.tasks, 64)
-    tasks = worlds // episodes
+def measure_width(backend, environments, arguments):
+    episodes = min(environments // arguments.tasks, 64)
+    tasks = environments // episodes
     mesh = mesh_of(backend, tasks, arguments)
     size = (mesh, backend, tasks, episodes, arguments.horizon)
     iterate, compile_seconds, temporary = meta_iteration(*size)
@@ -190,13 +190,13 @@ def measure_width(backend, worlds, arguments):
         "backend": backend,
         "tasks": tasks,
         "episodes": episodes,
-        "worlds": tasks * episodes,
+        "environments": tasks * episodes,
         "steps_per_second": steps / statistics.median(seconds),
         "compile_seconds": compile_seconds,
         "temporary_bytes": temporary,
     }
     print(
-        f"  {backend:<12} {row['worlds']:>6} worlds  {row['steps_per_second']:>12,.0f} steps/s  "
+        f"  {backend:<12} {row['environments']:>6} environments  {row['steps_per_second']:>12,.0f} steps/s  "
         f"{temporary / 2**20:,.0f} MiB",
         flush=True,
     )
@@ -279,12 +279,12 @@ def draw(results, widths, path):
         for backend in dict.fromkeys(row["backend"] for row in widths):
             of_backend = [row for row in widths if row["backend"] == backend]
             axes[1].loglog(
-                [row["worlds"] for row in of_backend],
+                [row["environments"] for row in of_backend],
                 [row["steps_per_second"] for row in of_backend],
                 marker="o",
                 label=backend,
             )
-        axes[1].set_xlabel("worlds (tasks × episodes)")
+        axes[1].set_xlabel("environments (tasks × episodes)")
         axes[1].set_ylabel("environment steps per second")
         axes[1].legend()
     figure.suptitle(f"MAML on halfcheetah-dir, {jax.devices()[0].device_kind}", fontsize=10)
@@ -316,9 +316,9 @@ def main():
         return
     results = [measure(backend, arguments) for backend in arguments.backends]
     widths = [
-        measure_width(backend, worlds, arguments)
+        measure_width(backend, environments, arguments)
         for backend in arguments.backends
-        for worlds in arguments.widths
+        for environments in arguments.widths
     ]
     memory = [
         row

@@ -16,7 +16,7 @@ def course(*returns: float, digits: int | None = None) -> str:
 
 
 def decimals(*returns: float) -> int:
-    """Return how many tell numbers of this size apart: the reward of a bandit's arm is 0 or 1."""
+    """Return how many a number of this size needs: the reward of a bandit's arm is 0 or 1."""
     return 1 if any(abs(x) >= 10 for x in returns) else 2
 
 

@@ -24,7 +24,7 @@ FORMATS = (".png", ".pdf", ".svg")
 _MOST_TASKS = 200  # that are drawn one by one
 _MOST_COLUMNS = 3  # of panels
 _BEFORE, _AFTER, _HELD_OUT = "#7f7f7f", "#0072b2", "#d55e00"
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 _RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _STYLE: Any = {
     "font.size": 9,

@@ -89,7 +89,7 @@ def test_tasks_come_from_the_split_that_was_asked_for():
     )
 
 
-def test_many_worlds_are_as_many_single_ones():
+def test_many_environments_are_as_many_single_ones():
     """Against Gymnasium's own vectorization, over several episodes of unequal length."""
     family = metajax.make("point-goal", episode_length=7)
     count = 3
@@ -106,7 +106,7 @@ def test_many_worlds_are_as_many_single_ones():
     np.testing.assert_array_equal(*first)
     ended = np.zeros(count, int)
     for time in range(40):
-        # Straight to the goal in the first two worlds, which therefore terminate early.
+        # Straight to the goal in the first two environments, which therefore terminate early.
         actions = [0.1 * np.sign(goals - env_first) for env_first in first]
         if time % 3 == 2:
             actions = [np.zeros_like(a) for a in actions]
@@ -124,7 +124,7 @@ def test_many_worlds_are_as_many_single_ones():
     assert ended.min() >= 4 and ended.max() > ended.min()
 
 
-def test_worlds_get_new_tasks_with_new_episodes():
+def test_environments_get_new_tasks_with_new_episodes():
     family = metajax.make("halfcheetah-vel", backend="mujoco", episode_length=2)
     env = GymnasiumVectorEnv(family, 4)
     first = env.reset(seed=0)[1]["task"]["velocity"]

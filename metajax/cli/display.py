@@ -143,7 +143,7 @@ def _parts(returns: Returns, family: TaskFamily) -> list[tuple[str, np.ndarray]]
 
 
 def task_names(distribution: TaskDistribution) -> list[str]:
-    """Return what tells few tasks apart, by their own parameters if these are short.
+    """Return names of a few tasks, made of their own parameters if these are short.
 
     Args:
         distribution: of tasks.
