@@ -7,7 +7,7 @@
 One step of a family is physics, observation, reward and end, under random actions that were drawn
 before. Beside it, in turn with it: the engine's own step at the same batch and nothing else (on C
 MuJoCo `mujoco.rollout` on all threads), where the task is the model itself that step with and
-without a model per world, and one environment of Gymnasium's stepped in Python. Rows of an earlier
+without a model per environment, and one environment of Gymnasium's stepped in Python. Rows of an earlier
 run under the same name are kept where they are not measured again.
 """
 
@@ -185,10 +185,10 @@ def measure(name, backend, batch, arguments):
     }
     beside = f"{row['over_bare_engine']:.2f} x bare engine" if has_engine else ""
     if len(seconds) > 2:
-        beside += f", a model per world {row['model_per_world_over_shared']:.2f} x shared"
+        beside += f", a model per environment {row['model_per_world_over_shared']:.2f} x shared"
     print(
-        f"  {name:<17} {row['backend']:<12} {batch:>6} environments  {row['steps_per_second']:>12,.0f} "
-        f"steps/s  compile {compile_seconds:5.1f} s  {beside}",
+        f"  {name:<17} {row['backend']:<12} {batch:>6} environments  "
+        f"{row['steps_per_second']:>12,.0f} steps/s  compile {compile_seconds:5.1f} s  {beside}",
         flush=True,
     )
     return row

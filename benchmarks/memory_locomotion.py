@@ -35,7 +35,8 @@ AGENTS = {"rl2": "gru", "told the velocity": "gru", "without memory": "window"}
 BACKENDS = ("mujoco", "mjx")
 STEPS = 50e6
 STANDING_STILL = -300.0
-# Few iterations on thousands of environments, which is what a GPU is fast at, and more learned from each.
+# Few iterations on thousands of environments, which is what a GPU is fast at, and more learned
+# from each.
 WIDE: dict[str, dict[str, Any]] = {
     "algorithm": {
         "objective": {"chunk": 50},

@@ -196,8 +196,8 @@ def measure_width(backend, environments, arguments):
         "temporary_bytes": temporary,
     }
     print(
-        f"  {backend:<12} {row['environments']:>6} environments  {row['steps_per_second']:>12,.0f} steps/s  "
-        f"{temporary / 2**20:,.0f} MiB",
+        f"  {backend:<12} {row['environments']:>6} environments  "
+        f"{row['steps_per_second']:>12,.0f} steps/s  {temporary / 2**20:,.0f} MiB",
         flush=True,
     )
     return row
