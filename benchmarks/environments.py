@@ -7,8 +7,8 @@
 One step of a family is physics, observation, reward and end, under random actions that were drawn
 before. Beside it, in turn with it: the engine's own step at the same batch and nothing else (on C
 MuJoCo `mujoco.rollout` on all threads), where the task is the model itself that step with and
-without a model per environment, and one environment of Gymnasium's stepped in Python. Rows of an earlier
-run under the same name are kept where they are not measured again.
+without a model per environment, and one environment of Gymnasium's stepped in Python. Rows of an
+earlier run under the same name are kept where they are not measured again.
 """
 
 import argparse
