@@ -297,6 +297,9 @@ def test_evaluate_writes_what_it_prints(trained, cache):
     )
     assert not np.allclose(sampled, deterministic)
     assert np.ptp(np.array(deterministic)[0, :, 0]) > 0  # tasks differ
+    distance = np.array(record["sampled"]["metrics"]["distance"]["per_seed_task_round"])
+    means = [f"{x:.3f}" for x in distance.mean(axis=(0, 1))]
+    assert re.search(rf"distance +{' +'.join(map(re.escape, means))}", printed)
 
 
 def test_evaluate_writes_null_for_what_is_not_finite(trained, cache, tmp_path, monkeypatch):
@@ -305,7 +308,8 @@ def test_evaluate_writes_null_for_what_is_not_finite(trained, cache, tmp_path, m
     returns = np.arange(12.0).reshape(4, 3, 1)
     returns[0, 1:, 0] = np.nan, np.inf
     returns[:, 2] = np.nan
-    monkeypatch.setattr(evaluate_command, "evaluate", lambda *_, **__: returns)
+    found_instead = returns, {"distance": returns}
+    monkeypatch.setattr(evaluate_command, "evaluate_with_metrics", lambda *_, **__: found_instead)
     printed = metajax("evaluate", directory)
 
     def refuse(constant):
@@ -318,6 +322,9 @@ def test_evaluate_writes_null_for_what_is_not_finite(trained, cache, tmp_path, m
     ]
     assert [s["not_finite"] for s in found["adaptation_curve"]] == [0, 2, 8]
     assert [s["mean"] for s in found["adaptation_curve"]] == [4.5, 7, None]
+    of_distance = found["metrics"]["distance"]
+    assert of_distance["per_seed_task_round"] == found["returns_per_seed_task_round"]
+    assert [s["mean"] for s in of_distance["adaptation_curve"]] == [4.5, 7, None]
     assert "adaptation steps 1: the return of 2 of 8 tasks is not finite" in printed
     assert "adaptation steps 2: the return of 8 of 8 tasks is not finite" in printed
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import metajax
+from metajax.envs.splits import finite
 from metajax.export import GymnasiumEnv, GymnasiumVectorEnv
+from metajax.training.evaluation import evaluate_with_metrics
 
 GOAL = jnp.array([0.05, 0.03])
 ACTIONS = jnp.array([[0.03, 0.0], [0.015, 0.025], [0.1, 0.1]])
@@ -56,3 +58,35 @@ def test_the_distance_of_a_reacher_is_that_of_its_reward():
     state = jax.jit(family.env.reset)(jax.random.key(0), task)
     state = jax.jit(family.env.step)(state, jnp.zeros(2))  # no control, no cost of it
     assert float(state.metrics["distance"]) == pytest.approx(-float(state.reward), rel=1e-6)
+
+
+def test_an_evaluation_returns_them_after_the_last_step_of_each_episode(family):
+    """An agent that walks diagonally, by 2 cm a step more with each adaptation, by hand."""
+
+    def act(speed, memory, step_input, key):
+        return memory, speed * jnp.ones(2), metajax.PolicyOutput(distribution=None)
+
+    agent = metajax.Agent(
+        init=lambda meta_params, key: jnp.zeros(()),
+        initial_memory=lambda: (),
+        act=act,
+        adapt=lambda meta_params, adapted, trajectory, key: adapted + 0.02,
+    )
+    goals = finite({"goal": jnp.array([[0.08, 0.08], [0.5, 0.08]])})
+    _, metrics = evaluate_with_metrics(
+        agent,
+        family._replace(test=goals),
+        (),
+        jax.random.key(0),
+        tasks=2,
+        rounds=3,
+        episodes=1,
+    )
+    # Three steps, or until the goal is reached: at 4 cm a step the first one is, after two.
+    places = [[0.0, 0.06, 0.08], [0.0, 0.06, 0.12]]
+    expected = [
+        [np.hypot(x - 0.08, x - 0.08) for x in places[0]],
+        [np.hypot(x - 0.5, x - 0.08) for x in places[1]],
+    ]
+    np.testing.assert_allclose(metrics["distance"][:, :, 0], expected, rtol=1e-5, atol=1e-6)
+    assert metrics["success"][:, :, 0].tolist() == [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]

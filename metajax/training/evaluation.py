@@ -19,7 +19,8 @@ from metajax.envs.rollouts import (
 )
 from metajax.envs.splits import even_count, number_of_tasks, sample_batch, sample_index
 from metajax.errors import check_at_least
-from metajax.types import Agent, Env, Task, TaskDistribution, TaskFamily
+from metajax.losses.returns import last_steps
+from metajax.types import Agent, Env, Metrics, Task, TaskDistribution, TaskFamily, Trajectory
 
 
 @checked
@@ -74,6 +75,29 @@ def evaluate(
     Raises:
         MetajaxError: a number is below 1, or the episodes do not fit into memory.
     """
+    sizes = {"tasks": tasks, "rounds": rounds, "episodes": episodes}
+    return evaluate_with_metrics(
+        agent, family, meta_params, key, **sizes, deterministic=deterministic
+    )[0]
+
+
+@checked
+def evaluate_with_metrics(
+    agent: Agent,
+    family: TaskFamily,
+    meta_params: PyTree[Array],
+    key: Key[Array, ""],
+    *,
+    tasks: int,
+    rounds: int,
+    episodes: int,
+    deterministic: bool = False,
+) -> tuple[Float[Array, "task round episode"], Metrics]:
+    """Return what `evaluate` does, and the environment's metrics of the same episodes by name.
+
+    Those are `[task, round, episode]` like the returns, each after the last step of its episode
+    (see `EnvState.metrics`); {} where the environment measures nothing.
+    """
     check_at_least(1, tasks=tasks, rounds=rounds, episodes=episodes)
     tasks = even_count(family.test, tasks)
     trials = draw_trials(family.test, key, tasks)
@@ -108,8 +132,8 @@ def evaluate_on(
     rounds: int,
     episodes: int,
     deterministic: bool = False,
-) -> Float[Array, "task round episode"]:
-    """Return what `evaluate` does, on these tasks of `env`, with these keys `[task]`."""
+) -> tuple[Float[Array, "task round episode"], Metrics]:
+    """Return what `evaluate_with_metrics` does, on these tasks, with these keys `[task]`."""
     tasks, keys = trials
     steps = len(keys) * episodes * env.episode_length
     check_memory(the_episodes_of_an_evaluation=experience_bytes(env, steps))
@@ -147,10 +171,16 @@ def _trial(agent: Agent, env: Env, meta_params, task: Task, key, rounds, episode
         if deterministic:
             separate, scored = play(adapted, separate, score_key, sampled=False)
         new_adapted = agent.adapt(meta_params, adapted, trajectory, adapt_key)
-        return (new_adapted, carried, separate), undiscounted_returns(scored)
+        return (new_adapted, carried, separate), (undiscounted_returns(scored), _at_the_end(scored))
 
     carry = (agent.init(meta_params, init_key), start, start if deterministic else ())
     return jax.lax.scan(round_, carry, jax.random.split(rounds_key, rounds))[1]
+
+
+def _at_the_end(trajectory: Trajectory) -> Metrics:
+    """Return the metrics after the last step of each episode `[episode]`."""
+    last = last_steps(trajectory.valid)
+    return {n: jnp.sum(jnp.where(last, x, 0.0), axis=-1) for n, x in trajectory.metrics.items()}
 
 
 RESAMPLES = 2000

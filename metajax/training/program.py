@@ -207,7 +207,7 @@ def _evaluation(
             if validate is not None:
                 others = draw_trials(validation_tasks(family), key, plan.batch(family))
                 trials = jax.tree.map(lambda x, y: jnp.where(validate, x, y), others, trials)
-            return evaluate_on(
+            returns, _ = evaluate_on(
                 trials,
                 algorithm.agent,
                 family.env,
@@ -215,6 +215,7 @@ def _evaluation(
                 **plan.sizes(algorithm, family.env),
                 deterministic=plan.deterministic,
             )
+            return returns
 
         return jax.vmap(one_seed)(state.train_state, _seed_keys(key, seeds))
 

@@ -9,13 +9,25 @@ import numpy as np
 
 from metajax._text import show
 from metajax.cli.commands.saved import check_positive, check_writable, key_of, step_of, which_of
-from metajax.cli.display import DETERMINISTIC, SAMPLED, at_work, curve_text, task_names
+from metajax.cli.display import (
+    DETERMINISTIC,
+    SAMPLED,
+    at_work,
+    curve_text,
+    metrics_text,
+    task_names,
+)
 from metajax.cli.options import EvaluateOptions, modules_in
 from metajax.envs.splits import on_split
 from metajax.errors import MetajaxError
 from metajax.runs.load import load_run
 from metajax.runs.records import plain
-from metajax.training.evaluation import adaptation_curve, evaluate, has_memory, trial_total
+from metajax.training.evaluation import (
+    adaptation_curve,
+    evaluate_with_metrics,
+    has_memory,
+    trial_total,
+)
 from metajax.types import Agent
 
 
@@ -44,7 +56,7 @@ def run(options: EvaluateOptions) -> int:
     def evaluate_both(meta_params, keys):
         def one_seed(meta_params, key):
             both = [
-                evaluate(
+                evaluate_with_metrics(
                     algorithm.agent, family, meta_params, key, **sizes, deterministic=deterministic
                 )
                 for deterministic in (False, True)
@@ -61,20 +73,24 @@ def run(options: EvaluateOptions) -> int:
         f"{family.backend}) ..."
     )
     with at_work("compiling and evaluating"):
-        sampled, deterministic = map(np.asarray, evaluate_both(meta_params, keys))
-    show(curve_text(sampled, SAMPLED, algorithm, family, options.split))
-    show()
-    show(curve_text(deterministic, DETERMINISTIC, algorithm, family, options.split))
-    show()
+        found = jax.tree.map(np.asarray, evaluate_both(meta_params, keys))
+    by_acting = dict(zip((SAMPLED, DETERMINISTIC), found, strict=True))
+    for acting, (returns, metrics) in by_acting.items():
+        show(curve_text(returns, acting, algorithm, family, options.split))
+        if metrics:
+            show(metrics_text(metrics, acting, algorithm))
+        show()
     record = {
         "iteration": iteration,
         "backend": family.backend,
         "split": options.split,
         **sizes,
-        "tasks": sampled.shape[1],
+        "tasks": by_acting[SAMPLED][0].shape[1],
         "task_names": task_names(family.test),
-        SAMPLED: _curve_record(sampled, algorithm.agent),
-        DETERMINISTIC: _curve_record(deterministic, algorithm.agent),
+        **{
+            acting: _curve_record(returns, metrics, algorithm.agent)
+            for acting, (returns, metrics) in by_acting.items()
+        },
     }
     try:
         output.write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
@@ -84,11 +100,20 @@ def run(options: EvaluateOptions) -> int:
     return 0
 
 
-def _curve_record(returns: np.ndarray, agent: Agent) -> dict[str, Any]:
-    """Return an adaptation curve as it is saved."""
+def _curve_record(
+    returns: np.ndarray, metrics: dict[str, np.ndarray], agent: Agent
+) -> dict[str, Any]:
+    """Return an adaptation curve as it is saved, and those of the environment's metrics."""
     record: dict[str, Any] = {
         "adaptation_curve": [s._asdict() for s in adaptation_curve(returns)],
         "returns_per_seed_task_round": returns.mean(axis=3),
+        "metrics": {
+            name: {
+                "adaptation_curve": [s._asdict() for s in adaptation_curve(values)],
+                "per_seed_task_round": values.mean(axis=3),
+            }
+            for name, values in metrics.items()
+        },
     }
     if has_memory(agent):
         record["trial_total"] = trial_total(returns)._asdict()
