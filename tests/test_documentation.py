@@ -15,6 +15,8 @@ import metajax
 from metajax import presets
 from metajax._named_parts import NAMED, Choice, options_with
 from metajax.algorithms import ALGORITHMS
+from metajax.cli import options
+from metajax.cli.arguments import help_of
 from metajax.envs import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -124,3 +126,28 @@ def test_types_are_shipped():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert "py.typed" in settings["package-data"]["metajax"]
     assert (Path(metajax.__file__).parent / "py.typed").exists()
+
+
+def factories():
+    """Return everything whose arguments are options of the command line, by name."""
+    found = {f"algorithm {name}": factory for name, factory in ALGORITHMS.items()}
+    found |= {f"policy {name}": factory for name, factory in presets.POLICIES.items()}
+    found |= {f"family {name}": spec.factory for name, spec in FAMILIES.items()}
+    for known in NAMED.values():
+        found |= {f"part {name}": factory for name, factory in known.items()}
+    training = presets.factories("maml", "point-goal")
+    found |= {group: training[group] for group in ("training", "evaluation")}
+    commands = (value for value in vars(options).values() if inspect.isclass(value))
+    found |= {kind.__name__: kind for kind in commands if kind.__name__.endswith("Options")}
+    return found
+
+
+@pytest.mark.parametrize(("name", "factory"), factories().items(), ids=str)
+def test_what_an_option_is_stands_at_the_start_of_its_help(name, factory):
+    """A noun phrase: "learning rate of Adam", where "of Adam" would be a riddle."""
+    riddle = (
+        r"(of|per|to|on|from|with|in|that|for|likewise|where|whose|how|which|what|after|before)\b"
+    )
+    texts = help_of(factory)
+    assert texts or not inspect.signature(factory).parameters
+    assert not [option for option, text in texts.items() if re.match(riddle, text)]

@@ -133,7 +133,8 @@ def policy_gradient(
         gae_lambda: λ of generalized advantage estimation; 1 without a critic.
         normalize_advantages: whether advantages get mean 0 and standard deviation 1, per task and
             adaptation step; what differs by rounding alone becomes 0.
-        control_variate: what a critic of actions explains of the advantages; None for nothing.
+        control_variate: part of the advantages that a critic of actions explains; None for no such
+            critic.
         truncation: environment steps that a pathwise gradient reaches back.
 
     Raises:

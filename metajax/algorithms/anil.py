@@ -26,7 +26,7 @@ def anil(
 
     Args:
         env: the environment that all tasks share.
-        policy: what is adapted, without a memory.
+        policy: policy that is adapted, without a memory.
         inner: adaptation within a task, of the head.
         outer: outer step on the adapted policies' surrogate.
         inner_steps: adaptation steps K during meta-training.

@@ -28,7 +28,7 @@ def cavia(
 
     Args:
         env: the environment that all tasks share.
-        policy: with a context, `mlp(..., context=2)`.
+        policy: policy that is adapted, with a context: `mlp(..., context=2)`.
         inner: adaptation within a task, of the context.
         outer: outer step on the adapted policies' surrogate.
         inner_steps: adaptation steps K during meta-training.

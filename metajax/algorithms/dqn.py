@@ -85,8 +85,8 @@ def dqn(
     then fine-tuning.
 
     Args:
-        env: with discrete actions.
-        policy: its logits are Q-values.
+        env: environment that all tasks share, with discrete actions.
+        policy: policy whose logits are taken for Q-values.
         inner: objective of training, and fine-tuning on it when agents are tested.
         outer: outer step, of Adam, of each gradient step.
         episodes: episodes per task and meta-iteration.
@@ -154,8 +154,8 @@ def maml_dqn(
     that of DQN.
 
     Args:
-        env: with discrete actions.
-        policy: its logits are Q-values.
+        env: environment that all tasks share, with discrete actions.
+        policy: policy whose logits are taken for Q-values.
         inner: adaptation within a task, by Q-learning.
         outer: outer step, of Adam, of each gradient step.
         inner_steps: adaptation steps K during meta-training.

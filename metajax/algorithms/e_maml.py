@@ -33,7 +33,7 @@ def e_maml(
 
     Args:
         env: the environment that all tasks share.
-        policy: what is adapted, without a memory.
+        policy: policy that is adapted, without a memory.
         inner: adaptation within a task, by the estimator "naive".
         outer: outer step on the surrogate of all policies whose actions count.
         inner_steps: adaptation steps K during meta-training.

@@ -75,7 +75,7 @@ def learned_optimizer(
 
     Args:
         env: the environment that all tasks share.
-        policy: what the rule trains; each inner run starts from other random parameters.
+        policy: policy that the rule trains; each inner run starts from other random parameters.
         inner: adaptation by a rule that has parameters, without a critic that is learned.
         episodes: episodes per task and adaptation step.
         lifetime: adaptation steps of an agent.

@@ -81,7 +81,7 @@ def maml(
 
     Args:
         env: the environment that all tasks share.
-        policy: what is adapted, without a memory.
+        policy: policy that is adapted, without a memory.
         inner: adaptation within a task.
         outer: outer step on the adapted policies' surrogate. Steps of Adam and PPO re-adapt on the
             stored trajectories; a trust region holds the adapted policies.

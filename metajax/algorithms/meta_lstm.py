@@ -28,7 +28,7 @@ def meta_lstm(
 
     Args:
         env: the environment that all tasks share.
-        policy: what is adapted, without a memory.
+        policy: policy that is adapted, without a memory.
         inner: adaptation within a task, by this rule.
         outer: outer step on the adapted policies' surrogate.
         inner_steps: adaptation steps K during meta-training.

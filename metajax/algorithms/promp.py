@@ -29,7 +29,7 @@ def promp(
 
     Args:
         env: the environment that all tasks share.
-        policy: what is adapted, without a memory.
+        policy: policy that is adapted, without a memory.
         inner: adaptation within a task, by the estimator "likelihood_ratio".
         outer: outer step, `metajax.outer.ppo`.
         inner_steps: adaptation steps K during meta-training.

@@ -51,7 +51,7 @@ def reptile(
 
     Args:
         env: the environment that all tasks share.
-        policy: what is adapted, without a memory.
+        policy: policy that is adapted, without a memory.
         inner: adaptation within a task, of the whole policy: what does not adapt in a task, Reptile
             does not learn.
         inner_steps: adaptation steps K. With 1, Reptile is joint training.

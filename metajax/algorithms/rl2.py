@@ -28,9 +28,9 @@ def rl2(
 
     Args:
         env: the environment that all tasks share.
-        policy: with a memory and a critic, such as `metajax.policies.gru`; one of its own where the
-            outer step is a trust region.
-        objective: what is improved on a trial.
+        policy: policy with a memory and a critic, such as `metajax.policies.gru`; one of its own
+            where the outer step is a trust region.
+        objective: objective on a trial.
         outer: outer step on all trials: clipped epochs in minibatches of trials, or a trust region
             as in the paper.
         episodes: episodes of a trial.
@@ -66,8 +66,8 @@ def snail(
 
     Args:
         env: the environment that all tasks share.
-        policy: with a memory and a critic, such as `metajax.policies.snail`.
-        objective: what is improved on a trial.
+        policy: policy with a memory and a critic, such as `metajax.policies.snail`.
+        objective: objective on a trial.
         outer: outer step on all trials; a trust region, as in the paper.
         episodes: episodes of a trial.
 

@@ -61,9 +61,9 @@ def varibad(
     Args:
         env: the environment that all tasks share.
         policy: `metajax.policies.variational`.
-        objective: what is improved on a trial.
+        objective: objective on a trial.
         outer: outer step on all trials; no trust region, since the policy shares its critic.
-        model: what the belief is learned by.
+        model: objective that the belief is learned by.
         episodes: episodes of a trial.
         vae_learning_rate: learning rate of Adam for the belief and the decoders.
         vae_updates: gradient steps of the belief and the decoders per meta-iteration.

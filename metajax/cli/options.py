@@ -56,7 +56,7 @@ class EvaluateOptions:
     Attributes:
         run: the run directory.
         tasks: tasks per seed.
-        split: which tasks are played: held-out tasks ("test"), training tasks, validation tasks, or
+        split: tasks that are played: held-out tasks ("test"), training tasks, validation tasks, or
             tasks beyond the range of all three.
         rounds: adaptation steps + 1; the run's own number by default.
         episodes: episodes per task and round; the run's own number by default.

@@ -50,9 +50,9 @@ def snail(
         observation_size: numbers in an observation.
         action_space: the environment's.
         trial_length: environment steps of a trial, all its episodes together.
-        filters: of the embedding and of each convolution.
-        key_size: of the attention's keys and queries.
-        value_size: of what attention reads.
+        filters: filters of the embedding and of each convolution.
+        key_size: numbers in the attention's keys and queries.
+        value_size: numbers that attention reads.
         bfloat16: multiply matrices in bfloat16; gates, softmax and sums have full precision.
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.
@@ -175,8 +175,8 @@ def transformer(
         action_space: the environment's.
         trial_length: environment steps of a trial, all its episodes together; each has a learned
             position.
-        width: of the residual stream; the layers between are four times as wide.
-        heads: of attention, which divide the width.
+        width: numbers in the residual stream; the layers between are four times as wide.
+        heads: heads of attention, which divide the width.
         layers: each of attention and a perceptron.
         bfloat16: multiply matrices in bfloat16; softmax, normalization and sums have full
             precision.
@@ -281,7 +281,7 @@ def window(
     Args:
         observation_size: numbers in an observation.
         action_space: the environment's.
-        steps: that it sees, the present one with them.
+        steps: steps in the input, the present one with them.
         hidden: widths of its layers, tanh after each.
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.

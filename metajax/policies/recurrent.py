@@ -39,7 +39,7 @@ def gru(
     Args:
         observation_size: numbers in an observation.
         action_space: the environment's.
-        width: of the memory.
+        width: units of the memory.
         initial_span: steps over which the units remember at the start: by the biases of their
             update gates, time constants are uniform between 2, where gates are half open, and this
             (Tallec & Ollivier 2018). Where a trial is long, as long as the trial.
@@ -125,7 +125,7 @@ def lstm(
     Args:
         observation_size: numbers in an observation.
         action_space: the environment's.
-        width: of the memory: a cell and an output of this size.
+        width: units of the memory: a cell and an output of this size.
         bfloat16: multiply matrices in bfloat16; memory, gates and sums have full precision.
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.

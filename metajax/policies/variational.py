@@ -37,7 +37,7 @@ def variational(
         observation_size: numbers in an observation.
         action_space: the environment's.
         latent: numbers in the latent variable.
-        width: of the recurrent memory.
+        width: units of the recurrent memory.
         hidden: widths of the perceptron's layers, tanh after each.
         bfloat16: multiply the recurrent matrices in bfloat16; memory, gates and sums have full
             precision.

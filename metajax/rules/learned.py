@@ -112,8 +112,8 @@ def learned_mlp(
     Args:
         learning_rate: learning rate of the descent that is added to it, 0 in the papers.
         hidden: units of each of the two hidden layers.
-        scale: of the outputs. Agents take tens of steps; for trainings of thousands the papers have
-            10⁻³.
+        scale: scale s of the outputs. Agents take tens of steps; for trainings of thousands the
+            papers have 10⁻³.
 
     Raises:
         MetajaxError: the size is less than 1, the rate is below 0, or the scale is not above 0.

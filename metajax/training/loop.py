@@ -103,8 +103,8 @@ def train(
         (2, 3)
 
     Args:
-        algorithm: from `metajax.maml(...)`, say.
-        family: from `metajax.make(...)`.
+        algorithm: meta-learner, such as `metajax.maml(...)` returns.
+        family: task family, such as `metajax.make(...)` returns.
         iterations: meta-iterations in all.
         tasks: meta-batch size, tasks per meta-iteration and seed.
         seeds: independent runs in the same program.
@@ -112,20 +112,20 @@ def train(
             another number of seeds, tasks or devices it is another program: the random numbers of
             a seed stay, rounding does not, so what is learned has the same distribution, no more.
         segment: meta-iterations between two looks of the host (progress, metrics, checkpoint).
-        evaluation: how held-out tasks are evaluated; None for not at all.
+        evaluation: plan of the evaluations on held-out tasks; None for none.
         devices: number of devices that tasks are sharded over; None for as many as divide them
             evenly, and one for C MuJoCo, which has threads of its own.
-        on_nan: what follows an update that is not finite: "skip" discards it and goes on, "halt"
+        on_nan: response to an update that is not finite: "skip" discards it and goes on, "halt"
             stops.
         max_discarded: updates discarded in a row, of any one seed, after which training stops;
             on_nan="skip". None for never.
-        keep: which agent is evaluated at the end, and kept as well as the newest: "newest", or
+        keep: agent that is evaluated at the end, and kept as well as the newest: "newest", or
             "best", the one with the highest return, mean over seeds, on validation tasks, which are
             neither training nor held-out ones (where a family has no others: on training tasks, but
             other episodes). They are played whenever held-out tasks are evaluated.
         patience: evaluations on validation tasks in a row without a better agent after which
             training stops; `keep="best"`. None for never.
-        run_directory: where metrics and checkpoints go; None keeps nothing.
+        run_directory: directory of metrics and checkpoints; None keeps nothing.
         resume: continue the run in `run_directory` instead of starting one there.
         config: kept in the run directory, as JSON.
         report: "print" prints progress on stdout; None prints nothing; a function is called after

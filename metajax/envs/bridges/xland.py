@@ -48,7 +48,7 @@ def xland_minigrid(
         environment: its name in XLand-MiniGrid, which says rooms and size.
         rulesets: path of a .npz file with `goals` [rule set, 5], `rules` [rule set, rule, 7] and
             `init_tiles` [rule set, object, 2].
-        objects: in a room, without `rulesets`.
+        objects: number of objects in a room, without rulesets.
         episode_length: steps per episode; three times the cells by default.
 
     Raises:

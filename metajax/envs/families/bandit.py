@@ -23,7 +23,7 @@ def bernoulli_bandit(*, arms: int = 5, episode_length: int = 1) -> TaskFamily:
     arm in the held-out strips of the range.
 
     Args:
-        arms: how many, the paper's k.
+        arms: number of arms, the paper's k.
         episode_length: pulls per episode.
 
     Raises:
@@ -49,7 +49,7 @@ def gaussian_bandit(
     [arm]}.
 
     Args:
-        arms: how many.
+        arms: number of arms.
         reward_std: standard deviation of a reward around its mean.
         episode_length: pulls per episode.
 

@@ -71,7 +71,7 @@ def halfcheetah_dir(
 
     Args:
         backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU.
-        variant: whose horizon and action scale, a key of `VARIANTS`.
+        variant: paper whose horizon and action scale are taken, a key of `VARIANTS`.
         episode_length: steps per episode, instead of the variant's.
 
     Raises:
@@ -107,7 +107,7 @@ def halfcheetah_vel(
 
     Args:
         backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU.
-        variant: whose ranges, horizon and action scale, a key of `VARIANTS`.
+        variant: paper whose ranges, horizon and action scale are taken, a key of `VARIANTS`.
         episode_length: steps per episode, instead of the variant's.
 
     Raises:

@@ -119,7 +119,7 @@ def point_sparse(
     (VariBAD's later code draws from quarter circles.)
 
     Args:
-        variant: whose goals and horizon, a key of `SPARSE_VARIANTS`.
+        variant: paper whose goals and horizon are taken, a key of `SPARSE_VARIANTS`.
         dense: reward -‖position - goal‖ everywhere, on which the first paper trains.
         episode_length: steps per episode, instead of the variant's.
 

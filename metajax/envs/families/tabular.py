@@ -27,8 +27,8 @@ def tabular(
     With `reward_std=0` and few states the whole process can be enumerated.
 
     Args:
-        states: how many.
-        actions: how many.
+        states: number of states.
+        actions: number of actions.
         episode_length: steps per episode.
         reward_std: standard deviation of the reward around its mean.
 
