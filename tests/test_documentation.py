@@ -142,9 +142,10 @@ def factories():
     return found
 
 
-@pytest.mark.parametrize(("name", "factory"), factories().items(), ids=str)
-def test_what_an_option_is_stands_at_the_start_of_its_help(name, factory):
+@pytest.mark.parametrize("name", factories())
+def test_what_an_option_is_stands_at_the_start_of_its_help(name):
     """A noun phrase: "learning rate of Adam", where "of Adam" would be a riddle."""
+    factory = factories()[name]
     riddle = (
         r"(of|per|to|on|from|with|in|that|for|likewise|where|whose|how|which|what|after|before)\b"
     )
