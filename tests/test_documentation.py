@@ -15,7 +15,7 @@ import metajax
 from metajax import presets
 from metajax._named_parts import NAMED, Choice, options_with
 from metajax.algorithms import ALGORITHMS
-from metajax.cli import options
+from metajax.cli import options as commands
 from metajax.cli.arguments import help_of
 from metajax.envs import FAMILIES
 
@@ -137,8 +137,8 @@ def factories():
         found |= {f"part {name}": factory for name, factory in known.items()}
     training = presets.factories("maml", "point-goal")
     found |= {group: training[group] for group in ("training", "evaluation")}
-    commands = (value for value in vars(options).values() if inspect.isclass(value))
-    found |= {kind.__name__: kind for kind in commands if kind.__name__.endswith("Options")}
+    classes = (value for value in vars(commands).values() if inspect.isclass(value))
+    found |= {kind.__name__: kind for kind in classes if kind.__name__.endswith("Options")}
     return found
 
 
