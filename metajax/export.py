@@ -165,8 +165,9 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one step in every environment; see `gymnasium.vector.VectorEnv.step`.
 
-        The last value has the environment's metrics, `[num_envs]` each. Where environments have
-        started again, it has all tasks as "task", and which those are as "_task".
+        The last value has the environments' metrics by name, and as "_name" which have taken a
+        step. Where environments have started again, it has all tasks as "task", and which those are
+        as "_task".
 
         Raises:
             ResetNeeded: no episode has started.
@@ -179,7 +180,8 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         state = self._state = self._step(self._state, actions, key, self._tasks is None)
         info = {"task": jax.tree.map(np.array, state.task), "_task": over} if over.any() else {}
         ends = np.array(state.terminated), np.array(state.truncated)
-        info |= jax.tree.map(np.array, state.metrics)
+        for name, value in state.metrics.items() if not over.all() else ():
+            info |= {name: np.where(over, 0.0, value), f"_{name}": ~over}
         return _observation(state), np.array(state.reward), *ends, info
 
 

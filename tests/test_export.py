@@ -115,7 +115,13 @@ def test_many_environments_are_as_many_single_ones():
             np.testing.assert_allclose(one, other, rtol=1e-6)
         infos = [outcome[4] for outcome in outcomes]
         assert infos[0].keys() == infos[1].keys()
-        if infos[0]:
+        for name in ("distance", "success") if "distance" in infos[0] else ():
+            played = infos[0][f"_{name}"]
+            np.testing.assert_array_equal(played, infos[1][f"_{name}"])
+            np.testing.assert_allclose(
+                *(info[name][played] for info in infos), rtol=1e-6, atol=1e-7
+            )
+        if "task" in infos[0]:
             np.testing.assert_array_equal(infos[0]["_task"], infos[1]["_task"])
             new = infos[0]["_task"]
             np.testing.assert_array_equal(*(info["task"]["goal"][new] for info in infos))
