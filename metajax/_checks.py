@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from metajax.errors import MetajaxError, brief, unknown
+from metajax.errors import MetajaxError, brief, unknown, with_article
 
 Checked = TypeVar("Checked", bound=Callable)
 Kind = TypeVar("Kind", bound=type)
@@ -279,4 +279,4 @@ def _described(annotation: Any, *, limits: bool) -> str:
     if _is_ours(origin):
         return f"a {origin.__name__}[{of[0].__name__}]"
     name = getattr(annotation, "__name__", str(annotation))
-    return plain.get(annotation) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    return plain.get(annotation) or with_article(name)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from metajax.errors import MetajaxError, unknown
+from metajax.errors import MetajaxError, unknown, with_article
 
 _PLAIN = (int, float, bool, str, Path, type(None))
 
@@ -71,7 +71,7 @@ def check_factory(kind: str, name: str, factory: Any, arguments: Sequence[str]) 
     except (TypeError, ValueError):
         call = ", ".join((*arguments, "**options"))
         raise MetajaxError(
-            f"{name} cannot make {'an' if kind[0] in 'aeiou' else 'a'} {kind}: it must be a "
+            f"{name} cannot make {with_article(kind)}: it must be a "
             f"function that is called with ({call}), where every option has a default."
         ) from None
 

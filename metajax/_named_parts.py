@@ -25,7 +25,7 @@ from metajax.adaptation import (
     Objective,
     TrialObjective,
 )
-from metajax.errors import MetajaxError, brief, unknown
+from metajax.errors import MetajaxError, brief, unknown, with_article
 from metajax.outer import OUTER_STEPS, OuterStep
 from metajax.rules import RULES
 from metajax.types import Part, UpdateRule
@@ -278,10 +278,8 @@ def built(options: Options, values: Mapping[str, Any]) -> dict[str, Any]:
             made = choice.factory(**built(choice.options, of_part))
             expected = get_origin(choice.kind) or choice.kind
             if not isinstance(made, expected):
-                raise MetajaxError(
-                    f"{choice.name} made a {type(made).__name__}; it must make a "
-                    f"{expected.__name__}."
-                )
+                found, wanted = with_article(type(made).__name__), with_article(expected.__name__)
+                raise MetajaxError(f"{choice.name} made {found}; it must make {wanted}.")
             value = made
         arguments[name] = value
     return arguments

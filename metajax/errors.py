@@ -36,6 +36,11 @@ def unknown(
     return MetajaxError(f"unknown {kind} {brief(name)}{hint} {rest}")
 
 
+def with_article(name: str) -> str:
+    """Return a name after "a" or "an"."""
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def brief(value: object) -> str:
     """Return any value in a few words, on one line."""
     made = getattr(value, "made", None)  # a part knows the call that made it

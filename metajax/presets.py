@@ -29,7 +29,7 @@ from metajax._named_parts import (
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, FamilySpec
 from metajax.envs.specs import Preset, merged
-from metajax.errors import MetajaxError, brief, unknown
+from metajax.errors import MetajaxError, brief, unknown, with_article
 from metajax.policies import gru, lstm, mlp, snail, transformer, variational, window
 from metajax.training import Evaluation, train
 from metajax.training.checks import check_counts
@@ -56,12 +56,18 @@ MEMORY_AGENTS = {
     "varibad": ("variational",),
 }
 
+# PPO on trials, as `metajax.rl2` has it.
+_EPOCHS_OF_TRIALS = {"epochs": 4, "minibatches": 4, "clip": 0.2, "max_gradient_norm": 1.0}
+
 # What an algorithm needs on any family. What was tuned for it on one stands in that family's file.
 OF_ALGORITHM: dict[str, Preset] = {
     "cavia": {"policy": {"context": 2}},
     # A trust region's critic learns in epochs of its own.
     "rl2": {"outer": {"trpo": {"policy": {"critic": "separate"}}}},
-    "snail": {"policy": {"critic": "separate"}},  # as a trust region asks for
+    "snail": {
+        "policy": {"critic": "separate"},  # as a trust region asks for
+        "outer": {"ppo": {"algorithm": {"outer": _EPOCHS_OF_TRIALS}}},
+    },
 }
 
 
@@ -368,7 +374,8 @@ def build(config: Mapping[str, Any], *, allow_import: Sequence[str] = ()) -> Exp
 def _of_type(kind: type[Made], name: str, made: Any) -> Made:
     """Return what a factory made, if it is what it is called."""
     if not isinstance(made, kind):
-        raise MetajaxError(f"{name} made a {type(made).__name__}; it must make a {kind.__name__}.")
+        found, wanted = with_article(type(made).__name__), with_article(kind.__name__)
+        raise MetajaxError(f"{name} made {found}; it must make {wanted}.")
     return made
 
 

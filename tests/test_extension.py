@@ -379,7 +379,7 @@ def test_what_plain_data_cannot_express_is_no_option(here, monkeypatch):
         ("train --episodes 2 maml my_family:line", "comes too late"),
         ("train --outer nowhere:step", "cannot import 'nowhere' for the outer step 'nowhere:step'"),
         ("train --outer my_parts:sings", "attribute of my_parts 'sings'; did you mean 'signs'?"),
-        ("train --outer my_parts:halved", "halved made a UpdateRule; it must make a OuterStep"),
+        ("train --outer my_parts:halved", "halved made an UpdateRule; it must make an OuterStep"),
         ("train --outer my_mistakes:needy", "my_mistakes:needy cannot make an outer step"),
         ("train --outer my_mistakes:untold", "the option 'length' of my_mistakes:untold has no an"),
         ("train --inner.objective my_parts:constant", "constant(); it must be a Part[Objective]"),

@@ -474,3 +474,11 @@ def test_a_configuration_of_today_stays_as_it_is(tmp_path):
     for algorithm in ALGORITHMS:
         config = presets.default_config(algorithm, "tabular")
         assert presets.described(config, tmp_path) == config
+
+
+def test_snail_by_ppo_learns_from_trials_as_rl2_does():
+    snail, rl2 = (
+        presets.default_config(name, "bernoulli-bandit", parts={"outer": {"name": "ppo"}})
+        for name in ("snail", "rl2")
+    )
+    assert snail["algorithm"]["outer"] == rl2["algorithm"]["outer"]
