@@ -90,12 +90,11 @@ def curve_text(
     return "\n".join(paragraphs)
 
 
-def metrics_text(metrics: dict[str, Returns], acting: str, algorithm: Algorithm) -> str:
+def metrics_text(metrics: dict[str, Returns], algorithm: Algorithm) -> str:
     """Return the means of what the environment measures after the last step of an episode.
 
     Args:
         metrics: by name, `[seed, task, round, episode]`.
-        acting: how actions were chosen.
         algorithm: whose agents they are.
     """
     _, _, rounds, episodes = next(iter(metrics.values())).shape
@@ -104,8 +103,7 @@ def metrics_text(metrics: dict[str, Returns], acting: str, algorithm: Algorithm)
         (name, finite_mean(values.mean(axis=3).reshape(-1, rounds)))
         for name, values in metrics.items()
     ]
-    title = f"mean at the end of an episode, {acting} actions, by {learned}"
-    return _parts_text(parts, title, labels, digits=3)
+    return _parts_text(parts, f"mean at an episode's end by {learned}", labels, digits=3)
 
 
 def _labels(algorithm: Algorithm, rounds: int, episodes: int) -> tuple[str, list[str]]:

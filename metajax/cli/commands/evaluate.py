@@ -78,7 +78,7 @@ def run(options: EvaluateOptions) -> int:
     for acting, (returns, metrics) in by_acting.items():
         show(curve_text(returns, acting, algorithm, family, options.split))
         if metrics:
-            show(metrics_text(metrics, acting, algorithm))
+            show(metrics_text(metrics, algorithm))
         show()
     record = {
         "iteration": iteration,
