@@ -1,4 +1,4 @@
-"""Configurations of runs from before 0.9, whose options had other names and places."""
+"""Configurations of earlier runs, whose algorithms had flat options."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
