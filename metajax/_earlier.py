@@ -1,4 +1,4 @@
-"""Configurations of earlier runs, whose algorithms had flat options."""
+"""Configurations of earlier runs, whose options had other names and places."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
