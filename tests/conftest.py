@@ -1,6 +1,5 @@
 """Settings for every test: strict shapes, four CPU devices, types checked at run time."""
 
-import gc
 import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share an accelerator
@@ -13,8 +12,6 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
 
-# A full collection walks through all programs that JAX keeps, which takes half a minute.
-gc.set_threshold(700, 10, 1000)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()  # so that no test, run alone, asks for another number
