@@ -100,6 +100,9 @@ def evaluate_with_metrics(
     """
     check_at_least(1, tasks=tasks, rounds=rounds, episodes=episodes)
     tasks = even_count(family.test, tasks)
+    _check_episodes(
+        family.env, tasks * episodes
+    )  # before tasks are drawn, which may not fit either
     trials = draw_trials(family.test, key, tasks)
     plan = {"rounds": rounds, "episodes": episodes, "deterministic": deterministic}
     return evaluate_on(trials, agent, family.env, meta_params, **plan)
@@ -135,13 +138,17 @@ def evaluate_on(
 ) -> tuple[Float[Array, "task round episode"], Metrics]:
     """Return what `evaluate_with_metrics` does, on these tasks, with these keys `[task]`."""
     tasks, keys = trials
-    steps = len(keys) * episodes * env.episode_length
-    check_memory(the_episodes_of_an_evaluation=experience_bytes(env, steps))
+    _check_episodes(env, len(keys) * episodes)
 
     def trial(meta_params, task, key):
         return _trial(agent, env, meta_params, task, key, rounds, episodes, deterministic)
 
     return over_tasks(trial, meta_params, tasks, keys)
+
+
+def _check_episodes(env: Env, episodes: int) -> None:
+    steps = episodes * env.episode_length
+    check_memory(the_episodes_of_an_evaluation=experience_bytes(env, steps))
 
 
 def has_memory(agent: Agent) -> bool:
