@@ -12,9 +12,11 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from metajax.errors import MetajaxError, unknown, with_article
+
+Kind = TypeVar("Kind")
 
 _PLAIN = (int, float, bool, str, Path, type(None))
 
@@ -74,6 +76,18 @@ def check_factory(kind: str, name: str, factory: Any, arguments: Sequence[str]) 
             f"{name} cannot make {with_article(kind)}: it must be a "
             f"function that is called with ({call}), where every option has a default."
         ) from None
+
+
+def of_type(kind: type[Kind], name: str, made: Any) -> Kind:
+    """Return what a factory made, if it is what it should be.
+
+    Raises:
+        MetajaxError: it is something else.
+    """
+    if not isinstance(made, kind):
+        found, wanted = with_article(type(made).__name__), with_article(kind.__name__)
+        raise MetajaxError(f"{name} made {found}; it must make {wanted}.")
+    return made
 
 
 def options_of(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from metajax._checks import check_options
-from metajax._imported import check_factory, imported, module_of, options_of
+from metajax._imported import check_factory, imported, module_of, of_type, options_of
 from metajax.adaptation import (
     BELIEF_MODELS,
     CONTROL_VARIATES,
@@ -25,7 +25,7 @@ from metajax.adaptation import (
     Objective,
     TrialObjective,
 )
-from metajax.errors import MetajaxError, brief, unknown, with_article
+from metajax.errors import MetajaxError, brief, unknown
 from metajax.outer import OUTER_STEPS, OuterStep
 from metajax.rules import RULES
 from metajax.types import Part, UpdateRule
@@ -275,12 +275,9 @@ def built(options: Options, values: Mapping[str, Any]) -> dict[str, Any]:
         choice = options[name]
         if isinstance(choice, Choice) and choice.factory is not None:
             of_part = {n: v for n, v in value.items() if n != NAME}
+            kind = get_origin(choice.kind) or choice.kind
             made = choice.factory(**built(choice.options, of_part))
-            expected = get_origin(choice.kind) or choice.kind
-            if not isinstance(made, expected):
-                found, wanted = with_article(type(made).__name__), with_article(expected.__name__)
-                raise MetajaxError(f"{choice.name} made {found}; it must make {wanted}.")
-            value = made
+            value = of_type(kind, choice.name or NONE, made)
         arguments[name] = value
     return arguments
 

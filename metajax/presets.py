@@ -12,10 +12,10 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from metajax._earlier import evaluation_of_today, is_earlier, named_parts, translated
-from metajax._imported import check_factory, imported, module_of
+from metajax._imported import check_factory, imported, module_of, of_type
 from metajax._named_parts import (
     NAME,
     Options,
@@ -29,14 +29,13 @@ from metajax._named_parts import (
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, FamilySpec
 from metajax.envs.specs import Preset, merged
-from metajax.errors import MetajaxError, brief, unknown, with_article
+from metajax.errors import MetajaxError, brief, unknown
 from metajax.policies import gru, lstm, mlp, snail, transformer, variational, window
 from metajax.training import Evaluation, train
 from metajax.training.checks import check_counts
 from metajax.types import Algorithm, Policy, TaskFamily
 
 Config = dict[str, Any]
-Made = TypeVar("Made")
 
 _NAMES = ("algorithm_name", "family_name", "policy_name")
 GROUPS = ("algorithm", "policy", "family", "training", "evaluation")
@@ -301,6 +300,13 @@ def checked_config(config: Mapping[str, Any], *, allow_import: Sequence[str] = (
         MetajaxError: a name or an option does not exist, or a value is not of the right type; or
             a number of the training is out of range.
     """
+    return _checked(config, allow_import)[0]
+
+
+def _checked(
+    config: Mapping[str, Any], allow_import: Sequence[str]
+) -> tuple[Config, dict[str, Options]]:
+    """Return what `checked_config` does, and the options that it was checked against."""
     for name in _NAMES:
         if not isinstance(config.get(name), str):
             raise MetajaxError(f"the configuration has no {name}.")
@@ -321,7 +327,7 @@ def checked_config(config: Mapping[str, Any], *, allow_import: Sequence[str] = (
     training = {name: defaults[name].default for name in known["training"]} | found["training"]
     check_counts(**{name: training[name] for name in inspect.signature(check_counts).parameters})
     found["training"] = training
-    return found
+    return found, known
 
 
 def known_options(
@@ -353,30 +359,21 @@ def build(config: Mapping[str, Any], *, allow_import: Sequence[str] = ()) -> Exp
     Raises:
         MetajaxError: a name or an option does not exist, or a value is out of range.
     """
-    chosen = checked_config(config, allow_import=allow_import)
+    chosen, known = _checked(config, allow_import)
     algorithm_name, family_name, policy_name = names = [chosen[name] for name in _NAMES]
     made = factories(*names, allow_import=allow_import)
-    family = _of_type(TaskFamily, family_name, made["family"](**chosen["family"]))
+    family = of_type(TaskFamily, family_name, made["family"](**chosen["family"]))
     env = family.env
     policy_options = dict(chosen["policy"])
     if "trial_length" in inspect.signature(made["policy"]).parameters:
         episodes = _episodes(algorithm_name, made["algorithm"], chosen["algorithm"])
         policy_options["trial_length"] = episodes * env.episode_length
     policy = made["policy"](env.observation_size, env.action_space, **policy_options)
-    policy = _of_type(Policy, policy_name, policy)
-    known = known_options(chosen, allow_import=allow_import)["algorithm"]
-    algorithm = made["algorithm"](env, policy, **built(known, chosen["algorithm"]))
-    algorithm = _of_type(Algorithm, algorithm_name, algorithm)
+    policy = of_type(Policy, policy_name, policy)
+    algorithm = made["algorithm"](env, policy, **built(known["algorithm"], chosen["algorithm"]))
+    algorithm = of_type(Algorithm, algorithm_name, algorithm)
     evaluation = Evaluation(**chosen["evaluation"])
     return Experiment(algorithm, family, chosen["training"], evaluation)
-
-
-def _of_type(kind: type[Made], name: str, made: Any) -> Made:
-    """Return what a factory made, if it is what it is called."""
-    if not isinstance(made, kind):
-        found, wanted = with_article(type(made).__name__), with_article(kind.__name__)
-        raise MetajaxError(f"{name} made {found}; it must make {wanted}.")
-    return made
 
 
 def _episodes(name: str, algorithm: Callable, chosen: Mapping[str, Any]) -> int:

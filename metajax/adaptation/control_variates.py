@@ -89,7 +89,7 @@ def q_prop(
         def explain(params, trajectory: Trajectory, advantage):
             mean = trajectory.output.distribution.mode()
             gradient = jax.grad(lambda a: jnp.sum(value(params, trajectory.step_input, a)))(mean)
-            offset = trajectory.action - trajectory.output.distribution.mode()
+            offset = trajectory.action - mean
             estimate = jnp.where(trajectory.valid, jnp.sum(gradient * offset, axis=-1), 0.0)
             weight = policy_gradient.control_variate_weight(advantage, estimate, kind)
             return weight[..., None] * gradient, weight * estimate
