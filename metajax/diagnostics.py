@@ -9,13 +9,13 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Key, PyTree
 
 from metajax.errors import MetajaxError
-from metajax.types import Algorithm, Task, TrainState
+from metajax.types import Algorithm, TaskBatch, TrainState
 
 _ADAM_MEMORY = 0.9  # of the first moment, optax's default
 
 
 def meta_gradient(
-    algorithm: Algorithm, state: TrainState, tasks: Task, key: Key[Array, ""]
+    algorithm: Algorithm, state: TrainState, tasks: TaskBatch, key: Key[Array, ""]
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """Return the meta-gradient of one `update`, of policy and rule parameters, uphill.
 
@@ -25,7 +25,7 @@ def meta_gradient(
     Args:
         algorithm: with an outer step of Adam.
         state: from which the update starts.
-        tasks: `[task, ...]`.
+        tasks: of the update.
         key: of the episodes; consumed.
 
     Raises:

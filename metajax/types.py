@@ -127,6 +127,26 @@ class Trajectory:
 
 
 @pytree_dataclass
+class TaskBatch:
+    """The tasks of a meta-iteration.
+
+    Attributes:
+        task: `[task, ...]`.
+        slot: which of the training tasks each is, 0 ... `slots` - 1: where what is kept of it has
+            its place. -1 where they cannot be counted.
+        slots: how many training tasks there are; 0 where they cannot be counted.
+    """
+
+    task: Task
+    slot: Int[Array, "*batch task"]
+    slots: int = dataclasses.field(default=0, metadata={"static": True})
+
+    def __len__(self) -> int:
+        """Return how many tasks the batch has."""
+        return self.slot.shape[-1]
+
+
+@pytree_dataclass
 class MetaParams:
     """What is meta-learned, and all that an agent starts from; () where there is nothing.
 
@@ -383,7 +403,7 @@ class Algorithm(NamedTuple):
     """A meta-learner: how one meta-iteration improves the meta-parameters.
 
     - `init(key, tasks) -> TrainState`;
-    - `update(state, tasks, key) -> (state, metrics)`: one meta-iteration on `tasks[task]`; it also
+    - `update(state, tasks, key) -> (state, metrics)`: one meta-iteration on a `TaskBatch`; it also
       counts their environment steps.
     - `agent`: what the meta-parameters are good for.
     - `trial`: what an update plays on each task.
@@ -391,8 +411,8 @@ class Algorithm(NamedTuple):
       "return_before" and "return_after" adaptation, of those that have them.
     """
 
-    init: Callable[[Key[Array, ""], Task], TrainState]
-    update: Callable[[TrainState, Task, Key[Array, ""]], tuple[TrainState, Metrics]]
+    init: Callable[[Key[Array, ""], TaskBatch], TrainState]
+    update: Callable[[TrainState, TaskBatch, Key[Array, ""]], tuple[TrainState, Metrics]]
     agent: Agent
     name: str
     trial: Trial

@@ -380,7 +380,9 @@ def trial_learner(
             statistics=Statistics(
                 tracked(statistics.mean_square_return, to_come, played.valid), iterations
             ),
-            environment_steps=count_update(state.environment_steps, trajectory.valid, trial, env),
+            environment_steps=count_update(
+                state.environment_steps, len(trajectory.valid), trial, env
+            ),
         )
         entropy = returns.masked_mean(trajectory.output.distribution.entropy(), trajectory.valid)
         per_episode = jnp.mean(undiscounted_returns(trajectory), axis=0)

@@ -33,6 +33,7 @@ from metajax.types import (
     Policy,
     Scalar,
     Task,
+    TaskBatch,
     TrainState,
     Trial,
     pytree_dataclass,
@@ -112,10 +113,10 @@ def learned_optimizer(
     def init_agent(meta_params: MetaParams, key) -> Adapted:
         return start(meta_params.rule, key)
 
-    def starts(rule_params, tasks, key):
-        count = jax.tree.leaves(tasks)[0].shape[0]
+    def starts(rule_params, tasks: TaskBatch, key):
+        count = len(tasks)
         adapted = jax.vmap(lambda key: start(rule_params, key))(jax.random.split(key, count))
-        return InnerRun(adapted, tasks, jnp.zeros(count, jnp.int32))
+        return InnerRun(adapted, tasks.task, jnp.zeros(count, jnp.int32))
 
     def advance(rule_params, run: InnerRun, key):
         meta_params = MetaParams((), rule_params, ())
@@ -125,8 +126,8 @@ def learned_optimizer(
         achieved = jnp.mean(undiscounted_returns(experience.trajectory))
         return InnerRun(adapted, run.task, run.steps + unroll), -achieved
 
-    def init(key, tasks) -> TrainState:
-        count = jax.tree.leaves(tasks)[0].shape[0]
+    def init(key, tasks: TaskBatch) -> TrainState:
+        count = len(tasks)
         if count < ages:
             raise MetajaxError(
                 f"there are {count} tasks; with a lifetime of {lifetime} and an unroll of {unroll} "
@@ -140,7 +141,7 @@ def learned_optimizer(
         learner = {"outer": optimizer.init(rule_params), "particles": particles}
         return TrainState(MetaParams((), rule_params, ()), learner)
 
-    def update(state: TrainState, tasks, key):
+    def update(state: TrainState, tasks: TaskBatch, key):
         rule_params, particles = state.meta_params.rule, state.learner["particles"]
         run_key, step_key = jax.random.split(key)
         over = particles.plus.steps >= lifetime
@@ -159,7 +160,7 @@ def learned_optimizer(
             state,
             meta_params=MetaParams((), optax.apply_updates(rule_params, updates), ()),
             learner={"outer": outer_state, "particles": particles},
-            environment_steps=count_update(state.environment_steps, tasks, trial, env),
+            environment_steps=count_update(state.environment_steps, len(tasks), trial, env),
         )
         return new_state, metrics
 

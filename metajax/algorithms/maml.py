@@ -36,6 +36,7 @@ from metajax.types import (
     Part,
     Policy,
     Scalar,
+    TaskBatch,
     TrainState,
     Trial,
 )
@@ -74,8 +75,8 @@ def maml(
         ...     inner=gradient_steps(objective, rule=metajax.sgd(0.1)),
         ...     outer=metajax.outer.ppo(1e-3, epochs=5, clip=0.3),
         ... )
-        >>> tasks = {"goal": jax.numpy.zeros((20, 2))}
-        >>> state = algorithm.init(jax.random.key(0), tasks)
+        >>> tasks = metajax.envs.splits.sample_tasks(family.train, jax.random.key(0), 20)
+        >>> state = algorithm.init(jax.random.key(1), tasks)
         >>> sorted(state.meta_params.policy)
         ['body', 'head', 'log_std']
 
@@ -130,10 +131,10 @@ def maml(
         }
         return TrainState(meta_params, learner, replay=replay)
 
-    def update(state: TrainState, tasks, key):
+    def update(state: TrainState, tasks: TaskBatch, key):
         meta_params, learner = state.meta_params, state.learner
         data, _ = collect_batch(
-            loop, meta_params, tasks, key, rounds=inner_steps + 1, episodes=episodes
+            loop, meta_params, tasks.task, key, rounds=inner_steps + 1, episodes=episodes
         )
         theta, penalty = (meta_params.policy, meta_params.rule), learner["kl_penalty"]
         theta, outer_state, metrics = outer.improve(problem(penalty), theta, learner["outer"], data)
@@ -154,7 +155,7 @@ def maml(
             meta_params=MetaParams(policy=theta[0], rule=theta[1], critic=critic),
             learner={"outer": outer_state, "critic": critic_state, "kl_penalty": penalty},
             replay=replay,
-            environment_steps=count_update(state.environment_steps, tasks, trial, env),
+            environment_steps=count_update(state.environment_steps, len(tasks), trial, env),
         )
         return new_state, metrics
 

@@ -14,7 +14,7 @@ from metajax.errors import MetajaxError, check_at_least
 from metajax.outer import OuterStep, Problem
 from metajax.replay import empty_replay, extend_replay, sample_replay
 from metajax.steps import count_update
-from metajax.types import Algorithm, Env, MetaParams, Task, TrainState, Trial
+from metajax.types import Algorithm, Env, MetaParams, Task, TaskBatch, TrainState, Trial
 
 # `(meta_params, tasks, key) -> (data[task, round], items[item], valid[item])`
 Collect = Callable[
@@ -72,10 +72,10 @@ def replayed(
 
         return Problem(of_items, *[_no_policies] * 3)
 
-    def init(key, tasks) -> TrainState:
+    def init(key, tasks: TaskBatch) -> TrainState:
         meta_params, *_ = loop.init(key)
         theta = (meta_params.policy, meta_params.rule)
-        items = jax.eval_shape(collect, meta_params, tasks, key)[1]
+        items = jax.eval_shape(collect, meta_params, tasks.task, key)[1]
         replay = empty_replay(items, replay_capacity)
         learner = {
             "outer": outer.init(theta),
@@ -84,10 +84,10 @@ def replayed(
         }
         return TrainState(meta_params, learner, replay=replay)
 
-    def update(state: TrainState, tasks, key):
+    def update(state: TrainState, tasks: TaskBatch, key):
         collect_key, batch_key = jax.random.split(key)
         meta_params, learner = state.meta_params, state.learner
-        data, items, valid = collect(meta_params, tasks, collect_key)
+        data, items, valid = collect(meta_params, tasks.task, collect_key)
         replay = extend_replay(state.replay, items, valid)
 
         def gradient_step(carry, key):
@@ -108,7 +108,7 @@ def replayed(
             meta_params=MetaParams(theta[0], theta[1], meta_params.critic),
             learner={"outer": outer_state, "updates": count, "target": target},
             replay=replay,
-            environment_steps=count_update(state.environment_steps, tasks, trial, env),
+            environment_steps=count_update(state.environment_steps, len(tasks), trial, env),
         )
         return new_state, metrics
 

@@ -29,6 +29,7 @@ from metajax.types import (
     Part,
     Policy,
     Scalar,
+    TaskBatch,
     TrainState,
     Trial,
 )
@@ -75,10 +76,10 @@ def reptile(
         meta_params, critic_state, replay = loop.init(key)
         return TrainState(meta_params, {"critic": critic_state}, replay=replay)
 
-    def update(state: TrainState, tasks, key):
+    def update(state: TrainState, tasks: TaskBatch, key):
         meta_params = state.meta_params
         data, adapted = collect_batch(
-            loop, meta_params, tasks, key, rounds=inner_steps, episodes=episodes
+            loop, meta_params, tasks.task, key, rounds=inner_steps, episodes=episodes
         )
         change = jax.tree.map(
             lambda adapted, old: jnp.mean(adapted, axis=0) - old, adapted.policy, meta_params.policy
@@ -94,7 +95,7 @@ def reptile(
             meta_params=MetaParams(policy_params, meta_params.rule, critic),
             learner={"critic": critic_state},
             replay=replay,
-            environment_steps=count_update(state.environment_steps, tasks, trial, env),
+            environment_steps=count_update(state.environment_steps, len(tasks), trial, env),
         )
         return new_state, metrics
 

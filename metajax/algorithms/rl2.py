@@ -3,7 +3,7 @@
 from metajax._checks import checked
 from metajax.adaptation import TrialObjective, trial_learner, whole_trials
 from metajax.outer import OuterStep, ppo, trpo
-from metajax.types import Algorithm, Env, Part, Policy, TrainState
+from metajax.types import Algorithm, Env, Part, Policy, TaskBatch, TrainState
 
 
 @checked
@@ -47,8 +47,8 @@ def rl2(
         del tasks
         return learner.init(key)
 
-    def update(state: TrainState, tasks, key):
-        return learner.improve(state, learner.collect(state.meta_params, tasks, key))
+    def update(state: TrainState, tasks: TaskBatch, key):
+        return learner.improve(state, learner.collect(state.meta_params, tasks.task, key))
 
     return Algorithm(init, update, learner.agent, "rl2", learner.trial, learner.metrics)
 

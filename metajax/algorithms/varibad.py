@@ -38,6 +38,7 @@ from metajax.types import (
     Part,
     Policy,
     Scalar,
+    TaskBatch,
     TrainState,
 )
 
@@ -84,13 +85,13 @@ def varibad(
     )
     optimizer = on_own_terms(optax.adam(vae_learning_rate))
 
-    def init(key, tasks) -> TrainState:
+    def init(key, tasks: TaskBatch) -> TrainState:
         keys = jax.random.split(key, 3)
         state = learner.init(keys[0])
         meta_params = state.meta_params
 
         def played(meta_params):
-            return jax.vmap(_kept)(learner.collect(meta_params, tasks, key))
+            return jax.vmap(_kept)(learner.collect(meta_params, tasks.task, key))
 
         replay = empty_replay(jax.eval_shape(played, meta_params), replay_capacity)
         decoders = beliefs.init(keys[1:])
@@ -102,9 +103,9 @@ def varibad(
         bounds, found = over_tasks(beliefs.bound, learned, trials, keys)
         return -jnp.mean(bounds), jax.tree.map(jnp.mean, found)
 
-    def update(state: TrainState, tasks, key):
+    def update(state: TrainState, tasks: TaskBatch, key):
         learner_key, vae_key = jax.random.split(key)
-        trajectory = learner.collect(state.meta_params, tasks, learner_key)
+        trajectory = learner.collect(state.meta_params, tasks.task, learner_key)
         improved, metrics = learner.improve(
             dataclasses.replace(state, learner=state.learner["policy"]), trajectory
         )

@@ -174,7 +174,7 @@ def task_names(distribution: TaskDistribution) -> list[str]:
     known = {
         name: np.asarray(values)
         for name, values in tasks.items()
-        if name != "index" and np.issubdtype(values.dtype, np.number)
+        if np.issubdtype(values.dtype, np.number)
     }
 
     def named(index: int) -> str:

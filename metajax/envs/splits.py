@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from metajax.errors import MetajaxError, unknown
-from metajax.types import Task, TaskDistribution, TaskFamily
+from metajax.errors import MetajaxError, check_at_least, unknown
+from metajax.types import Task, TaskBatch, TaskDistribution, TaskFamily
 
 Split = Literal["train", "test", "validation", "extrapolate"]
 
@@ -126,20 +126,9 @@ def _distributions(sample, *splits: Split) -> dict[str, Any]:
     return {name: TaskDistribution(functools.partial(sample, split=name)) for name in splits}
 
 
-def unlisted(sample) -> TaskDistribution:
-    """Return the distribution of `sample(key) -> task`, of tasks that have no number on a list.
-
-    Their "index" is -1, so that they look like the numbered ones of `finite_splits`.
-    """
-    return TaskDistribution(
-        lambda key: {"index": jnp.asarray(-1, jnp.result_type(int))} | sample(key)
-    )
-
-
-def finite(tasks: dict[str, Array]) -> TaskDistribution:
-    """Return the uniform distribution over `tasks[index]`; "index" is counted, if not given."""
+def uniform_over(tasks: dict[str, Array]) -> TaskDistribution:
+    """Return the uniform distribution over `tasks[task]`."""
     count = jax.tree.leaves(tasks)[0].shape[0]
-    tasks = {"index": jnp.arange(count)} | tasks
 
     def sample(key: Key[Array, ""]) -> Task:
         index = jax.random.randint(key, (), 0, count)
@@ -148,19 +137,42 @@ def finite(tasks: dict[str, Array]) -> TaskDistribution:
     return TaskDistribution(sample, tasks)
 
 
+def finite(distribution: TaskDistribution, count: int, *, seed: int = 0) -> TaskDistribution:
+    """Return the uniform distribution over `count` tasks of another, so that each has a slot.
+
+    Args:
+        distribution: any; of one that is finite already, each task comes as often as the others.
+        count: how many tasks there are from now on.
+        seed: of which.
+
+    Raises:
+        MetajaxError: there would be no task.
+    """
+    check_at_least(1, count=count)
+    return uniform_over(sample_batch(distribution, jax.random.key(seed), count))
+
+
 def finite_splits(tasks: dict[str, Array], held_out: Bool[np.ndarray, "task"]) -> dict[str, Any]:
     """Return training and held-out distributions of a `TaskFamily`, by field.
 
     Args:
-        tasks: with a leading axis; they are numbered through by "index".
+        tasks: with a leading axis.
         held_out: which of them.
     """
-    tasks = {"index": jnp.arange(len(held_out))} | tasks
     parts = {"train": ~held_out, "test": held_out}
     return {
-        name: finite(jax.tree.map(lambda x, where=where: x[where], tasks))
+        name: uniform_over(jax.tree.map(lambda x, where=where: x[where], tasks))
         for name, where in parts.items()
     }
+
+
+def sample_tasks(distribution: TaskDistribution, key: Key[Array, ""], count: int) -> TaskBatch:
+    """Return `count` tasks with their slots; see `sample_batch`."""
+    if distribution.finite is None:
+        return TaskBatch(sample_batch(distribution, key, count), jnp.full(count, -1, jnp.int32))
+    slot = sample_index(distribution, key, count).astype(jnp.int32)
+    task = jax.tree.map(lambda x: x[slot], distribution.finite)
+    return TaskBatch(task, slot, number_of_tasks(distribution))
 
 
 def sample_batch(distribution: TaskDistribution, key: Key[Array, ""], count: int) -> Task:

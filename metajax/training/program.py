@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from metajax.envs.splits import sample_batch
+from metajax.envs.splits import sample_tasks
 from metajax.training.evaluation import draw_trials, evaluate_on
 from metajax.training.plan import Evaluation
 from metajax.training.sharding import Shardings, by_task, on_mesh, out_shardings
 from metajax.types import (
     Algorithm,
     Metrics,
-    Task,
+    TaskBatch,
     TaskDistribution,
     TaskFamily,
     TrainState,
@@ -78,7 +78,7 @@ class Segment(NamedTuple):
     out_shardings: Shardings | None
 
 
-Sample = Callable[[Key[Array, ""]], Task]
+Sample = Callable[[Key[Array, ""]], TaskBatch]
 
 
 def make_segment(
@@ -105,16 +105,16 @@ def make_segment(
         on_nan: an update that is not finite is discarded; "halt" discards all later ones too.
     """
 
-    def sample_tasks(key):
-        return by_task(mesh, sample_batch(family.train, key, tasks))
+    def sample(key):
+        return by_task(mesh, sample_tasks(family.train, key, tasks))
 
-    iterate = on_mesh(mesh, _iteration(algorithm, sample_tasks, seeds, on_nan))
+    iterate = on_mesh(mesh, _iteration(algorithm, sample, seeds, on_nan))
     evaluate, evaluation_tasks = None, 0
     if evaluation is not None:
         evaluate = on_mesh(mesh, _evaluation(algorithm, family, evaluation, seeds))
         evaluation_tasks = evaluation.batch(family)
     return Segment(
-        _initial(algorithm, sample_tasks, seeds),
+        _initial(algorithm, sample, seeds),
         _segment(iterate, evaluate, length, seeds),
         out_shardings(mesh, evaluation_tasks),
     )
@@ -124,13 +124,13 @@ def _seed_keys(key: Key[Array, ""], seeds: int) -> Key[Array, "seed"]:
     return jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(seeds))
 
 
-def _initial(algorithm: Algorithm, sample_tasks: Sample, seeds: int) -> Callable:
+def _initial(algorithm: Algorithm, sample: Sample, seeds: int) -> Callable:
     """Return `Segment.init`."""
 
     def init(key) -> RunState:
         def one_seed(key):
             task_key, init_key = jax.random.split(key)
-            return algorithm.init(init_key, sample_tasks(task_key))
+            return algorithm.init(init_key, sample(task_key))
 
         init_key = jax.random.split(key, 3)[0]
         state = RunState(
@@ -145,14 +145,14 @@ def _initial(algorithm: Algorithm, sample_tasks: Sample, seeds: int) -> Callable
 
 
 def _iteration(
-    algorithm: Algorithm, sample_tasks: Sample, seeds: int, on_nan: OnNan
+    algorithm: Algorithm, sample: Sample, seeds: int, on_nan: OnNan
 ) -> Callable[[RunState, Key[Array, ""]], tuple[RunState, Metrics]]:
     """Return one meta-iteration of all seeds, whose update is discarded if it is not finite."""
 
     def iterate(state: RunState, key) -> tuple[RunState, Metrics]:
         def one_seed(train_state, discarded, key):
             task_key, update_key = jax.random.split(jax.random.fold_in(key, state.iteration))
-            new, metrics = algorithm.update(train_state, sample_tasks(task_key), update_key)
+            new, metrics = algorithm.update(train_state, sample(task_key), update_key)
             each = jnp.stack([jnp.all(jnp.isfinite(x)) for _, x in floats_of(new, metrics)])
             finite = jnp.all(each)
             first = jnp.where(finite, -1, jnp.argmin(each)).astype(jnp.int32)

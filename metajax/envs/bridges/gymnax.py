@@ -17,11 +17,11 @@ from metajax.envs.builders import Moved, make_env
 from metajax.envs.specs import FamilySpec
 from metajax.envs.splits import (
     Split,
-    finite,
     finite_splits,
     three_splits,
     two_splits,
     uniform,
+    uniform_over,
 )
 from metajax.errors import MetajaxError, unknown
 from metajax.types import Continuous, Discrete, TaskFamily
@@ -141,7 +141,7 @@ def gymnax(
         return TaskFamily(env, name=f"gymnax-{environment}-v1", **_seeds())
     place = np.arange(len(of_resets)) % HELD_OUT_EVERY
     seeds = {"seed": jnp.asarray(of_resets)}
-    splits: dict[str, Any] = {"train": finite(seeds), "test": finite(seeds)}
+    splits: dict[str, Any] = {"train": uniform_over(seeds), "test": uniform_over(seeds)}
     if len(of_resets) >= HELD_OUT_EVERY:
         splits = finite_splits(seeds, place == HELD_OUT_EVERY // 2)
     return TaskFamily(env, name=f"gymnax-{environment}-v2", **splits)

@@ -14,16 +14,15 @@ from metajax.envs.specs import FamilySpec
 from metajax.envs.splits import (
     Split,
     between,
-    finite,
     finite_splits,
     three_splits,
     two_splits,
     uniform,
-    unlisted,
+    uniform_over,
 )
 from metajax.errors import unknown
 from metajax.physics import BACKENDS, load_model, make_physics
-from metajax.types import TaskFamily
+from metajax.types import TaskDistribution, TaskFamily
 
 FRAME_SKIP = 5
 BRAX_SUBSTEPS = 10  # of 5 ms, as in brax/envs/ant.py
@@ -162,7 +161,7 @@ def unit_vector(angle: Float[Array, ""]) -> Float[Array, "2"]:
 def direction_splits(directions: Literal["two", "all"]) -> dict[str, Any]:
     """Return the distributions of a `TaskFamily` over two or all directions, by field."""
     if directions == "two":
-        both = finite({"direction": jnp.array([[1.0, 0.0], [-1.0, 0.0]])})
+        both = uniform_over({"direction": jnp.array([[1.0, 0.0], [-1.0, 0.0]])})
         return {"train": both, "test": both}
 
     def sample(key: Key[Array, ""], *, split: Split):
@@ -219,7 +218,7 @@ def ant_goal(
             squared = between(radius_key, radius**2, 0.0, 9.0)
             return at(jnp.sqrt(squared), angle_key)
 
-        return three_splits(disk) | listed | {"validation": unlisted(other)}
+        return three_splits(disk) | listed | {"validation": TaskDistribution(other)}
 
     return _ant(
         "ant-goal-v1",

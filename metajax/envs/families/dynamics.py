@@ -18,7 +18,7 @@ from metajax.envs.builders import (
 from metajax.envs.drawings import DARK, LIGHT, MIDDLE, Body, torso_weight
 from metajax.envs.families import ant, walker
 from metajax.envs.specs import FamilySpec
-from metajax.envs.splits import Split, finite_splits, three_splits, uniform, unlisted
+from metajax.envs.splits import Split, finite_splits, three_splits, uniform
 from metajax.errors import unknown
 from metajax.physics import Physics, field_shape, load_model, make_physics
 from metajax.types import TaskFamily
@@ -224,7 +224,7 @@ def dynamics_splits(physics: Physics, variant: str, *, consistent: bool) -> dict
     tasks = jax.vmap(splits["train"].sample)(jax.random.split(jax.random.key(1337), count))
     # These are training tasks of the whole range, so its validation tasks are none of them.
     listed = finite_splits(tasks, np.arange(count) >= 0.8 * count)
-    return splits | listed | {"validation": unlisted(splits["validation"].sample)}
+    return splits | listed | {"validation": splits["validation"]}
 
 
 def _exponents(key: Key[Array, ""], shape: tuple[int, ...], split: Split) -> Float[Array, "..."]:

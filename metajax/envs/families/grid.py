@@ -10,7 +10,7 @@ from metajax._memory import check_memory
 from metajax.envs.builders import Moved, make_env
 from metajax.envs.drawings import GOALS, Plot
 from metajax.envs.specs import FamilySpec
-from metajax.envs.splits import finite, finite_splits
+from metajax.envs.splits import finite_splits, uniform_over
 from metajax.errors import check_at_least, unknown
 from metajax.types import Discrete, TaskDistribution, TaskFamily
 
@@ -28,7 +28,7 @@ def gridnav(*, variant: str = "split", episode_length: int = 15) -> TaskFamily:
     nothing terminates. The observation is the cell [xy], from 0 to 4. Goals are the 21 cells that
     are neither the start nor one of its three neighbours.
 
-    The task is {"goal": [xy], "index": []}.
+    The task is {"goal": [xy]}.
 
     Args:
         variant: "split" holds out every fifth goal; "varibad" is the paper's: all goals are both
@@ -45,7 +45,7 @@ def gridnav(*, variant: str = "split", episode_length: int = 15) -> TaskFamily:
     held_out = np.arange(len(cells)) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
     splits = finite_splits(goals, held_out)
     if variant == "varibad":
-        splits |= dict.fromkeys(splits, finite(goals))
+        splits |= dict.fromkeys(splits, uniform_over(goals))
 
     def move(cell: Int[Array, "2"], action: Int[Array, ""], task) -> Moved:
         cell = _walk(cell, action, SIZE)

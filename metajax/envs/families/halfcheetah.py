@@ -14,15 +14,14 @@ from metajax.envs.specs import FamilySpec, gradient_presets
 from metajax.envs.splits import (
     Split,
     between,
-    finite,
     finite_splits,
     three_splits,
     uniform,
-    unlisted,
+    uniform_over,
 )
 from metajax.errors import unknown
 from metajax.physics import BACKENDS, load_model, make_physics
-from metajax.types import TaskFamily
+from metajax.types import TaskDistribution, TaskFamily
 
 FRAME_SKIP = 5
 BRAX_SUBSTEPS = 16  # of 3.125 ms, as in brax/envs/half_cheetah.py
@@ -78,7 +77,7 @@ def halfcheetah_dir(
         MetajaxError: if the backend or the variant is unknown.
     """
 
-    both = finite({"direction": jnp.array([1.0, -1.0])})
+    both = uniform_over({"direction": jnp.array([1.0, -1.0])})
     return _halfcheetah(
         "halfcheetah-dir-v1",
         lambda task, velocity: task["direction"] * velocity,
@@ -123,7 +122,7 @@ def halfcheetah_vel(
         velocities = np.random.RandomState(chosen.seed).uniform(0, chosen.max_velocity, 130)
         listed = finite_splits({"velocity": jnp.asarray(velocities, float)}, np.arange(130) > 99)
         other = lambda key: {"velocity": between(key, velocities, 0.0, chosen.max_velocity)}
-        return three_splits(sample) | listed | {"validation": unlisted(other)}
+        return three_splits(sample) | listed | {"validation": TaskDistribution(other)}
 
     return _halfcheetah(
         "halfcheetah-vel-v1",

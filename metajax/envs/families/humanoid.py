@@ -11,10 +11,10 @@ from metajax.envs.builders import robot_env, scaled_actions, uniform_noise
 from metajax.envs.drawings import DARK, LIGHT, MIDDLE, SLANTED, Body, towards
 from metajax.envs.families.ant import direction_splits, unit_vector
 from metajax.envs.specs import FamilySpec
-from metajax.envs.splits import between, finite_splits, unlisted
+from metajax.envs.splits import between, finite_splits
 from metajax.errors import unknown
 from metajax.physics import BACKENDS, Physics, PhysicsState, load_model, make_physics
-from metajax.types import TaskFamily, pytree_dataclass
+from metajax.types import TaskDistribution, TaskFamily, pytree_dataclass
 
 FRAME_SKIP = 5
 BRAX_SUBSTEPS = 10  # of 1.5 ms, as in brax/envs/humanoid.py
@@ -143,7 +143,7 @@ def humanoid_dir(
         angle = np.random.RandomState(1337).uniform(0, 2 * np.pi, chosen.tasks)
         found = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=1), float)
         splits = finite_splits({"direction": found}, np.arange(chosen.tasks) >= chosen.tasks - 30)
-        splits["validation"] = unlisted(
+        splits["validation"] = TaskDistribution(
             lambda key: {"direction": unit_vector(between(key, angle, 0.0, 2 * np.pi))}
         )
     env = robot_env(

@@ -17,10 +17,9 @@ from metajax.envs.splits import (
     finite_splits,
     three_splits,
     uniform,
-    unlisted,
 )
 from metajax.errors import unknown
-from metajax.types import Continuous, Env, TaskFamily
+from metajax.types import Continuous, Env, TaskDistribution, TaskFamily
 
 GOAL_RANGE = 0.5
 MAX_STEP = 0.1
@@ -150,7 +149,7 @@ def point_sparse(
         np.random.RandomState(1337).shuffle(goals)
         held_out = np.arange(chosen.tasks) >= 0.8 * chosen.tasks
         splits = finite_splits({"goal": jnp.asarray(goals, float)}, held_out)
-        splits["validation"] = unlisted(lambda key: at(between(key, angles, 0.0, np.pi)))
+        splits["validation"] = TaskDistribution(lambda key: at(between(key, angles, 0.0, np.pi)))
     actions = Continuous(2, scale=MAX_STEP)
 
     def arrived(offset: Float[Array, "2"]):

@@ -7,7 +7,7 @@ from metajax._checks import checked
 from metajax.envs.builders import robot_env, scaled_actions, uniform_noise, velocity
 from metajax.envs.drawings import DARK, LIGHT, MIDDLE, SIDE, Body, forward_or_backward, run_at
 from metajax.envs.specs import FamilySpec
-from metajax.envs.splits import Split, finite, three_splits, uniform
+from metajax.envs.splits import Split, three_splits, uniform, uniform_over
 from metajax.physics import BACKENDS, load_model, make_physics
 from metajax.types import TaskFamily
 
@@ -61,7 +61,7 @@ def walker2d_dir(*, backend: str = "auto", episode_length: int = 100) -> TaskFam
     Raises:
         MetajaxError: if the backend is unknown.
     """
-    both = finite({"direction": jnp.array([1.0, -1.0])})
+    both = uniform_over({"direction": jnp.array([1.0, -1.0])})
 
     def progress(task, speed):
         return task["direction"] * speed + 1
