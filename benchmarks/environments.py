@@ -168,7 +168,6 @@ def measure(name, backend, batch, arguments):
         programs.append(bare)
         if name.endswith("-params"):
             of_world = sample_batch(family.train, jax.random.key(0), batch)
-            of_world.pop("index", None)
             for dynamics in (of_world, {}):
                 programs.append(bare_engine(mesh, BODIES[name], backend, controls, dynamics))
     seconds = common.timed(*programs, repeats=arguments.repeats)

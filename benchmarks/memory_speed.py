@@ -45,7 +45,7 @@ def learning_beside_simulating(episodes: int, tasks: int, family: str, **options
             memory = agent.initial_memory()
             return jnp.sum(metajax.rollout(key, env, task, act, memory, episodes=episodes).reward)
 
-        return over_tasks(trial, state.meta_params, batch, jax.random.split(key, tasks))
+        return over_tasks(trial, state.meta_params, batch.task, jax.random.split(key, tasks))
 
     mesh = task_mesh(default_devices(experiment.family, tasks))
     of = (experiment.family, experiment.algorithm, tasks)

@@ -102,6 +102,7 @@ def program(agents: int, iterations: int):
     # CartPole-v1's own masses and lengths.
     task = {"length": 0.5, "mass": 0.1, "force": 10.0}
     tasks = jax.tree.map(lambda x: jnp.full(1, x, float), task)
+    tasks = metajax.TaskBatch(tasks, jnp.zeros(1, jnp.int32), slots=1)
     devices = len(jax.devices()) if agents % len(jax.devices()) == 0 else 1
     mesh = task_mesh(devices)
 

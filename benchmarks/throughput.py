@@ -29,7 +29,7 @@ import metajax
 from metajax import rules
 from metajax.adaptation import gradient_steps
 from metajax.envs.rollouts import over_tasks
-from metajax.envs.splits import sample_batch
+from metajax.envs.splits import sample_tasks
 from metajax.outer import OUTER_STEPS
 from metajax.physics import load_model
 from metajax.training.program import make_segment
@@ -69,7 +69,7 @@ def simulation(mesh, backend, tasks, episodes, horizon, rounds=2):
 
             return jax.lax.scan(round_, jnp.zeros(()), jax.random.split(key, rounds))[0]
 
-        return over_tasks(trial, state.meta_params, batch, jax.random.split(key, tasks))
+        return over_tasks(trial, state.meta_params, batch.task, jax.random.split(key, tasks))
 
     return compiled(mesh, simulate, family, algorithm, tasks)
 
@@ -82,7 +82,7 @@ def meta_iteration(mesh, backend, tasks, episodes, horizon, **options):
 def compiled(mesh, function, family, algorithm, tasks):
     """Return (a call without arguments, compile seconds, bytes of temporary memory per device)."""
     key = jax.random.key(0)
-    batch = sample_batch(family.train, key, tasks)
+    batch = sample_tasks(family.train, key, tasks)
     state = algorithm.init(key, batch)
     with jax.set_mesh(mesh):
         replicated, by_task = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((), ("task",)))

@@ -128,13 +128,14 @@ class Trajectory:
 
 @pytree_dataclass
 class TaskBatch:
-    """The tasks of a meta-iteration.
+    """The tasks of a meta-iteration, `task[task, ...]`.
 
     Attributes:
-        task: `[task, ...]`.
-        slot: which of the training tasks each is, 0 ... `slots` - 1: where what is kept of it has
-            its place. -1 where they cannot be counted.
-        slots: how many training tasks there are; 0 where they cannot be counted.
+        task: what the environment is given of each.
+        slot: which of the training tasks each is, 0 ... `slots` - 1: its place in whatever is kept
+            by task. -1 where they cannot be counted.
+        slots: how many training tasks there are; 0 where they cannot be counted. A plain number,
+            also in a program: sizes of arrays may depend on it.
     """
 
     task: Task
@@ -402,7 +403,7 @@ class Trial(NamedTuple):
 class Algorithm(NamedTuple):
     """A meta-learner: how one meta-iteration improves the meta-parameters.
 
-    - `init(key, tasks) -> TrainState`;
+    - `init(key, tasks) -> TrainState`, for training on batches like the `TaskBatch` given;
     - `update(state, tasks, key) -> (state, metrics)`: one meta-iteration on a `TaskBatch`; it also
       counts their environment steps.
     - `agent`: what the meta-parameters are good for.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from trials import batch_of
 
 from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.envs.families.tabular import tabular
@@ -214,7 +215,7 @@ def meta_gradient_of(algorithm, state: TrainState, tasks, *, rule=False) -> jax.
 
     With `rule` that of the rule's parameters, else that of the policy's.
     """
-    new, metrics = jax.jit(algorithm.update)(state, tasks, jax.random.key(0))
+    new, metrics = jax.jit(algorithm.update)(state, batch_of(tasks), jax.random.key(0))
     first_moments = new.learner["outer"][0].mu  # (1 - 0.9) of the loss's gradient
     both = [-10 * ravel_pytree(x)[0] for x in first_moments]
     norm = jnp.linalg.norm(jnp.concatenate(both))

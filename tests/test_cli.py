@@ -1036,7 +1036,7 @@ def test_an_interval_says_what_it_is_of_and_seeds_have_their_means():
 
 def test_few_tasks_have_a_row_each():
     """They come in their order, as often as each other."""
-    direction = {"index": np.arange(2), "direction": np.array([1.0, -1.0])}
+    direction = {"direction": np.array([1.0, -1.0])}
     returns = np.repeat([[100.0, 300.0], [-100.0, 500.0]], 10, axis=0)[None, ..., None]
     printed = shown(returns, tasks=direction)
     assert part_rows(printed) == {"direction=1": [100, 300], "direction=-1": [-100, 500]}

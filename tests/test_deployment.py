@@ -11,6 +11,7 @@ import pytest
 import metajax
 from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.deployment import KEPT_EPISODES, simulate
+from metajax.envs.splits import sample_tasks
 from metajax.types import Agent, PolicyOutput
 
 EPISODES, LENGTH = 3, 6
@@ -25,7 +26,7 @@ def setup():
     outer = metajax.outer.adam()
     algorithm = metajax.maml(family.env, policy, inner=inner, outer=outer, episodes=EPISODES)
     task = family.test.sample(jax.random.key(0))
-    state = algorithm.init(jax.random.key(1), jax.tree.map(lambda x: x[None], task))
+    state = algorithm.init(jax.random.key(1), sample_tasks(family.train, jax.random.key(0), 1))
     return family.env, algorithm.agent, state.meta_params, task
 
 

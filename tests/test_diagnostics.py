@@ -7,6 +7,7 @@ import pytest
 
 import metajax
 from metajax.diagnostics import cosine_similarity, estimator_error, meta_gradient
+from metajax.envs.splits import sample_tasks
 from metajax.errors import MetajaxError
 
 
@@ -38,7 +39,7 @@ def learner(family, outer):
 def test_the_meta_gradient_is_that_of_the_update(family):
     """Of a later update too, when Adam has a memory."""
     algorithm = learner(family, metajax.outer.adam())
-    tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), 2))
+    tasks = sample_tasks(family.train, jax.random.key(0), 2)
     state = algorithm.init(jax.random.key(1), tasks)
     for i in range(2):
         key = jax.random.key(2 + i)
@@ -51,7 +52,7 @@ def test_the_meta_gradient_is_that_of_the_update(family):
 
 def test_of_several_steps_there_is_no_gradient(family):
     algorithm = learner(family, metajax.outer.ppo())
-    tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), 2))
+    tasks = sample_tasks(family.train, jax.random.key(0), 2)
     state = algorithm.init(jax.random.key(1), tasks)
     with pytest.raises(MetajaxError, match="update of maml takes 5 steps of Adam"):
         meta_gradient(algorithm, state, tasks, jax.random.key(2))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import metajax
-from metajax.envs.splits import finite
+from metajax.envs.splits import uniform_over
 from metajax.export import GymnasiumEnv, GymnasiumVectorEnv
 from metajax.training.evaluation import evaluate_with_metrics
 
@@ -72,7 +72,7 @@ def test_an_evaluation_returns_them_after_the_last_step_of_each_episode(family):
         act=act,
         adapt=lambda meta_params, adapted, trajectory, key: adapted + 0.02,
     )
-    goals = finite({"goal": jnp.array([[0.08, 0.08], [0.5, 0.08]])})
+    goals = uniform_over({"goal": jnp.array([[0.08, 0.08], [0.5, 0.08]])})
     _, metrics = evaluate_with_metrics(
         agent,
         family._replace(test=goals),

@@ -13,8 +13,7 @@ from metajax.adaptation import gradient_steps, linear, policy_gradient, value_ne
 from metajax.algorithms import maml
 from metajax.envs import make
 from metajax.envs.families.tabular import tabular
-from metajax.envs.splits import even_count, is_held_out, on_split
-from metajax.envs.splits import finite as finite_tasks
+from metajax.envs.splits import even_count, is_held_out, on_split, uniform_over
 from metajax.errors import MetajaxError
 from metajax.policies import mlp
 from metajax.training import Evaluation, train
@@ -122,7 +121,7 @@ def test_who_is_scored_by_its_mode_remembers_modes(rounds):
 
 
 def of_finite(*scores: float) -> TaskFamily:
-    return scoreboard()._replace(test=finite_tasks({"score": jnp.array(scores)}))
+    return scoreboard()._replace(test=uniform_over({"score": jnp.array(scores)}))
 
 
 @pytest.mark.parametrize(

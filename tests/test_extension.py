@@ -23,7 +23,7 @@ import metajax
 from metajax.envs import FamilySpec
 from metajax.envs.builders import Moved, make_env
 from metajax.envs.drawings import GOALS
-from metajax.envs.splits import two_splits, uniform
+from metajax.envs.splits import sample_tasks, two_splits, uniform
 
 
 def line(*, length: float = 1.0, episode_length: int = 4):
@@ -317,7 +317,7 @@ def test_their_options_reach_them(here, of_parts, monkeypatch):
     config = json.loads((of_parts[0] / "config.json").read_text())["config"]
     experiment = presets.build(config, allow_import=["my_family", "my_parts"])
     algorithm, family = experiment.algorithm, experiment.family
-    tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), 2))
+    tasks = sample_tasks(family.train, jax.random.key(0), 2)
     state = algorithm.init(jax.random.key(1), tasks)
     new, _ = algorithm.update(state, tasks, jax.random.key(2))
     before, after = (ravel_pytree(s.meta_params.policy)[0] for s in (state, new))

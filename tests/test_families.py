@@ -204,7 +204,6 @@ def test_pearls_velocities_are_its_own():
     expected = np.random.RandomState(1337).uniform(0, 3, 130)  # half_cheetah_vel.py
     np.testing.assert_allclose(family.train.finite["velocity"], expected[:100], rtol=1e-6)
     np.testing.assert_allclose(family.test.finite["velocity"], expected[100:], rtol=1e-6)
-    np.testing.assert_array_equal(family.test.finite["index"], np.arange(100, 130))
 
 
 # name, variant, its control, return of doing nothing (without control cost)

@@ -22,6 +22,7 @@ from enumerated import (
     start,
 )
 from jax.flatten_util import ravel_pytree
+from trials import batch_of
 
 import metajax
 from metajax import outer, rules
@@ -371,7 +372,7 @@ def test_promp_adapts_its_penalty(plain, play_everything, learning_rate, target,
         plain, promp, inner=STEPS, outer=outer.ppo(learning_rate), target_kl=target
     )
     state = start(algorithm, plain.params)
-    new, _ = jax.jit(algorithm.update)(state, plain.tasks, jax.random.key(0))
+    new, _ = jax.jit(algorithm.update)(state, batch_of(plain.tasks), jax.random.key(0))
     np.testing.assert_allclose(new.learner["kl_penalty"], [factor * 5e-4])
 
 
@@ -380,7 +381,7 @@ def test_the_penalty_cannot_vanish_and_need_not_change(plain, play_everything):
         algorithm = play_everything(plain, promp, inner=STEPS, **options)
         state, update = start(algorithm, plain.params), jax.jit(algorithm.update)
         for _ in range(12):
-            state, metrics = update(state, plain.tasks, jax.random.key(0))
+            state, metrics = update(state, batch_of(plain.tasks), jax.random.key(0))
         np.testing.assert_allclose(state.learner["kl_penalty"], [expected])
         assert metrics.get("kl_penalty", expected) == pytest.approx(expected)
 
@@ -391,7 +392,7 @@ def test_promp_pays_for_moving(plain, play_everything):
             plain, promp, inner=STEPS, outer=outer.ppo(0.05), kl_penalty=penalty
         )
         state = start(algorithm, plain.params)
-        new, metrics = jax.jit(algorithm.update)(state, plain.tasks, jax.random.key(0))
+        new, metrics = jax.jit(algorithm.update)(state, batch_of(plain.tasks), jax.random.key(0))
         return ravel_pytree(new.meta_params.policy)[0], metrics["inner_kl"]
 
     far, near = moved(1e-9), moved(100.0)
@@ -462,7 +463,7 @@ def test_e_maml_is_unbiased(monkeypatch):
         @jax.vmap
         def gradient(indices):
             tasks = problem.tasks | {"before": indices[:, 0], "after": indices[:, 1]}
-            new, _ = algorithm.update(state, tasks, jax.random.key(0))
+            new, _ = algorithm.update(state, batch_of(tasks), jax.random.key(0))
             return -10 * ravel_pytree(new.learner["outer"][0].mu[0])[0]
 
         return weight @ gradient(indices)
@@ -517,7 +518,7 @@ def test_e_maml_clips_the_ratios_of_exploration(monkeypatch):
     )
     # The first action did better in one task, the second worse in the other.
     named = {"action": jnp.array([0, 1]), "return": jnp.array([1.0, -1.0])}
-    tasks = problem.tasks | named
+    tasks = batch_of(problem.tasks | named)
     new, _ = jax.jit(algorithm.update)(start(algorithm, problem.params), tasks, jax.random.key(0))
     probabilities = [
         action_probabilities(problem.policy, params, 1)[0]
@@ -537,7 +538,7 @@ def test_reptile_is_its_definition(plain, play_everything):
     options = {"inner_steps": 3, "step_size": 0.25}
     algorithm = play_everything(plain, reptile, inner=STEPS, **options)
     state = start_reptile(algorithm, plain)
-    new, metrics = jax.jit(algorithm.update)(state, plain.tasks, jax.random.key(0))
+    new, metrics = jax.jit(algorithm.update)(state, batch_of(plain.tasks), jax.random.key(0))
 
     def of_task(task):
         adapted = plain.flat

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from metajax.algorithms import ALGORITHMS
+from metajax.envs.splits import sample_tasks
 from metajax.errors import MetajaxError
 from metajax.outer import adam, ppo, trpo
 from metajax.rules import RULES, decayed, from_optax, sgd
@@ -59,7 +60,7 @@ def updated(name, chosen, numbers):
     """Return what the meta-parameters and the metrics are after two updates."""
     options = with_numbers(ALGORITHMS[name], chosen, numbers)
     algorithm, family = build(name, options), family_of(name)
-    tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), TASKS))
+    tasks = sample_tasks(family.train, jax.random.key(0), TASKS)
     state = algorithm.init(jax.random.key(1), tasks)
     for key in jax.random.split(jax.random.key(2)):
         state, metrics = algorithm.update(state, tasks, key)

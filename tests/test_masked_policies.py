@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trials import batch_of
 
 from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.algorithms import dqn, maml, rl2
@@ -62,7 +63,7 @@ def test_a_masked_policy_is_trained(variant):
     env = FAMILY.env
     algorithm = factory(env, masked(policy(1, env.action_space)), **options)
     update = jax.jit(algorithm.update)
-    tasks = {"mean": jnp.tile(jnp.array([1.0, -1e6, 2.0, 3.0]), (TASKS, 1))}
+    tasks = batch_of({"mean": jnp.tile(jnp.array([1.0, -1e6, 2.0, 3.0]), (TASKS, 1))})
     state = start = algorithm.init(jax.random.key(0), tasks)
     for key in range(2):
         state, metrics = update(state, tasks, jax.random.key(key))

@@ -22,6 +22,7 @@ from enumerated import (
     start,
 )
 from jax.flatten_util import ravel_pytree
+from trials import batch_of
 
 from metajax.adaptation import linear
 from metajax.algorithms import maml
@@ -350,7 +351,7 @@ def test_maml_on_sampled_trajectories(problem):
     @jax.jit
     @jax.vmap
     def meta_gradient(key):
-        new, _ = algorithm.update(state, problem.tasks, key)
+        new, _ = algorithm.update(state, batch_of(problem.tasks), key)
         return -10 * ravel_pytree(new.learner["outer"][0].mu[0])[0]
 
     directions = jax.random.normal(jax.random.key(9), (len(problem.flat), 5))

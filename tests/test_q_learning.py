@@ -11,6 +11,7 @@ from enumerated import action_values, meta_gradient_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
+from trials import batch_of
 
 from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.adaptation import q_learning as q_objective
@@ -20,6 +21,7 @@ from metajax.algorithms.dqn import epsilon_greedy
 from metajax.envs import make
 from metajax.envs.families.tabular import tabular
 from metajax.envs.rollouts import rollout
+from metajax.envs.splits import sample_tasks
 from metajax.errors import MetajaxError
 from metajax.losses.temporal_difference import double_q_learning, q_learning
 from metajax.outer import adam, trpo
@@ -202,7 +204,7 @@ def test_dqn_solves_a_process(linear):
         target_period=50,
         episodes=20,
     )
-    tasks = jax.tree.map(lambda x: x[None], linear.task)
+    tasks = batch_of(jax.tree.map(lambda x: x[None], linear.task))
     state = algorithm.init(jax.random.key(0), tasks)
     update = jax.jit(algorithm.update)
     for i in range(40):
@@ -264,7 +266,7 @@ def test_the_meta_gradient_of_maml_dqn(linear, inner_steps, first_order):
         batch=1,
     )
     tasks = jax.tree.map(lambda x: x[None], linear.task)
-    state = algorithm.init(jax.random.key(0), tasks)
+    state = algorithm.init(jax.random.key(0), batch_of(tasks))
     state = dataclasses.replace(
         state,
         meta_params=dataclasses.replace(state.meta_params, policy=linear.unravel(linear.flat)),
@@ -272,7 +274,7 @@ def test_the_meta_gradient_of_maml_dqn(linear, inner_steps, first_order):
     )
     found = meta_gradient_of(algorithm, state, tasks)
 
-    new, _ = algorithm.update(state, tasks, jax.random.key(0))
+    new, _ = algorithm.update(state, batch_of(tasks), jax.random.key(0))
     trial = jax.tree.map(lambda x: x[0], new.replay.items).trajectory
     rounds = [steps_of(jax.tree.map(lambda x, k=k: x[k], trial)) for k in range(inner_steps + 1)]
 
@@ -332,7 +334,7 @@ def test_bad_options():
             inner=gradient_steps(q_objective(), adapts="context"),
         )
     small = dqn(grid.env, policy, episodes=2, replay_capacity=29)
-    tasks = jax.tree.map(lambda x: x[:1], grid.train.finite)
+    tasks = sample_tasks(grid.train, jax.random.key(0), 1)
     with pytest.raises(MetajaxError, match=r"replay_capacity is 29.* 30"):
         small.init(jax.random.key(0), tasks)
 

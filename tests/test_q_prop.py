@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from enumerated import INNER_LOOP, PLAIN, meta_gradient_of, relative_error
 from jax.flatten_util import ravel_pytree
+from trials import batch_of
 
 from metajax.adaptation import Experience, gradient_steps, policy_gradient
 from metajax.adaptation import q_prop as control_variate
@@ -154,7 +155,7 @@ def trained(problem):
         outer=trpo(1e-12),
         episodes=500,
     )
-    tasks = jnp.zeros((1, 1))
+    tasks = batch_of(jnp.zeros((1, 1)))
     update = jax.jit(algorithm.update)
     state = algorithm.init(jax.random.key(0), tasks)
     meta_params = MetaParams(problem.unravel(problem.flat), (), state.meta_params.critic)
@@ -226,7 +227,7 @@ def test_outside_and_inside_are_the_same(problem, trained, monkeypatch):
     part = objective_of("conservative")
     algorithm = joint(part)
     tasks = jnp.zeros((1, 1))
-    start = algorithm.init(jax.random.key(0), tasks)
+    start = algorithm.init(jax.random.key(0), batch_of(tasks))
     params = problem.unravel(problem.flat)
     meta_params = MetaParams(params, (), state.meta_params.critic)
     found = meta_gradient_of(algorithm, dataclasses.replace(start, meta_params=meta_params), tasks)
@@ -235,7 +236,7 @@ def test_outside_and_inside_are_the_same(problem, trained, monkeypatch):
     gradient = jax.grad(lambda p: objective.loss(p, params, experience))(params)
     np.testing.assert_allclose(found, -ravel_pytree(gradient)[0], rtol=1e-7, atol=1e-12)
     other = joint(objective_of())
-    start = other.init(jax.random.key(0), tasks)
+    start = other.init(jax.random.key(0), batch_of(tasks))
     start = dataclasses.replace(start, meta_params=MetaParams(params, (), {}))
     plain = meta_gradient_of(other, start, tasks)
     assert relative_error(plain, found) > 0.01

@@ -18,6 +18,7 @@ from PIL import Image, ImageColor
 import metajax
 from metajax import rendering
 from metajax.envs import FAMILIES, drawings
+from metajax.envs.splits import sample_tasks
 from metajax.errors import MetajaxError
 from metajax.rendering import bodies, plots
 from metajax.rendering.recording import Recording
@@ -38,7 +39,7 @@ def learner(name, **options):
     )
     algorithm = metajax.maml(family.env, policy, episodes=2)
     key = jax.random.key(0)
-    state = algorithm.init(key, jax.vmap(family.train.sample)(jax.random.split(key, 2)))
+    state = algorithm.init(key, sample_tasks(family.train, key, 2))
     return family, algorithm.agent, state.meta_params
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from trials import ENV, EPISODES, LENGTH, TASKS
+from trials import ENV, EPISODES, LENGTH, TASKS, batch_of
 
 from metajax import policies, presets
 from metajax.adaptation import trial_learner, whole_trials
@@ -28,7 +28,7 @@ from metajax.types import Discrete, MetaParams, StepInput, Trajectory
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-STEPS, KEY = EPISODES * LENGTH, jax.random.key(2)
+STEPS, KEY, BATCH = EPISODES * LENGTH, jax.random.key(2), batch_of(TASKS)
 LOOKING_BACK = [policies.snail, policies.transformer]
 MEMORIES = [gru, lstm, window, *(functools.partial(p, trial_length=STEPS) for p in LOOKING_BACK)]
 
@@ -47,7 +47,7 @@ def algorithm_of(policy, outer=None, **of_objective):
 def prepared(policy):
     """Return a state whose rewards have a scale, and what is played from there with `KEY`."""
     algorithm = algorithm_of(policy)
-    state = jax.jit(algorithm.init)(jax.random.key(1), TASKS)
+    state = jax.jit(algorithm.init)(jax.random.key(1), BATCH)
     # Far from where heads are small and nothing that is heard matters.
     theta = jax.tree.map(
         lambda x: x + 0.5 * jnp.sin(7.0 + jnp.arange(x.size).reshape(x.shape)),
@@ -165,7 +165,7 @@ def test_a_step_is_that_of_the_definition(start, descent, chunk, burn_in):
     policy, state, played = start
     rate = 0.05
     algorithm = algorithm_of(policy, step_of(rate, epochs=2), chunk=chunk, burn_in=burn_in)
-    after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
+    after, _ = jax.jit(algorithm.update)(state, BATCH, KEY)
 
     acting = state.meta_params.policy
     expected = advantages_by_hand(policy, acting, played)
@@ -186,7 +186,7 @@ def test_every_minibatch_is_another_part_of_the_trials(start, descent):
     policy, state, played = start
     rate, weight, acting = 0.05, 0.3, state.meta_params.policy
     algorithm = algorithm_of(policy, step_of(rate, minibatches=3), entropy_weight=weight)
-    after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
+    after, _ = jax.jit(algorithm.update)(state, BATCH, KEY)
     advantages = advantages_by_hand(policy, acting, played)
     expected = acting
     for task in range(3):
@@ -226,7 +226,7 @@ def test_the_rate_halves(start, descent):
 def test_trials_are_heard_again_as_they_were_played():
     policy = lstm(2, ENV.action_space, width=3)
     algorithm = algorithm_of(policy, chunk=4, burn_in=3)
-    _, metrics = jax.jit(algorithm.update)(prepared(policy)[0], TASKS, KEY)
+    _, metrics = jax.jit(algorithm.update)(prepared(policy)[0], BATCH, KEY)
     assert metrics["kl"] < 1e-14
 
 
@@ -284,7 +284,7 @@ def test_the_gradient_is_that_of_the_expected_return_of_a_trial(descent, monkeyp
     # The mean over 4 trials and 2 pulls becomes the expectation of the sum.
     monkeypatch.setattr(returns, "normalize", lambda x, valid, size: x * 8 * chance[:, None])
     state = dataclasses.replace(state, meta_params=meta_params)
-    after, _ = jax.jit(algorithm.update)(state, jnp.array(every), KEY)
+    after, _ = jax.jit(algorithm.update)(state, batch_of(jnp.array(every)), KEY)
     found = ravel_pytree(after.meta_params.policy)[0] - ravel_pytree(theta)[0]
     exact = ravel_pytree(jax.grad(expected_return)(theta))[0]
     assert np.abs(exact).max() > 0.1
@@ -301,7 +301,7 @@ def test_rewards_and_values_have_a_scale(start):
         agent.act(params, agent.initial_memory(), loud, None)[2].value,
         policy.step(params.policy, policy.initial_memory(), x)[1].value,
     )
-    after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
+    after, _ = jax.jit(algorithm.update)(state, BATCH, KEY)
     square = np.mean(np.asarray(played.reward)[np.asarray(played.valid)] ** 2)
     np.testing.assert_allclose(after.meta_params.mean_square_reward, (4 + square) / 2, rtol=1e-12)
     to_come = []
@@ -313,7 +313,7 @@ def test_rewards_and_values_have_a_scale(start):
     square = np.mean(np.square(to_come))
     np.testing.assert_allclose(after.statistics.mean_square_return, (9 + square) / 2, rtol=1e-12)
     assert after.statistics.iterations == 2
-    fresh = algorithm.init(jax.random.key(0), TASKS).meta_params
+    fresh = algorithm.init(jax.random.key(0), BATCH).meta_params
     unscaled = agent.act(fresh, agent.initial_memory(), x, None)[2].value
     assert unscaled == policy.step(fresh.policy, policy.initial_memory(), x)[1].value
 
@@ -322,7 +322,7 @@ def test_the_trust_region_moves_the_policy_and_epochs_the_critic(start):
     policy, state, _ = start
     critic = adam(1e-3, max_gradient_norm=1e9)
     algorithm = algorithm_of(policy, trpo(1e-3), critic=critic)
-    after, metrics = jax.jit(algorithm.update)(state, TASKS, KEY)
+    after, metrics = jax.jit(algorithm.update)(state, BATCH, KEY)
     assert metrics["step_accepted"] == 1 and 5e-4 < metrics["kl"] <= 1e-3
     moved = {
         name: np.abs(
@@ -362,8 +362,8 @@ def test_any_memory_can_be_brought_up_to_date_over_whole_chunks(memory):
     """Then there are no steps before those."""
     policy = memory(2, ENV.action_space)
     algorithm = algorithm_of(policy, chunk=4, burn_in=4)
-    state = jax.eval_shape(algorithm.init, KEY, TASKS)
-    assert jax.eval_shape(algorithm.update, state, TASKS, KEY)[0] == state
+    state = jax.eval_shape(algorithm.init, KEY, BATCH)
+    assert jax.eval_shape(algorithm.update, state, BATCH, KEY)[0] == state
 
 
 def test_a_policy_for_another_environment_is_refused():
@@ -384,7 +384,7 @@ def test_tasks_are_dealt_evenly(start):
     policy, state, _ = start
     algorithm = algorithm_of(policy, step_of(minibatches=2))
     with pytest.raises(MetajaxError, match="3 tasks cannot be split into 2 minibatches"):
-        jax.eval_shape(algorithm.update, state, TASKS, KEY)
+        jax.eval_shape(algorithm.update, state, BATCH, KEY)
 
 
 @pytest.mark.parametrize(

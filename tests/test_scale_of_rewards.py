@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trials import batch_of
 
 from metajax import outer as steps
 from metajax.adaptation import gradient_steps, policy_gradient, value_network, whole_trials
@@ -28,8 +29,9 @@ def policy_of(family):
 
 
 def update_of(algorithm, tasks, state=None, key=1):
-    state = algorithm.init(jax.random.key(0), tasks) if state is None else state
-    return state, *jax.jit(algorithm.update)(state, tasks, jax.random.key(key))
+    batch = batch_of(tasks)
+    state = algorithm.init(jax.random.key(0), batch) if state is None else state
+    return state, *jax.jit(algorithm.update)(state, batch, jax.random.key(key))
 
 
 def largest_difference(one, other):
@@ -102,7 +104,7 @@ def test_trpo_stands_still_where_all_arms_give_the_same(length, options):
     algorithm = trpo(family.env, policy_of(family), inner=inner, episodes=7)
     update = jax.jit(algorithm.update)
     for constant in (0.7, 1.0, 10.3, -3e-5):
-        tasks = {"mean": jnp.full((TASKS, 3), constant)}
+        tasks = batch_of({"mean": jnp.full((TASKS, 3), constant)})
         before = after = algorithm.init(jax.random.key(0), tasks)
         for key in range(2):
             after, metrics = update(after, tasks, jax.random.key(key))
@@ -173,10 +175,10 @@ def test_maml_takes_the_same_step_in_any_unit_of_reward(outer):
     inner = gradient_steps(rule=sgd(1.0))
     algorithm = maml(family.env, policy_of(family), inner=inner, outer=outer, episodes=4)
     tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), TASKS))
-    update, before = jax.jit(algorithm.update), algorithm.init(jax.random.key(0), tasks)
+    update, before = jax.jit(algorithm.update), algorithm.init(jax.random.key(0), batch_of(tasks))
     steps = []
     for unit in (1.0, 1e-6, 1e6):
-        scaled = tasks | {"reward": unit * tasks["reward"]}
+        scaled = batch_of(tasks | {"reward": unit * tasks["reward"]})
         after, _ = update(before, scaled, jax.random.key(1))
         steps.append(
             jax.tree.map(jnp.subtract, after.meta_params.policy, before.meta_params.policy)
@@ -194,7 +196,7 @@ def test_rl2_takes_the_same_step_in_any_unit_of_reward():
     outer = steps.ppo(epochs=4, clip=0.2, max_gradient_norm=1.0)
     algorithm = rl2(family.env, gru(2, family.env.action_space, width=4), outer=outer)
     tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), TASKS))
-    update, state = jax.jit(algorithm.update), algorithm.init(jax.random.key(0), tasks)
+    update, state = jax.jit(algorithm.update), algorithm.init(jax.random.key(0), batch_of(tasks))
     found = []
     for unit in (1.0, 1e-6, 1e6):
         of_rewards = jnp.asarray(2.0 * unit**2)
@@ -203,7 +205,7 @@ def test_rl2_takes_the_same_step_in_any_unit_of_reward():
             meta_params=dataclasses.replace(state.meta_params, mean_square_reward=of_rewards),
             statistics=Statistics(jnp.asarray(5.0 * unit**2), jnp.asarray(1, jnp.int32)),
         )
-        scaled = tasks | {"reward": unit * tasks["reward"]}
+        scaled = batch_of(tasks | {"reward": unit * tasks["reward"]})
         found.append(update(before, scaled, jax.random.key(1))[0].meta_params.policy)
     size = largest_difference(found[0], state.meta_params.policy)
     for params in found[1:]:

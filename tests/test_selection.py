@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scoreboard import LENGTH, scoreboard
 
-from metajax.envs.splits import MARGIN, finite
+from metajax.envs.splits import MARGIN, uniform_over
 from metajax.errors import MetajaxError
 from metajax.runs.checkpoint import restore, saved_steps
 from metajax.runs.directory import read_metrics
@@ -220,7 +220,7 @@ def test_restore_takes_the_first_good_one_of_several(straight):
 
 
 def test_without_validation_tasks_other_episodes_of_training_tasks_choose(capsys):
-    both = finite({"score": jnp.array([0.25, 0.75])})
+    both = uniform_over({"score": jnp.array([0.25, 0.75])})
     family = scoreboard()._replace(train=both, test=both, validation=None)
     reports = []
     result = run(family=family, keep="best", report=reports.append)

@@ -51,12 +51,12 @@ def counting(capacity=16, *, broken=(), metrics=("return", "loss")) -> Algorithm
 
     def init(key, tasks):
         counts = {"updates": jnp.zeros((), jnp.int32)}
-        return TrainState(jnp.zeros(()), counts, replay=empty_replay(tasks["goal"], capacity))
+        return TrainState(jnp.zeros(()), counts, replay=empty_replay(tasks.task["goal"], capacity))
 
     def update(state, tasks, key):
         bad = state.learner["updates"] % 3 == 0
         nothing = lambda name: jnp.where(bad & (name in broken), jnp.nan, 0.0)
-        goals = tasks["goal"] + nothing("goals")
+        goals = tasks.task["goal"] + nothing("goals")
         replay = extend_replay(state.replay, goals, jnp.ones(len(goals), bool))
         loss = jnp.mean(sample_replay(replay, key, 4)) + nothing("loss")
         new = dataclasses.replace(
@@ -64,7 +64,7 @@ def counting(capacity=16, *, broken=(), metrics=("return", "loss")) -> Algorithm
             meta_params=state.meta_params + loss,
             learner={"updates": state.learner["updates"] + 1},
             replay=replay,
-            environment_steps=count_update(state.environment_steps, tasks, trial, FAMILY.env),
+            environment_steps=count_update(state.environment_steps, len(tasks), trial, FAMILY.env),
         )
         return new, {"return": jnp.zeros(()), "loss": loss}
 

@@ -29,5 +29,5 @@ def test_counts_of_seeds_are_told_apart():
 def test_an_update_counts_every_step_of_every_task():
     """Three tasks x two rounds x four episodes x seven steps, however soon an episode ends."""
     env = make("point-goal", episode_length=7).env
-    count = count_update(TrainState(()).environment_steps, jnp.zeros((3, 1)), Trial(2, 4, 1), env)
+    count = count_update(TrainState(()).environment_steps, 3, Trial(2, 4, 1), env)
     assert int(counted(count)) == 3 * 2 * 4 * 7

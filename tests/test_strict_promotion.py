@@ -16,6 +16,7 @@ from metajax.adaptation import (
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, make
 from metajax.envs.rollouts import check_env
+from metajax.envs.splits import sample_tasks
 from metajax.outer import ppo
 from metajax.policies import gru, mlp, snail, variational
 from metajax.training import Evaluation, train
@@ -82,7 +83,7 @@ def test_no_algorithm_mixes_types(name):
         algorithm, family = algorithm_of(name)
 
         def both(key):
-            tasks = jax.vmap(family.train.sample)(jax.random.split(key, TASKS))
+            tasks = sample_tasks(family.train, key, TASKS)
             return algorithm.update(algorithm.init(key, tasks), tasks, key)
 
         jax.eval_shape(both, jax.random.key(0))

@@ -42,7 +42,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 PUBLIC = """
     Agent Algorithm Continuous Discrete Env EnvState Evaluation MetajaxError Policy PolicyOutput
-    StepInput TaskDistribution TaskFamily TrainState Trajectory UpdateRule __version__
+    StepInput TaskBatch TaskDistribution TaskFamily TrainState Trajectory UpdateRule __version__
     adaptation_curve check_env evaluate load make rollout train
 
     a2c anil cavia dqn e_maml fomaml learned_optimizer maml maml_dqn meta_lstm meta_sgd ppo promp

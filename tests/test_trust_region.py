@@ -15,6 +15,7 @@ from enumerated import (
     rollout_of_everything,
 )
 from jax.flatten_util import ravel_pytree
+from trials import batch_of
 
 from metajax.algorithms import maml
 from metajax.envs.families.tabular import tabular
@@ -216,7 +217,7 @@ def test_maml_takes_the_natural_gradient_step_of_the_adapted_policies(monkeypatc
     )
     nothing = {"outer": (), "critic": (), "kl_penalty": ()}
     state = TrainState(MetaParams(unravel(flat), (), ()), nothing)
-    new, metrics = jax.jit(algorithm.update)(state, tasks, jax.random.key(0))
+    new, metrics = jax.jit(algorithm.update)(state, batch_of(tasks), jax.random.key(0))
     moved = ravel_pytree(new.meta_params.policy)[0] - flat
 
     def log_prob(flat):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trials import batch_of
 
 import metajax
 from metajax.adaptation import gradient_steps
@@ -14,7 +15,7 @@ from metajax.outer import adam
 
 FAMILY = metajax.make("point-goal", episode_length=4)
 POLICY = metajax.mlp(2, FAMILY.env.action_space, hidden=(4,), initial_std=0.1)
-TASKS = {"goal": jnp.array([[0.1, 0.2], [-0.3, 0.1], [0.2, -0.2]])}
+TASKS = batch_of({"goal": jnp.array([[0.1, 0.2], [-0.3, 0.1], [0.2, -0.2]])})
 KEY = jax.random.key(3)
 
 

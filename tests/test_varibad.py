@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from trials import ENV, EPISODES, LENGTH, TASKS
+from trials import ENV, EPISODES, LENGTH, TASKS, batch_of
 
 from metajax.adaptation import evidence_lower_bound
 from metajax.adaptation.trials import Statistics
@@ -51,7 +51,7 @@ def algorithm_of(policy, learning_rate=1e-3, **options):
 def start(float64):
     """Return a policy, and a state far from where heads are small and rewards have no scale."""
     policy = variational(2, ENV.action_space, latent=2, width=3, hidden=(3,))
-    state = jax.jit(algorithm_of(policy).init)(jax.random.key(1), TASKS)
+    state = jax.jit(algorithm_of(policy).init)(jax.random.key(1), batch_of(TASKS))
     moved = lambda x: x + 0.4 * jnp.sin(7.0 + jnp.arange(x.size).reshape(x.shape))
     meta_params = dataclasses.replace(
         state.meta_params,
@@ -134,7 +134,7 @@ def bound_by_hand(policy, params, decoders, steps, when, what, noise):
 def test_a_step_ascends_the_evidence_lower_bound(start, descent):
     policy, state = start
     algorithm = algorithm_of(policy, 1e-30, vae_learning_rate=RATE)
-    after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
+    after, _ = jax.jit(algorithm.update)(state, batch_of(TASKS), KEY)
 
     learner_key, vae_key = jax.random.split(KEY)
     replay_key, bound_key = jax.random.split(jax.random.split(vae_key, 1)[0])
@@ -170,7 +170,7 @@ def test_actions_do_not_train_the_belief_nor_predictions_the_actions(start, desc
 
     def moved(learning_rate, vae_learning_rate):
         algorithm = algorithm_of(policy, learning_rate, vae_learning_rate=vae_learning_rate)
-        after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
+        after, _ = jax.jit(algorithm.update)(state, batch_of(TASKS), KEY)
         before, after = state.meta_params.policy, after.meta_params.policy
         flat = lambda tree: ravel_pytree(tree)[0]
         believing = {name: before["actor"][name] for name in ("encoder", "belief")}
@@ -189,10 +189,10 @@ def test_actions_do_not_train_the_belief_nor_predictions_the_actions(start, desc
 def test_its_policy_is_trained_as_in_rl2(start):
     policy, state = start
     algorithm = algorithm_of(policy, vae_learning_rate=1e-30)
-    after, _ = jax.jit(algorithm.update)(state, TASKS, KEY)
+    after, _ = jax.jit(algorithm.update)(state, batch_of(TASKS), KEY)
     expected, _ = jax.jit(rl2(ENV, policy, **plain()).update)(
         dataclasses.replace(state, learner=state.learner["policy"], replay=()),
-        TASKS,
+        batch_of(TASKS),
         jax.random.split(KEY)[0],
     )
     for a, b in zip(

@@ -1,10 +1,13 @@
-"""A small environment whose episodes may end early, for what learns from whole trials."""
+"""What algorithms are given in tests: batches of tasks made by hand, and a small environment.
+
+Its episodes may end early, for what learns from whole trials.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from metajax.envs.builders import Moved, make_env
-from metajax.types import Discrete
+from metajax.types import Discrete, Task, TaskBatch
 
 EPISODES, LENGTH = 2, 4
 
@@ -20,3 +23,9 @@ ENV = make_env(
     episode_length=LENGTH,
 )
 TASKS = {"pay": jnp.array([[1.0, -1.0, 2.0], [0.5, 2.0, -3.0], [-1.0, 0.0, 1.0]])}
+
+
+def batch_of(tasks: Task) -> TaskBatch:
+    """Return a batch of `tasks[task]`, which are of no list."""
+    count = jax.tree.leaves(tasks)[0].shape[0]
+    return TaskBatch(tasks, jnp.full(count, -1, jnp.int32))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.errors import MetajaxError, brief
-from metajax.types import Algorithm, Scalar, TrainState
+from metajax.types import Algorithm, Scalar, TaskBatch, TrainState
 
 
 def tunable(make: Callable[..., Algorithm], **numbers: Scalar) -> Algorithm:
@@ -21,12 +21,14 @@ def tunable(make: Callable[..., Algorithm], **numbers: Scalar) -> Algorithm:
     Example:
         >>> import jax
         >>> import metajax
-        >>> env = metajax.make("point-goal", episode_length=5).env
+        >>> family = metajax.make("point-goal", episode_length=5)
+        >>> env = family.env
         >>> policy = metajax.mlp(env.observation_size, env.action_space, hidden=(4,))
         >>> def make(rate):
         ...     return metajax.maml(env, policy, outer=metajax.outer.adam(rate), episodes=2)
         >>> algorithm = metajax.algorithms.tunable(make, rate=1e-3)
-        >>> state = algorithm.init(jax.random.key(0), {"goal": jax.numpy.zeros((2, 2))})
+        >>> tasks = metajax.envs.splits.sample_tasks(family.train, jax.random.key(0), 2)
+        >>> state = algorithm.init(jax.random.key(1), tasks)
         >>> sorted(state.hyperparameters)
         ['rate']
 
@@ -45,11 +47,11 @@ def tunable(make: Callable[..., Algorithm], **numbers: Scalar) -> Algorithm:
             raise MetajaxError(f"{name} is {brief(value)}; it must be a number.")
     of_numbers = make(**numbers)
 
-    def init(key, tasks) -> TrainState:
+    def init(key, tasks: TaskBatch) -> TrainState:
         held = {name: jnp.asarray(value, float) for name, value in numbers.items()}
         return dataclasses.replace(make(**held).init(key, tasks), hyperparameters=held)
 
-    def update(state: TrainState, tasks, key):
+    def update(state: TrainState, tasks: TaskBatch, key):
         return make(**state.hyperparameters).update(state, tasks, key)
 
     return of_numbers._replace(init=init, update=update)

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
+from metajax._checks import Seed, checked
 from metajax.errors import MetajaxError, check_at_least, unknown
 from metajax.types import Task, TaskBatch, TaskDistribution, TaskFamily
 
@@ -137,16 +138,17 @@ def uniform_over(tasks: dict[str, Array]) -> TaskDistribution:
     return TaskDistribution(sample, tasks)
 
 
-def finite(distribution: TaskDistribution, count: int, *, seed: int = 0) -> TaskDistribution:
+@checked
+def finite(distribution: TaskDistribution, count: int, *, seed: Seed = 0) -> TaskDistribution:
     """Return the uniform distribution over `count` tasks of another, so that each has a slot.
 
     Args:
-        distribution: any; of one that is finite already, each task comes as often as the others.
+        distribution: any; of finitely many tasks, each is taken as often as the others.
         count: how many tasks there are from now on.
-        seed: of which.
+        seed: of which they are.
 
     Raises:
-        MetajaxError: there would be no task.
+        MetajaxError: there would be no task, or an argument is not what its annotation says.
     """
     check_at_least(1, count=count)
     return uniform_over(sample_batch(distribution, jax.random.key(seed), count))
@@ -167,16 +169,7 @@ def finite_splits(tasks: dict[str, Array], held_out: Bool[np.ndarray, "task"]) -
 
 
 def sample_tasks(distribution: TaskDistribution, key: Key[Array, ""], count: int) -> TaskBatch:
-    """Return `count` tasks with their slots; see `sample_batch`."""
-    if distribution.finite is None:
-        return TaskBatch(sample_batch(distribution, key, count), jnp.full(count, -1, jnp.int32))
-    slot = sample_index(distribution, key, count).astype(jnp.int32)
-    task = jax.tree.map(lambda x: x[slot], distribution.finite)
-    return TaskBatch(task, slot, number_of_tasks(distribution))
-
-
-def sample_batch(distribution: TaskDistribution, key: Key[Array, ""], count: int) -> Task:
-    """Return `count` tasks `[task]`; of finitely many, each as often as the others.
+    """Return `count` tasks with their slots; of finitely many, each as often as the others.
 
     Args:
         distribution: of tasks.
@@ -184,19 +177,19 @@ def sample_batch(distribution: TaskDistribution, key: Key[Array, ""], count: int
         count: how many.
     """
     if distribution.finite is None:
-        return jax.vmap(distribution.sample)(jax.random.split(key, count))
-    index = sample_index(distribution, key, count)
-    return jax.tree.map(lambda x: x[index], distribution.finite)
-
-
-def sample_index(
-    distribution: TaskDistribution, key: Key[Array, ""], count: int
-) -> Int[Array, "task"]:
-    """Return which of finitely many tasks `sample_batch` takes; see there."""
+        task = jax.vmap(distribution.sample)(jax.random.split(key, count))
+        return TaskBatch(task, jnp.full(count, -1, jnp.int32))
     available = number_of_tasks(distribution)
     order_key, batch_key = jax.random.split(key)
     order = jax.random.permutation(order_key, available)  # who gets the odd ones
-    return jax.random.permutation(batch_key, order[jnp.arange(count) % available])
+    slot = jax.random.permutation(batch_key, order[jnp.arange(count) % available])
+    task = jax.tree.map(lambda x: x[slot], distribution.finite)
+    return TaskBatch(task, slot.astype(jnp.int32), available)
+
+
+def sample_batch(distribution: TaskDistribution, key: Key[Array, ""], count: int) -> Task:
+    """Return the tasks of `sample_tasks` alone, `[task]`."""
+    return sample_tasks(distribution, key, count).task
 
 
 def number_of_tasks(distribution: TaskDistribution) -> int:

@@ -17,7 +17,7 @@ from metajax.envs.rollouts import (
     rollout,
     undiscounted_returns,
 )
-from metajax.envs.splits import even_count, number_of_tasks, sample_batch, sample_index
+from metajax.envs.splits import even_count, sample_tasks
 from metajax.errors import check_at_least
 from metajax.losses.returns import last_steps
 from metajax.types import Agent, Env, Metrics, Task, TaskDistribution, TaskFamily, Trajectory
@@ -119,10 +119,11 @@ def draw_trials(
         count: how many.
     """
     task_key, trial_key = jax.random.split(key)
-    trials = sample_batch(distribution, task_key, count), jax.random.split(trial_key, count)
-    if not number_of_tasks(distribution):
+    tasks = sample_tasks(distribution, task_key, count)
+    trials = tasks.task, jax.random.split(trial_key, count)
+    if not tasks.slots:
         return trials
-    order = jnp.argsort(sample_index(distribution, task_key, count))
+    order = jnp.argsort(tasks.slot)
     return jax.tree.map(lambda x: x[order], trials)
 
 

@@ -21,6 +21,7 @@ from metajax.adaptation import (
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import make
 from metajax.envs.rollouts import first_previous, play_on
+from metajax.envs.splits import sample_tasks
 from metajax.outer import OUTER_STEPS, adam, ppo, trpo
 from metajax.policies import gru, mlp, snail, variational
 from metajax.replay import Replay
@@ -218,7 +219,7 @@ def case(request):
     algorithm = build(*request.param)
     assert algorithm.name == request.param[0]
     family = family_of(algorithm.name)
-    tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), TASKS))
+    tasks = sample_tasks(family.train, jax.random.key(0), TASKS)
     update = jax.jit(algorithm.update)
     states, metrics = [algorithm.init(jax.random.key(1), tasks)], []
     for i in range(2):
@@ -308,7 +309,7 @@ def test_its_agent_adapts(case):
     """On more episodes than those of training; an adapted agent acts differently."""
     algorithm, _, tasks, states, _ = case
     agent, meta_params = algorithm.agent, states[-1].meta_params
-    task, env = jax.tree.map(lambda x: x[0], tasks), family_of(algorithm.name).env
+    task, env = jax.tree.map(lambda x: x[0], tasks.task), family_of(algorithm.name).env
 
     @jax.jit
     def trial(key):

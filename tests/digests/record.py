@@ -29,6 +29,7 @@ import jax
 import numpy as np
 
 import metajax
+from metajax.envs.splits import sample_tasks
 
 UPDATES, TASKS, LENGTH = 3, 3, 4
 
@@ -90,7 +91,7 @@ def record(only: str, file: Path) -> dict[str, np.ndarray]:
         if only not in case:
             continue
         algorithm = build()
-        tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), TASKS))
+        tasks = sample_tasks(family.train, jax.random.key(0), TASKS)
         state, update = algorithm.init(jax.random.key(1), tasks), jax.jit(algorithm.update)
         history = []
         for i in range(UPDATES):

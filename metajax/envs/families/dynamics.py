@@ -223,8 +223,7 @@ def dynamics_splits(physics: Physics, variant: str, *, consistent: bool) -> dict
     count = VARIANTS[variant]
     tasks = jax.vmap(splits["train"].sample)(jax.random.split(jax.random.key(1337), count))
     # These are training tasks of the whole range, so its validation tasks are none of them.
-    listed = finite_splits(tasks, np.arange(count) >= 0.8 * count)
-    return splits | listed | {"validation": splits["validation"]}
+    return splits | finite_splits(tasks, np.arange(count) >= 0.8 * count)
 
 
 def _exponents(key: Key[Array, ""], shape: tuple[int, ...], split: Split) -> Float[Array, "..."]:
