@@ -11,6 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from metajax import cli, presets
+from metajax.envs.splits import sample_tasks
 from metajax.errors import MetajaxError
 from metajax.runs.load import load
 
@@ -23,7 +24,7 @@ import metajax
 from metajax.envs import FamilySpec
 from metajax.envs.builders import Moved, make_env
 from metajax.envs.drawings import GOALS
-from metajax.envs.splits import sample_tasks, two_splits, uniform
+from metajax.envs.splits import two_splits, uniform
 
 
 def line(*, length: float = 1.0, episode_length: int = 4):
