@@ -52,6 +52,7 @@ class Curves(NamedTuple):
         after: the same after adaptation, of a memory in the last episode.
         held_out_steps: environment steps per seed at each evaluation `[evaluation]`.
         held_out: mean return over episodes `[seed, task, round]`, one array per evaluation.
+        measured: the same of each of the environment's metrics, by name.
         final: the last of them was the one at the end of training.
         best: it was of an earlier agent, the best.
     """
@@ -66,6 +67,7 @@ class Curves(NamedTuple):
     after: Float[np.ndarray, "iteration seed"]
     held_out_steps: Float[np.ndarray, "evaluation"]
     held_out: list[Float[np.ndarray, "seed task round"]]
+    measured: dict[str, list[Float[np.ndarray, "seed task round"]]]
     final: bool
     best: bool = False
 
@@ -83,11 +85,15 @@ def load_curves(path: str | Path) -> Curves:
     if not training:
         raise MetajaxError(f"the run {path} has no metrics yet.")
     evaluations = [
-        (record.get("of_iteration", record["iteration"]), record[name], name == "final_held_out")
+        (record, name)
         for record in records
         for name in ("held_out", "final_held_out")
         if name in record
     ]
+    iterations_of = [r.get("of_iteration", r["iteration"]) for r, _ in evaluations]
+    # A run that an earlier version began may lack them in its first evaluations.
+    names = [{key.partition("/")[2] for key in r if "/" in key} for r, _ in evaluations]
+    metrics = sorted(set.intersection(*names)) if names else []
 
     returns = [training_returns(record) for record in training]  # null becomes NaN
     if not all(returns):
@@ -112,15 +118,23 @@ def load_curves(path: str | Path) -> Curves:
         environment_steps=steps,
         before=before,
         after=after,
-        held_out_steps=steps_at([e[0] for e in evaluations]),
-        held_out=[np.array(e[1], np.float64) for e in evaluations],
-        final=bool(evaluations) and evaluations[-1][2],
-        best=bool(evaluations) and evaluations[-1][0] < training[-1]["iteration"],
+        held_out_steps=steps_at(iterations_of),
+        held_out=[np.array(record[name], np.float64) for record, name in evaluations],
+        measured={
+            metric: [
+                np.array(record[f"{name}/{metric}"], np.float64) for record, name in evaluations
+            ]
+            for metric in metrics
+        },
+        final=bool(evaluations) and evaluations[-1][1] == "final_held_out",
+        best=bool(evaluations) and iterations_of[-1] < training[-1]["iteration"],
     )
 
 
 def plot_run(path: str | Path, output: str | Path) -> None:
     """Draw the learning curve of a run and, if it was evaluated, its last adaptation curve.
+
+    What the environment measures has a row of its own, of held-out tasks alone.
 
     Args:
         path: of the run directory.
@@ -131,25 +145,41 @@ def plot_run(path: str | Path, output: str | Path) -> None:
     """
     curves = load_curves(path)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 4), layout="constrained")
-        learning, adaptation = figure.subplots(1, 2, width_ratios=(3, 2))
+        rows = 1 + len(curves.measured)
+        figure = Figure(figsize=(9, 4 * rows), layout="constrained")
+        panels = figure.subplots(rows, 2, width_ratios=(3, 2), squeeze=False)
+        learning, adaptation = panels[0]
         early, late = _names_of(curves)
         if not curves.joint:
             _line(learning, curves.environment_steps, curves.before, _BEFORE, early)
         _line(learning, curves.environment_steps, curves.after, _AFTER, late)
-        if curves.held_out:
-            last = curves.held_out[0].shape[-1] - 1
-            steps = last if curves.trained_steps is None else min(curves.trained_steps, last)
-            summaries = [interquartile_mean(returns[:, :, steps]) for returns in curves.held_out]
-            points = list(zip(curves.held_out_steps, summaries, strict=True))
-            when = f" after {steps} step{'s' * (steps != 1)}"
-            if curves.joint or curves.trained_steps is None:
-                when = "" if curves.joint else " in the last round"
-            _intervals(learning, points, f"held-out tasks{when}", linestyle="none")
-        _label_learning(learning, columns=2)
+        _held_out(learning, curves, curves.held_out)
+        _label_learning(learning, "return per episode", columns=2)
         learning.set_title(_wrapped(curves.title, 60))
-        _adaptation(adaptation, curves)
+        _adaptation(adaptation, curves, curves.held_out)
+        for (course, adaptation), (name, values) in zip(
+            panels[1:], curves.measured.items(), strict=True
+        ):
+            _held_out(course, curves, values)
+            _label_learning(course, f"{name} at an episode's end", columns=2)
+            _adaptation(adaptation, curves, values)
         _write(figure, output)
+
+
+def _held_out(
+    axes: Axes, curves: Curves, values: Sequence[Float[np.ndarray, "seed task round"]]
+) -> None:
+    """Draw what agents come to on held-out tasks after as many steps as they are trained for."""
+    if not values:
+        return
+    last = values[0].shape[-1] - 1
+    steps = last if curves.trained_steps is None else min(curves.trained_steps, last)
+    summaries = [interquartile_mean(each[:, :, steps]) for each in values]
+    points = list(zip(curves.held_out_steps, summaries, strict=True))
+    when = f" after {steps} step{'s' * (steps != 1)}"
+    if curves.joint or curves.trained_steps is None:
+        when = "" if curves.joint else " in the last round"
+    _intervals(axes, points, f"held-out tasks{when}", linestyle="none")
 
 
 def _names_of(curves: Curves) -> tuple[str, str]:
@@ -208,7 +238,7 @@ def _compare(axes: Axes, runs: Sequence[Curves]) -> None:
             before = curves.before.mean(axis=1)
             style: Any = {"color": color, "linestyle": ":", "linewidth": 1}
             axes.plot(curves.environment_steps, before, **style)
-    _label_learning(axes, columns=1)
+    _label_learning(axes, "return per episode", columns=1)
 
 
 def _line(axes: Axes, x, values: Float[np.ndarray, "x seed"], color: str, label: str) -> None:
@@ -238,23 +268,26 @@ def _intervals(axes: Axes, points, label: str, *, linestyle: str) -> None:
     )
 
 
-def _label_learning(axes: Axes, columns: int) -> None:
+def _label_learning(axes: Axes, what: str, columns: int) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("environment steps per seed")
-    axes.set_ylabel("return per episode")
+    axes.set_ylabel(what)
     _legend_below(axes, columns)
 
 
-def _adaptation(axes: Axes, curves: Curves) -> None:
+def _adaptation(
+    axes: Axes, curves: Curves, values: Sequence[Float[np.ndarray, "seed task round"]]
+) -> None:
+    """Draw the last evaluation's adaptation curve."""
     whose = ", best agent" if curves.best else ", end of training"
     axes.set_title("held-out tasks" + (whose if curves.final else ""))
     learned = "fine-tuning steps" if curves.joint else "adaptation steps"
     axes.set_xlabel("round of the trial" if curves.trained_steps is None else learned)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if not curves.held_out:
+    if not values:
         axes.text(0.5, 0.5, "not evaluated yet", ha="center", transform=axes.transAxes)
         return
-    returns = curves.held_out[-1]
+    returns = values[-1]
     tasks = returns.reshape(-1, returns.shape[-1])
     rounds = np.arange(tasks.shape[1])
     shown = tasks[:: math.ceil(len(tasks) / _MOST_TASKS)]

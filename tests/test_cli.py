@@ -911,6 +911,7 @@ def progress(iteration, *, iterations=100, discarded=0, returns=None) -> Progres
         metrics={"return_before": np.full((2, 1), -10.0), "return_after": np.full((2, 1), 84.25)},
         discarded=np.array([discarded]),
         returns=returns,
+        environment_metrics={},
         seconds_left=83.0,
     )
 

@@ -8,7 +8,9 @@ import pytest
 import metajax
 from metajax.envs.splits import uniform_over
 from metajax.export import GymnasiumEnv, GymnasiumVectorEnv
+from metajax.runs import read_metrics
 from metajax.training.evaluation import evaluate_with_metrics
+from metajax.training.plan import Evaluation
 
 GOAL = jnp.array([0.05, 0.03])
 ACTIONS = jnp.array([[0.03, 0.0], [0.015, 0.025], [0.1, 0.1]])
@@ -90,3 +92,58 @@ def test_an_evaluation_returns_them_after_the_last_step_of_each_episode(family):
     ]
     np.testing.assert_allclose(metrics["distance"][:, :, 0], expected, rtol=1e-5, atol=1e-6)
     assert metrics["success"][:, :, 0].tolist() == [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+def test_training_records_them_with_the_held_out_returns(tmp_path, family):
+    policy = metajax.mlp(2, family.env.action_space, hidden=(4,))
+    result = metajax.train(
+        metajax.maml(family.env, policy, episodes=2),
+        family,
+        iterations=4,
+        tasks=2,
+        segment=2,
+        evaluation=Evaluation(tasks=3, episodes=2, rounds=2, every=2, final_tasks=3),
+        run_directory=tmp_path / "run",
+        report=None,
+    )
+    assert set(result.environment_metrics) == {"distance", "success"}
+    distance = result.environment_metrics["distance"]
+    # Every reward is minus a squared distance, the last one that of the place where it ends.
+    assert distance.shape == result.returns.shape == (1, 3, 2, 2)
+    assert np.all(distance > 0) and np.all(distance**2 < -result.returns * 1.001)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    (middle,) = [r for r in records if "held_out" in r]
+    (final,) = [r for r in records if "final_held_out" in r]
+    assert np.shape(middle["held_out/success"]) == (1, 3, 2)
+    np.testing.assert_allclose(final["final_held_out/distance"], distance.mean(axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "measures"),
+    [("gridnav", {"success"}), ("point-sparse", {"distance", "success"})],
+)
+def test_success_is_where_the_reward_says_so(name, measures):
+    """On the goal cell the reward is 1 of 1 and -0.1; within 0.2 of a sparse goal above 0."""
+    family = metajax.make(name)
+    space = family.env.action_space
+
+    def act(memory, step_input, key):
+        if name == "gridnav":
+            action = jax.random.randint(key, (), 0, space.size)
+        else:
+            action = 0.2 * task["goal"] + jax.random.uniform(key, (2,), minval=-1.0)
+        return memory, action, metajax.PolicyOutput(distribution=None)
+
+    task = family.train.sample(jax.random.key(1))
+    trajectory = metajax.rollout(jax.random.key(0), family.env, task, act, (), episodes=200)
+    assert set(trajectory.metrics) == measures
+    success = np.asarray(trajectory.metrics["success"]) == 1.0
+    assert 0 < success.mean() < 1
+    np.testing.assert_array_equal(success, np.asarray(trajectory.reward) > 0)
+
+
+def test_the_distance_of_an_ant_is_euclidean():
+    family = metajax.make("ant-goal", backend="mujoco")
+    state = family.env.reset(jax.random.key(0), {"goal": jnp.array([3000.0, -4000.0])})
+    # It starts within 0.1 m of the origin, in both coordinates.
+    assert float(state.metrics["distance"]) == pytest.approx(5000.0, abs=0.15)

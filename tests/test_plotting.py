@@ -13,9 +13,16 @@ STEPS = 400  # per iteration and seed
 
 
 def write_run(
-    path, *, evaluated=True, inner_steps=1, algorithm="maml", family="point-goal", joint=False
+    path,
+    *,
+    evaluated=True,
+    inner_steps=1,
+    algorithm="maml",
+    family="point-goal",
+    joint=False,
+    measured=(),
 ):
-    """Make a run with random metrics; return them."""
+    """Make a run with random metrics; return them. What is measured is the return halved."""
     generator = np.random.default_rng(0)
     before = generator.normal(-10, 1, (ITERATIONS, SEEDS))
     after = generator.normal(50, 1, (ITERATIONS, SEEDS))
@@ -34,7 +41,9 @@ def write_run(
             log.write(iteration, {"environment_steps": iteration * STEPS * SEEDS, **values})
             if evaluated and iteration % 4 == 0:
                 name = "final_held_out" if iteration == ITERATIONS else "held_out"
-                log.write(iteration, {name: held_out[index // 4].tolist()})
+                found = held_out[index // 4]
+                more = {f"{name}/{metric}": (found / 2).tolist() for metric in measured}
+                log.write(iteration, {name: found.tolist(), **more})
     return before, after, held_out
 
 
@@ -94,6 +103,34 @@ def test_held_out_points_are_interquartile_means_after_the_trained_steps(
         assert low[1] < here < high[1]
         # A 95 % interval of a mean of 16 values with standard deviation 5.
         assert 1 < high[1] - low[1] < 12
+
+
+def test_each_metric_of_the_environment_has_a_row_of_its_own(tmp_path, figures):
+    _, _, held_out = write_run(tmp_path / "run", measured=("distance", "success"))
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    panels = figures[0].axes
+    assert [axes.get_ylabel() for axes in panels[::2]] == [
+        "return per episode",
+        "distance at an episode's end",
+        "success at an episode's end",
+    ]
+    for course, adaptation in (panels[2:4], panels[4:6]):
+        (container,) = course.containers
+        expected = [middle(values[:, :, 1]) / 2 for values in held_out]
+        np.testing.assert_allclose(np.asarray(container[0].get_ydata(), float), expected)
+        (container,) = adaptation.containers
+        expected = [middle(held_out[-1][:, :, k]) / 2 for k in range(3)]
+        np.testing.assert_allclose(np.asarray(container[0].get_ydata(), float), expected)
+
+
+def test_a_metric_that_only_later_evaluations_have_is_not_drawn(tmp_path, figures):
+    write_run(tmp_path / "run", measured=("success",))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if "held_out" in line)
+    lines[first] = lines[first].partition(', "held_out/success"')[0] + "}"
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    assert len(figures[0].axes) == 2
 
 
 def test_a_memory_is_shown_by_the_episodes_of_its_trial(tmp_path, figures):

@@ -30,6 +30,8 @@ class Progress(NamedTuple):
         metrics: of this segment's iterations, `[iteration, seed]` each.
         discarded: updates discarded so far, per seed.
         returns: held-out returns `[seed, task, round, episode]` if this segment evaluated.
+        environment_metrics: what the environment measured at the end of these episodes, by name
+            (see `EnvState.metrics`), `[seed, task, round, episode]`.
         seconds_left: estimated.
         not_finite: what was not finite in the first update that this training discarded, by name,
             iteration and seed; None without any.
@@ -47,6 +49,7 @@ class Progress(NamedTuple):
     metrics: dict[str, np.ndarray]
     discarded: np.ndarray
     returns: np.ndarray | None
+    environment_metrics: Mapping[str, np.ndarray]
     seconds_left: float
     not_finite: str | None = None
     validation: np.ndarray | None = None
@@ -93,8 +96,14 @@ class Recorder(Protocol):
         """Start saving `state`, and keep that of `best`; it is safe to donate it at once."""
         ...
 
-    def record_final(self, iteration: int, returns: np.ndarray, of_iteration: int) -> None:
-        """Write down the final held-out returns `[seed, task, round, episode]`, and whose."""
+    def record_final(
+        self,
+        iteration: int,
+        returns: np.ndarray,
+        environment_metrics: Mapping[str, np.ndarray],
+        of_iteration: int,
+    ) -> None:
+        """Write down the final evaluation `[seed, task, round, episode]`, and whose it is."""
         ...
 
 
@@ -114,7 +123,7 @@ class _Nowhere:
     def save(self, iteration, state, best):
         pass
 
-    def record_final(self, iteration, returns, of_iteration):
+    def record_final(self, iteration, returns, environment_metrics, of_iteration):
         pass
 
 
@@ -167,24 +176,31 @@ class _Directory:
             "train/steps_per_second", progress.steps_per_second, progress.iteration
         )
         if progress.returns is not None:
-            self._record_returns(progress.iteration, progress.returns, "held_out")
+            measured = progress.environment_metrics
+            self._record_evaluation(progress.iteration, progress.returns, measured, "held_out")
         if progress.validation is not None:
             score = {"score": progress.score}
-            self._record_returns(progress.iteration, progress.validation, "validation", **score)
+            self._record_evaluation(
+                progress.iteration, progress.validation, {}, "validation", **score
+            )
             self._events.add_scalar("validation/score", progress.score, progress.iteration)
 
     def save(self, iteration, state, best):
         self._checkpointer.save(iteration, state, protect=() if best is None else (best,))
 
-    def record_final(self, iteration, returns, of_iteration):
-        self._record_returns(iteration, returns, "final_held_out", of_iteration=of_iteration)
+    def record_final(self, iteration, returns, environment_metrics, of_iteration):
+        self._record_evaluation(
+            iteration, returns, environment_metrics, "final_held_out", of_iteration=of_iteration
+        )
 
-    def _record_returns(self, iteration, returns, name, **more):
-        """Write the mean return per `[seed, task, round]`."""
-        per_task = returns.mean(axis=-1)
-        self._log.write(iteration, {name: per_task.tolist(), **more})
-        for k, value in enumerate(per_task.mean(axis=(0, 1))):
-            self._events.add_scalar(f"{name}/return_after_{k}_steps", value, iteration)
+    def _record_evaluation(self, iteration, returns, environment_metrics, name, **more):
+        """Write the means per `[seed, task, round]`, of the return and of each metric."""
+        per_task = {m: x.mean(axis=-1) for m, x in environment_metrics.items()}
+        measured = {f"{name}/{metric}": values for metric, values in per_task.items()}
+        self._log.write(iteration, {name: returns.mean(axis=-1), **measured, **more})
+        for metric, values in {"return": returns.mean(axis=-1), **per_task}.items():
+            for k, value in enumerate(values.mean(axis=(0, 1))):
+                self._events.add_scalar(f"{name}/{metric}_after_{k}_steps", value, iteration)
 
     def close(self):
         self._opened.close()

@@ -23,6 +23,19 @@ from metajax.losses.returns import last_steps
 from metajax.types import Agent, Env, Metrics, Task, TaskDistribution, TaskFamily, Trajectory
 
 
+class Evaluated(NamedTuple):
+    """What an evaluation measured.
+
+    Attributes:
+        returns: undiscounted, of every episode.
+        metrics: what the environment measures after the last step of the same episodes, by name
+            (see `EnvState.metrics`); {} where it measures nothing.
+    """
+
+    returns: Float[Array, "*batch task round episode"]
+    metrics: dict[str, Float[Array, "*batch task round episode"]]
+
+
 @checked
 def evaluate(
     agent: Agent,
@@ -78,7 +91,7 @@ def evaluate(
     sizes = {"tasks": tasks, "rounds": rounds, "episodes": episodes}
     return evaluate_with_metrics(
         agent, family, meta_params, key, **sizes, deterministic=deterministic
-    )[0]
+    ).returns
 
 
 @checked
@@ -92,17 +105,12 @@ def evaluate_with_metrics(
     rounds: int,
     episodes: int,
     deterministic: bool = False,
-) -> tuple[Float[Array, "task round episode"], Metrics]:
-    """Return what `evaluate` does, and the environment's metrics of the same episodes by name.
-
-    Those are `[task, round, episode]` like the returns, each after the last step of its episode
-    (see `EnvState.metrics`); {} where the environment measures nothing.
-    """
+) -> Evaluated:
+    """Return what `evaluate` does, and the environment's metrics of the same episodes."""
     check_at_least(1, tasks=tasks, rounds=rounds, episodes=episodes)
     tasks = even_count(family.test, tasks)
-    _check_episodes(
-        family.env, tasks * episodes
-    )  # before tasks are drawn, which may not fit either
+    # Before tasks are drawn, which may not fit either.
+    _check_episodes(family.env, tasks * episodes)
     trials = draw_trials(family.test, key, tasks)
     plan = {"rounds": rounds, "episodes": episodes, "deterministic": deterministic}
     return evaluate_on(trials, agent, family.env, meta_params, **plan)
@@ -136,7 +144,7 @@ def evaluate_on(
     rounds: int,
     episodes: int,
     deterministic: bool = False,
-) -> tuple[Float[Array, "task round episode"], Metrics]:
+) -> Evaluated:
     """Return what `evaluate_with_metrics` does, on these tasks, with these keys `[task]`."""
     tasks, keys = trials
     _check_episodes(env, len(keys) * episodes)
@@ -144,7 +152,7 @@ def evaluate_on(
     def trial(meta_params, task, key):
         return _trial(agent, env, meta_params, task, key, rounds, episodes, deterministic)
 
-    return over_tasks(trial, meta_params, tasks, keys)
+    return Evaluated(*over_tasks(trial, meta_params, tasks, keys))
 
 
 def _check_episodes(env: Env, episodes: int) -> None:

@@ -45,6 +45,8 @@ class Result(NamedTuple):
         state: of all seeds (`state.train_state.meta_params` has a leading `seed` axis).
         metrics: of all iterations of this call, `[iteration, seed]` each.
         returns: final held-out returns `[seed, task, round, episode]`, None without evaluation.
+        environment_metrics: what the environment measured at the end of these episodes, by name
+            (see `EnvState.metrics`), `[seed, task, round, episode]`.
         agent: meta-parameters, with a leading `seed` axis, that `returns` are of: those of the
             best agent with `keep="best"`, else the newest.
         agent_iteration: which iteration they are of.
@@ -56,6 +58,7 @@ class Result(NamedTuple):
     state: RunState
     metrics: dict[str, np.ndarray]
     returns: np.ndarray | None
+    environment_metrics: dict[str, np.ndarray]
     agent: PyTree[Array]
     agent_iteration: int
     compile_seconds: float
@@ -242,14 +245,14 @@ def _after_segment(
     elapsed = time.perf_counter() - start_of_segment
     seconds = reached.seconds + elapsed
 
-    returns = None
+    returns, measured = None, {}
     if every is not None and stop % every == 0 and stop < call.iterations:
-        state, _, returns = compiled.run(state, call.key, *call.arguments(stop, True, 0))
-        returns = np.asarray(returns)
+        state, _, evaluated = compiled.run(state, call.key, *call.arguments(stop, True, 0))
+        returns, measured = jax.tree.map(np.asarray, evaluated)
     validation, score, selection, best = None, -math.inf, reached.selection, reached.best
     if every is not None and call.chooses and stop % every == 0:
         arguments = call.arguments(stop, True, 0, validate=True)
-        state, _, validation = compiled.run(state, call.key, *arguments)
+        state, _, (validation, _) = compiled.run(state, call.key, *arguments)
         validation = np.asarray(validation)
         adaptations = call.algorithm.trial.adaptations
         score = validation_score(validation.mean(axis=-1), adaptations)
@@ -270,6 +273,7 @@ def _after_segment(
         metrics=metrics,
         discarded=np.asarray(state.discarded),
         returns=returns,
+        environment_metrics=measured,
         seconds_left=seconds / (stop - start) * (call.iterations - stop),
         not_finite=discards.first,
         validation=validation,
@@ -316,13 +320,13 @@ def _concluded(
     if best is not None and reached.selection.iteration is not None:
         of_iteration = reached.selection.iteration
         state = _with_agent(state, best, of_iteration)
-    returns = None
+    returns, measured = None, {}
     if call.evaluation is not None:
         env = call.family.env
         sizes = call.evaluation.sizes(call.algorithm, env)
         # Both kinds of episodes are played, those it learns from and those that are scored.
         sizes["episodes"] *= 1 + call.evaluation.deterministic
-        state, returns = _evaluate_finally(
+        state, returns, measured = _evaluate_finally(
             lambda state, repeat: compiled.run(
                 state, call.key, *call.arguments(of_iteration, True, repeat)
             ),
@@ -334,7 +338,7 @@ def _concluded(
             call.reporting,
         )
     if returns is not None:
-        compiled.recorder.record_final(reached.done, returns, of_iteration)
+        compiled.recorder.record_final(reached.done, returns, measured, of_iteration)
     agent = state.train_state.meta_params
     if best is not None:
         state = _with_agent(state, newest, reached.done)
@@ -342,6 +346,7 @@ def _concluded(
         state=state,
         metrics=metrics,
         returns=returns,
+        environment_metrics=measured,
         agent=agent,
         agent_iteration=of_iteration,
         compile_seconds=compiled.seconds,
@@ -358,11 +363,11 @@ def _evaluate_finally(
     work: tuple[int, int],
     shutdown: Shutdown,
     reporting: Reporter,
-) -> tuple[RunState, np.ndarray | None]:
-    """Return the state and the returns of `final_tasks` tasks; None if it is interrupted.
+) -> tuple[RunState, np.ndarray | None, dict[str, np.ndarray]]:
+    """Return the state, and returns and metrics of `final_tasks` tasks; None if interrupted.
 
     Args:
-        evaluate_batch: `(state, repeat) -> (state, metrics, returns)`.
+        evaluate_batch: `(state, repeat) -> (state, metrics, evaluated)`.
         state: donated.
         family: whose held-out tasks they are; of finitely many, none is left out.
         evaluation: how.
@@ -381,11 +386,12 @@ def _evaluate_finally(
     batches = []
     for repeat in range(repeats):
         if shutdown.requested is not None:
-            return state, None
+            return state, None, {}
         reporting.stage(what, done=repeat * size, total=wanted)
         state, _, batch = evaluate_batch(state, repeat)
-        batches.append(np.asarray(batch))
-    return state, np.concatenate(batches, axis=1)[:, :wanted]
+        batches.append(jax.tree.map(np.asarray, batch))
+    returns, measured = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :wanted], *batches)
+    return state, returns, measured
 
 
 def _with_agent(state: RunState, meta_params: PyTree[Array], iteration: int) -> RunState:

@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from metajax.envs.splits import sample_tasks
-from metajax.training.evaluation import draw_trials, evaluate_on
+from metajax.training.evaluation import Evaluated, draw_trials, evaluate_on
 from metajax.training.plan import Evaluation
 from metajax.training.sharding import Shardings, by_task, on_mesh, out_shardings
 from metajax.types import (
@@ -63,18 +63,19 @@ class Segment(NamedTuple):
     """The program, and how to start it.
 
     - `init(key) -> RunState`;
-    - `run(state, key, stop, evaluate_now, repeat, validate=None) -> (state, metrics, returns)`:
+    - `run(state, key, stop, evaluate_now, repeat, validate=None) -> (state, metrics, evaluated)`:
       meta-iterations up to `stop` (at most `length` of them), then an evaluation if
       `evaluate_now`. `metrics` are `[length, seed]`, zero where no iteration was run; `NOT_FINITE`
-      is one of them, the index of what was not finite first. `returns` are `[seed, task, round,
-      episode]`, zero without evaluation. `repeat` numbers evaluations of the same state. With
-      `validate` the tasks are validation tasks where it is true; without, the program has none;
-    - `out_shardings`, for `jit`, of what `run` returns: everything is replicated, except returns,
-      which stay where their task is. None for one device.
+      is one of them, the index of what was not finite first. What was `evaluated` is `[seed, task,
+      round, episode]`, zero without evaluation. `repeat` numbers evaluations of the same state.
+      With `validate` the tasks are validation tasks where it is true; without, the program has
+      none;
+    - `out_shardings`, for `jit`, of what `run` returns: everything is replicated, except what was
+      evaluated, which stays where its task is. None for one device.
     """
 
     init: Callable[[Key[Array, ""]], RunState]
-    run: Callable[..., tuple[RunState, Metrics, Float[Array, "seed task round episode"]]]
+    run: Callable[..., tuple[RunState, Metrics, Evaluated]]
     out_shardings: Shardings | None
 
 
@@ -197,7 +198,7 @@ def floats_of(state: TrainState, metrics: Metrics) -> list[tuple[str, Any]]:
 
 def _evaluation(
     algorithm: Algorithm, family: TaskFamily, plan: Evaluation, seeds: int
-) -> Callable[..., Float[Array, "seed task round episode"]]:
+) -> Callable[..., Evaluated]:
     """Return the evaluation of all seeds, on held-out or validation tasks."""
 
     def evaluate_all(state: RunState, key, repeat, validate):
@@ -207,7 +208,7 @@ def _evaluation(
             if validate is not None:
                 others = draw_trials(validation_tasks(family), key, plan.batch(family))
                 trials = jax.tree.map(lambda x, y: jnp.where(validate, x, y), others, trials)
-            returns, _ = evaluate_on(
+            return evaluate_on(
                 trials,
                 algorithm.agent,
                 family.env,
@@ -215,7 +216,6 @@ def _evaluation(
                 **plan.sizes(algorithm, family.env),
                 deterministic=plan.deterministic,
             )
-            return returns
 
         return jax.vmap(one_seed)(state.train_state, _seed_keys(key, seeds))
 
@@ -256,14 +256,14 @@ def _segment(iterate: Callable, evaluate: Callable | None, length: int, seeds: i
             lambda carry: carry[0].iteration < stop, body, (state, metrics)
         )
         if evaluate is None:
-            return state, metrics, jnp.zeros((seeds, 0, 0, 0))
-        shape = jax.eval_shape(evaluate, state, evaluation_key, repeat, validate)
-        returns = jax.lax.cond(
+            return state, metrics, Evaluated(jnp.zeros((seeds, 0, 0, 0)), {})
+        shapes = jax.eval_shape(evaluate, state, evaluation_key, repeat, validate)
+        evaluated = jax.lax.cond(
             evaluate_now,
             functools.partial(evaluate, state, evaluation_key, repeat, validate),
-            lambda: jnp.zeros(shape.shape, shape.dtype),
+            lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
         )
-        return state, metrics, returns
+        return state, metrics, evaluated
 
     return run
 

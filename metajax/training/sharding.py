@@ -54,15 +54,15 @@ def on_mesh(mesh: Mesh | None, function: Callable) -> Callable:
 
 
 def out_shardings(mesh: Mesh | None, evaluation_tasks: int) -> Shardings | None:
-    """Return the shardings of a segment's state, metrics and returns; None for one device.
+    """Return the shardings of a segment's state, metrics and evaluation; None for one device.
 
     Args:
         mesh: over which tasks are sharded.
-        evaluation_tasks: of an evaluation, 0 without one; its returns stay where their task is.
+        evaluation_tasks: of an evaluation, 0 without one; what it measures stays where its task is.
     """
     if mesh is None:
         return None
     replicated = NamedSharding(mesh, PartitionSpec())
     even = evaluation_tasks > 0 and evaluation_tasks % mesh.size == 0
-    returns = NamedSharding(mesh, PartitionSpec(None, "task")) if even else replicated
-    return replicated, replicated, returns
+    evaluated = NamedSharding(mesh, PartitionSpec(None, "task")) if even else replicated
+    return replicated, replicated, evaluated

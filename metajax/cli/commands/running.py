@@ -13,7 +13,7 @@ import jax
 from metajax import presets
 from metajax._alarms import without_alarms
 from metajax._text import duration, plural, show
-from metajax.cli.display import DETERMINISTIC, SAMPLED, curve_text, on_run, what_runs
+from metajax.cli.display import DETERMINISTIC, SAMPLED, curve_text, metrics_text, on_run, what_runs
 from metajax.training import Result, train
 from metajax.training.sharding import default_devices
 
@@ -70,6 +70,8 @@ def train_and_show(
     show()
     show(_whose(result, config["training"]))
     show(curve_text(result.returns, acting, experiment.algorithm, experiment.family, "test"))
+    if result.environment_metrics:
+        show(metrics_text(result.environment_metrics, experiment.algorithm))
     show()
     _conclude(result, directory, config, done, seconds)
     return status

@@ -180,8 +180,8 @@ def ant_goal(
     is {"goal": [xy]}. Variant "maml": U[-3, 3]² m, held-out ones with x in the held-out strips.
     The others: uniform in a disk of radius 3 m, held-out ones with their squared radius in the
     strips; "pearl" has 180 of them, the last 30 held out (the paper's were drawn without a seed,
-    so its training and its evaluation script had other ones; these have one). See `ant_vel` for
-    the body.
+    so its training and its evaluation script had other ones; these have one). Metric: "distance"
+    to the goal, ‖xy - goal‖₂ (m). See `ant_vel` for the body.
 
     Args:
         backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU.
@@ -225,6 +225,7 @@ def ant_goal(
         lambda task, speed, place: -jnp.sum(jnp.abs(place - task["goal"])),
         splits,
         GOAL_VARIANTS,
+        lambda task, place: {"distance": jnp.linalg.norm(place - task["goal"])},
         backend=backend,
         variant=variant,
         episode_length=episode_length,
@@ -232,7 +233,15 @@ def ant_goal(
 
 
 def _ant(
-    name: str, progress, splits, variants, *, backend: str, variant: str, episode_length: int | None
+    name: str,
+    progress,
+    splits,
+    variants,
+    measure=lambda task, place: {},
+    *,
+    backend: str,
+    variant: str,
+    episode_length: int | None,
 ) -> TaskFamily:
     if variant not in variants:
         raise unknown("variant", variant, variants)
@@ -282,6 +291,7 @@ def _ant(
         observe=observe,
         reward=reward,
         healthy=None if chosen.lowest is None else healthy,
+        measure=lambda task, state: measure(task, physics.qpos(state)[:2]),
         actions=scaled_actions(physics, chosen.action_scale),
         episode_length=chosen.episode_length if episode_length is None else episode_length,
     )

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from metajax._checks import checked
 from metajax._memory import check_memory
@@ -28,7 +28,7 @@ def gridnav(*, variant: str = "split", episode_length: int = 15) -> TaskFamily:
     nothing terminates. The observation is the cell [xy], from 0 to 4. Goals are the 21 cells that
     are neither the start nor one of its three neighbours.
 
-    The task is {"goal": [xy]}.
+    The task is {"goal": [xy]}. Metric: "success", 1 on the goal.
 
     Args:
         variant: "split" holds out every fifth goal; "varibad" is the paper's: all goals are both
@@ -49,7 +49,10 @@ def gridnav(*, variant: str = "split", episode_length: int = 15) -> TaskFamily:
 
     def move(cell: Int[Array, "2"], action: Int[Array, ""], task) -> Moved:
         cell = _walk(cell, action, SIZE)
-        return Moved(cell, jnp.where(jnp.all(cell == task["goal"]), 1.0, -0.1))
+        return Moved(cell, jnp.where(on_goal(cell, task), 1.0, -0.1))
+
+    def on_goal(cell: Int[Array, "2"], task) -> Bool[Array, ""]:
+        return jnp.all(cell == task["goal"])
 
     env = make_env(
         lambda key, task: jnp.zeros(2, jnp.int32),
@@ -58,6 +61,7 @@ def gridnav(*, variant: str = "split", episode_length: int = 15) -> TaskFamily:
         observation_size=2,
         action_space=Discrete(len(_STEPS)),
         episode_length=episode_length,
+        measure=lambda cell, task: {"success": on_goal(cell, task)},
     )
     return TaskFamily(env, **splits, name="gridnav-v1")
 
