@@ -126,6 +126,7 @@ def learned_optimizer(
         achieved = jnp.mean(undiscounted_returns(experience.trajectory))
         return InnerRun(adapted, run.task, run.steps + unroll), -achieved
 
+    @checked
     def init(key, tasks: TaskBatch) -> TrainState:
         count = len(tasks)
         if count < ages:
@@ -141,6 +142,7 @@ def learned_optimizer(
         learner = {"outer": optimizer.init(rule_params), "particles": particles}
         return TrainState(MetaParams((), rule_params, ()), learner)
 
+    @checked
     def update(state: TrainState, tasks: TaskBatch, key):
         rule_params, particles = state.meta_params.rule, state.learner["particles"]
         run_key, step_key = jax.random.split(key)

@@ -121,7 +121,8 @@ def maml(
         penalized=penalized,
     )
 
-    def init(key, tasks) -> TrainState:
+    @checked
+    def init(key, tasks: TaskBatch) -> TrainState:
         del tasks
         meta_params, critic_state, replay = loop.init(key)
         learner = {
@@ -131,6 +132,7 @@ def maml(
         }
         return TrainState(meta_params, learner, replay=replay)
 
+    @checked
     def update(state: TrainState, tasks: TaskBatch, key):
         meta_params, learner = state.meta_params, state.learner
         data, _ = collect_batch(

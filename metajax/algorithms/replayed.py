@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from metajax._checks import checked
 from metajax.adaptation import Experience, InnerLoop, measured, metric_names
 from metajax.errors import MetajaxError, check_at_least
 from metajax.outer import OuterStep, Problem
@@ -72,6 +73,7 @@ def replayed(
 
         return Problem(of_items, *[_no_policies] * 3)
 
+    @checked
     def init(key, tasks: TaskBatch) -> TrainState:
         meta_params, *_ = loop.init(key)
         theta = (meta_params.policy, meta_params.rule)
@@ -84,6 +86,7 @@ def replayed(
         }
         return TrainState(meta_params, learner, replay=replay)
 
+    @checked
     def update(state: TrainState, tasks: TaskBatch, key):
         collect_key, batch_key = jax.random.split(key)
         meta_params, learner = state.meta_params, state.learner

@@ -71,11 +71,13 @@ def reptile(
     if loop.learns_rule:
         raise MetajaxError("reptile has no gradient to learn a rule with; take the rule 'sgd'.")
 
-    def init(key, tasks) -> TrainState:
+    @checked
+    def init(key, tasks: TaskBatch) -> TrainState:
         del tasks
         meta_params, critic_state, replay = loop.init(key)
         return TrainState(meta_params, {"critic": critic_state}, replay=replay)
 
+    @checked
     def update(state: TrainState, tasks: TaskBatch, key):
         meta_params = state.meta_params
         data, adapted = collect_batch(

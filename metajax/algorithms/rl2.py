@@ -43,10 +43,12 @@ def rl2(
         env, policy, objective=objective.build(env, policy), outer=outer, episodes=episodes
     )
 
-    def init(key, tasks) -> TrainState:
+    @checked
+    def init(key, tasks: TaskBatch) -> TrainState:
         del tasks
         return learner.init(key)
 
+    @checked
     def update(state: TrainState, tasks: TaskBatch, key):
         return learner.improve(state, learner.collect(state.meta_params, tasks.task, key))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from metajax._checks import checked
 from metajax.errors import MetajaxError, brief
 from metajax.types import Algorithm, Scalar, TaskBatch, TrainState
 
@@ -47,10 +48,12 @@ def tunable(make: Callable[..., Algorithm], **numbers: Scalar) -> Algorithm:
             raise MetajaxError(f"{name} is {brief(value)}; it must be a number.")
     of_numbers = make(**numbers)
 
+    @checked
     def init(key, tasks: TaskBatch) -> TrainState:
         held = {name: jnp.asarray(value, float) for name, value in numbers.items()}
         return dataclasses.replace(make(**held).init(key, tasks), hyperparameters=held)
 
+    @checked
     def update(state: TrainState, tasks: TaskBatch, key):
         return make(**state.hyperparameters).update(state, tasks, key)
 

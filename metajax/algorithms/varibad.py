@@ -85,6 +85,7 @@ def varibad(
     )
     optimizer = on_own_terms(optax.adam(vae_learning_rate))
 
+    @checked
     def init(key, tasks: TaskBatch) -> TrainState:
         keys = jax.random.split(key, 3)
         state = learner.init(keys[0])
@@ -103,6 +104,7 @@ def varibad(
         bounds, found = over_tasks(beliefs.bound, learned, trials, keys)
         return -jnp.mean(bounds), jax.tree.map(jnp.mean, found)
 
+    @checked
     def update(state: TrainState, tasks: TaskBatch, key):
         learner_key, vae_key = jax.random.split(key)
         trajectory = learner.collect(state.meta_params, tasks.task, learner_key)

@@ -22,6 +22,7 @@ from metajax.algorithms import ALGORITHMS
 from metajax.envs import make
 from metajax.envs.rollouts import first_previous, play_on
 from metajax.envs.splits import sample_tasks
+from metajax.errors import MetajaxError
 from metajax.outer import OUTER_STEPS, adam, ppo, trpo
 from metajax.policies import gru, mlp, snail, variational
 from metajax.replay import Replay
@@ -280,6 +281,15 @@ def test_the_same_key_gives_the_same_update(case):
             jax.tree.leaves(other.meta_params), jax.tree.leaves(again.meta_params), strict=True
         )
     )
+
+
+def test_tasks_that_are_no_batch_are_refused(case):
+    algorithm, _, tasks, states, _ = case
+    message = r"^tasks is \{.*; it must be a TaskBatch\."
+    with pytest.raises(MetajaxError, match=message):
+        algorithm.init(jax.random.key(0), tasks.task)
+    with pytest.raises(MetajaxError, match=message):
+        jax.jit(algorithm.update)(states[0], tasks.task, jax.random.key(0))
 
 
 def test_steps_are_counted(case, request):
