@@ -19,8 +19,8 @@ from metajax.envs import make
 from metajax.errors import MetajaxError
 from metajax.outer import ppo
 from metajax.replay import empty_replay, extend_replay, sample_replay
-from metajax.runs.checkpoint import Checkpointer, restore
-from metajax.runs.directory import create_run
+from metajax.runs.checkpoint import Checkpointer, restore, saved_steps
+from metajax.runs.directory import create_run, read_metrics
 from metajax.runs.load import load, load_run
 from metajax.steps import count_update, counted
 from metajax.training import Evaluation, program, train
@@ -108,6 +108,63 @@ def test_a_run_with_a_replay_resumes_bitwise(tmp_path):
     resumed = trained(counting(), 6, segment=2, run_directory=tmp_path / "run", resume=True).state
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_replay_is_saved_when_it_was_long_ago_and_at_the_end(tmp_path, monkeypatch):
+    """A run that is interrupted between two saves goes on from the one before."""
+    rested = iter([True, False, False, True, False])
+    monkeypatch.setattr(Checkpointer, "is_rested", lambda self: next(rested))
+    whole = trained(counting(), 10, segment=2, run_directory=tmp_path / "run").state
+    assert saved_steps(tmp_path / "run" / "checkpoints") == [2, 8, 10]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
+    rested = iter([False])
+    resumed = trained(counting(), 10, segment=2, run_directory=tmp_path / "run", resume=True)
+    for a, b in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["iteration"] for record in records] == list(range(1, 11))
+
+
+def test_a_run_that_halts_has_saved_its_replay(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpointer, "is_rested", lambda self: False)
+    algorithm, directory = counting(broken=("loss",)), tmp_path / "run"
+    with pytest.raises(
+        MetajaxError, match=f"halted with the state before it, saved in {directory}"
+    ):
+        trained(algorithm, 6, segment=2, on_nan="halt", run_directory=directory)
+    assert saved_steps(directory / "checkpoints") == [2]
+
+
+def test_a_best_agent_is_saved_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpointer, "is_rested", lambda self: False)
+    evaluation = Evaluation(every=2, tasks=2, rounds=1, episodes=1, final_tasks=2)
+    options = {"keep": "best", "evaluation": evaluation, "segment": 1}
+    result = trained(counting(), 5, run_directory=tmp_path / "run", **options)
+    found = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    scores = {r["iteration"]: r["score"] for r in found if "score" in r}
+    best_so_far = [
+        i for i in scores if scores[i] > max([s for j, s in scores.items() if j < i] + [-np.inf])
+    ]
+    assert saved_steps(tmp_path / "run" / "checkpoints") == sorted({*best_so_far, 5})
+    assert result.agent_iteration == best_so_far[-1]
+
+
+def test_saving_rests_twenty_times_as_long_as_it_took(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("metajax.runs.checkpoint.time.perf_counter", lambda: now[0])
+    written = Checkpointer._write
+
+    def slowly(self, *arguments):
+        now[0] += 3.0
+        written(self, *arguments)
+
+    monkeypatch.setattr(Checkpointer, "_write", slowly)
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.is_rested()
+        checkpointer.save(1, {"x": np.zeros(3)})
+        checkpointer.wait()
+        for now[0], rested in ((3.0, False), (59.9, False), (60.0, True)):
+            assert checkpointer.is_rested() == rested
 
 
 # --- loading -------------------------------------------------------------------------------------

@@ -240,7 +240,9 @@ def values_of(chosen: Any) -> dict[str, Any]:
     return values
 
 
-def parts_chosen(arguments: Sequence[str], algorithm: str, allow: list[str]) -> dict[str, Any]:
+def parts_chosen(
+    arguments: Sequence[str], algorithm: str, family: str, allow: list[str]
+) -> dict[str, Any]:
     """Return the parts of an algorithm that are named on the command line, and allow their modules.
 
     What an option is depends on the parts above it, so they are looked for level by level.
@@ -248,7 +250,7 @@ def parts_chosen(arguments: Sequence[str], algorithm: str, allow: list[str]) -> 
     parts: dict[str, Any] = {}
     asked = set()
     while True:
-        known = presets.options(algorithm, DEFAULT_FAMILY, parts=parts, allow_import=allow)
+        known = presets.options(algorithm, family, parts=parts, allow_import=allow)
         choices = {n: c for n, c in paths(known["algorithm"]).items() if isinstance(c, Choice)}
         new = choices.keys() - asked
         if not new:

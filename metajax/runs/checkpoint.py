@@ -13,6 +13,7 @@ too: `PyTreeCheckpointer().restore(".../120/state")`.
 """
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -51,6 +52,7 @@ _ASIDE = "aside-"  # what earlier versions called these
 _OURS = (_TEMPORARY, _SUPERSEDED, _ASIDE)
 _NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 _MANIFEST_LIMIT = 1 << 24  # bytes; enough for some 50 000 leaves
+_REST = 20  # times as long as a save took
 
 
 # ---------------------------------------------------------------------------------------------
@@ -271,6 +273,7 @@ class Checkpointer:
         self._directory = Path(directory).absolute()
         self._keep = keep
         self._pending: Future[None] | None = None
+        self._start, self._seconds = -math.inf, 0.0  # of the last save
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._clear()
@@ -283,6 +286,12 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         """Return the newest step saved, or None."""
         return max(saved_steps(self._directory), default=None)
+
+    def is_rested(self) -> bool:
+        """Return whether saving took at most a twentieth of the time since the last save began."""
+        if self._pending is not None and not self._pending.done():
+            return False
+        return time.perf_counter() - self._start >= _REST * self._seconds
 
     def save(self, step: int, state: PyTree, *, protect: Collection[int] = ()) -> None:
         """Save `state` in the background; on return its buffers may be donated or overwritten.
@@ -300,6 +309,7 @@ class Checkpointer:
             raise MetajaxError(f"the step of a checkpoint must be at least 0, got {step}.")
         leaves = leaves_of(state)
         self.wait()
+        self._start = time.perf_counter()
         # No view of an array may outlive this line: it would keep the buffer from being donated.
         copies = [leaf._replace(data=np.array(leaf.data, copy=True)) for leaf in leaves]
         self._pending = self._background.submit(self._write, int(step), copies, protect)
@@ -393,3 +403,4 @@ class Checkpointer:
                 if old not in protect:
                     self._retire(old, "old")
             self._clear()
+        self._seconds = time.perf_counter() - self._start

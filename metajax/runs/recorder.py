@@ -92,6 +92,10 @@ class Recorder(Protocol):
         """Write down a segment."""
         ...
 
+    def is_rested(self) -> bool:
+        """Return whether saving has taken little of the time since the last save began."""
+        ...
+
     def save(self, iteration: int, state: Any, best: int | None) -> None:
         """Start saving `state`, and keep that of `best`; it is safe to donate it at once."""
         ...
@@ -119,6 +123,9 @@ class _Nowhere:
 
     def record(self, progress):
         pass
+
+    def is_rested(self):
+        return False
 
     def save(self, iteration, state, best):
         pass
@@ -184,6 +191,9 @@ class _Directory:
                 progress.iteration, progress.validation, {}, "validation", **score
             )
             self._events.add_scalar("validation/score", progress.score, progress.iteration)
+
+    def is_rested(self):
+        return self._checkpointer.is_rested()
 
     def save(self, iteration, state, best):
         self._checkpointer.save(iteration, state, protect=() if best is None else (best,))

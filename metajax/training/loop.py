@@ -16,7 +16,7 @@ from metajax._checks import Seed, checked
 from metajax._memory import check_memory
 from metajax._text import count, plural
 from metajax.envs.splits import number_of_tasks
-from metajax.errors import check_at_least
+from metajax.errors import MetajaxError, check_at_least
 from metajax.runs.recorder import Progress, open_recorder
 from metajax.runs.selection import Keep, validation_score
 from metajax.shutdown import Shutdown, graceful_shutdown
@@ -196,7 +196,12 @@ def _train_on(
     recorder, reporting = compiled.recorder, call.reporting
     saved = f", saved in {call.run_directory}" if call.run_directory else ""
     history: list[dict[str, np.ndarray]] = []
-    start = reached.done
+    start = last_saved = reached.done
+
+    def save() -> int:
+        recorder.save(reached.done, reached.state, reached.selection.iteration)
+        return reached.done
+
     if _is_unfinished(call, reached):
         size = plural(min(call.segment, call.iterations), "iteration")
         reporting.stage(f"training, {size} at a time")
@@ -205,18 +210,35 @@ def _train_on(
         reached, progress = _after_segment(call, compiled, reached, start)
         history.append(progress.metrics)
         recorder.record(progress)
-        recorder.save(reached.done, reached.state, reached.selection.iteration)
+        if _is_saved_always(reached) or recorder.is_rested():
+            last_saved = save()
         reporting.segment(progress)
-        check_discards(
-            before,
-            reached.discards,
-            reached.done,
-            progress.discarded,
-            on_nan=call.on_nan,
-            max_discarded=call.max_discarded,
-            saved=saved,
-        )
+        try:
+            check_discards(
+                before,
+                reached.discards,
+                reached.done,
+                progress.discarded,
+                on_nan=call.on_nan,
+                max_discarded=call.max_discarded,
+                saved=saved,
+            )
+        except MetajaxError:
+            if last_saved < reached.done:
+                save()
+            raise
+    if last_saved < reached.done:
+        save()
     return reached, _concatenate(history)
+
+
+def _is_saved_always(reached: Reached) -> bool:
+    """Return whether a state is saved after every segment: a best agent, or one with no replay.
+
+    A replay is large: saving all of it each time could take longer than training.
+    """
+    is_light = not jax.tree.leaves(reached.state.train_state.replay)
+    return is_light or reached.selection.iteration == reached.done
 
 
 def _is_unfinished(call: Call, reached: Reached) -> bool:

@@ -26,13 +26,12 @@ from metajax.errors import MetajaxError
 
 def run(arguments: Sequence[str]) -> int:
     """Train what the words after `metajax train` name; return the exit status."""
-    names = []
+    first = []
     for word in arguments[:2]:
         if word.startswith("-"):
             break
-        names.append(word)
-    positional = len(names)
-    algorithm, family = [*names, *(DEFAULT_ALGORITHM, DEFAULT_FAMILY)[len(names) :]]
+        first.append(word)
+    algorithm, family = [*first, *(DEFAULT_ALGORITHM, DEFAULT_FAMILY)[len(first) :]]
     if algorithm in FAMILIES:
         raise MetajaxError(
             f"{algorithm!r} is a family; name an algorithm first: metajax train "
@@ -42,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     policy = last_value(arguments, "--policy-name") or presets.policies(algorithm)[0]
     modules = map(module_of, (algorithm, family, policy))
     allow = allowed([module for module in modules if module is not None])
-    parts = parts_chosen(arguments, algorithm, allow)
+    parts = parts_chosen(arguments, algorithm, family, allow)
     options = train_options(algorithm, family, policy, parts, allow_import=allow)
 
     def hint(word: str) -> str | None:
@@ -51,10 +50,9 @@ def run(arguments: Sequence[str]) -> int:
         names = {"algorithm": algorithm, "family": family, "policy": policy}
         return of_another(word, names, parts, program, allow_import=allow)
 
-    chosen = parse(options, arguments[positional:], program, hint)
-    config = presets.default_config(algorithm, family, policy, parts, allow_import=allow)
-    for group in presets.GROUPS:
-        config[group] = values_of(getattr(chosen, group))
+    chosen = parse(options, arguments[len(first) :], program, hint)
+    names = {"algorithm_name": algorithm, "family_name": family, "policy_name": policy}
+    config = names | {group: values_of(getattr(chosen, group)) for group in presets.GROUPS}
     directory = chosen.run_directory
     if directory is None:
         directory = Path(f"{directory_of(algorithm, family)}-{datetime.now():%Y%m%d-%H%M%S}")
