@@ -389,6 +389,10 @@ def test_mistakes(tmp_path):
     unknown = drawings.GOALS._replace(kind="path")
     with pytest.raises(MetajaxError, match="unknown kind of plot of point-goal-v1 'path'"):
         rendering.render(unknown, *arguments, [tmp_path / "a.png"], **sizes)
+    with pytest.raises(MetajaxError, match="need 160 GB for the episodes of all tasks; this mach"):
+        rendering.render(
+            drawings.GOALS, *arguments, [tmp_path / "a.png"], **sizes | {"tasks": 4 * 10**8}
+        )
     with pytest.raises(MetajaxError, match="No such file or directory"):
         rendering._write(tmp_path / "no" / "a.png", b"")
 

@@ -10,6 +10,7 @@ from packages import is_missing
 from scoreboard import scoreboard
 
 import metajax
+from metajax import _memory
 from metajax.algorithms import tunable
 from metajax.envs import FAMILIES, make
 from metajax.envs.splits import (
@@ -21,6 +22,7 @@ from metajax.envs.splits import (
     uniform_over,
 )
 from metajax.errors import MetajaxError
+from metajax.export import GymnasiumVectorEnv
 from metajax.steps import count_update
 from metajax.types import Agent, Algorithm, PolicyOutput, TaskBatch, TrainState, Trial
 
@@ -212,3 +214,20 @@ def test_tasks_carry_no_number_of_their_own(name):
         leaves = [names_of(jax.eval_shape(split.sample, KEY)) for split in splits]
         leaves += [names_of(split.finite) for split in splits if split.finite is not None]
         assert all(names == leaves[0] for names in leaves) and "['index']" not in leaves[0]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda many: sample_tasks(scoreboard().train, KEY, many),
+        lambda many: sample_batch(FOUR, KEY, many),
+        lambda many: finite(FOUR, many),
+        lambda many: jax.eval_shape(lambda: sample_tasks(FOUR, KEY, many)),
+        lambda many: GymnasiumVectorEnv(FAMILY, num_envs=many).reset(seed=0),
+    ],
+)
+def test_tasks_that_do_not_fit_into_memory_are_refused_before_they_are_drawn(draw, monkeypatch):
+    megabyte = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 1000}
+    monkeypatch.setattr(_memory.os, "sysconf", megabyte.get)
+    with pytest.raises(MetajaxError, match=r"would need [\d.]+ GB for the tasks; .* has 1 MB"):
+        draw(10**9)

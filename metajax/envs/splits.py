@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from metajax._checks import Seed, checked
+from metajax._memory import bytes_of, check_memory
 from metajax.errors import MetajaxError, check_at_least, unknown
 from metajax.types import Task, TaskBatch, TaskDistribution, TaskFamily
 
@@ -148,7 +149,8 @@ def finite(distribution: TaskDistribution, count: int, *, seed: Seed = 0) -> Tas
         seed: of which they are.
 
     Raises:
-        MetajaxError: there would be no task, or an argument is not what its annotation says.
+        MetajaxError: there would be no task, they do not fit into memory, or an argument is not
+            what its annotation says.
     """
     check_at_least(1, count=count)
     return uniform_over(sample_batch(distribution, jax.random.key(seed), count))
@@ -175,7 +177,12 @@ def sample_tasks(distribution: TaskDistribution, key: Key[Array, ""], count: int
         distribution: of tasks.
         key: consumed.
         count: how many.
+
+    Raises:
+        MetajaxError: they do not fit into memory.
     """
+    one = jax.eval_shape(distribution.sample, key)
+    check_memory(the_tasks=count * (bytes_of(one) + bytes_of(key)))
     if distribution.finite is None:
         task = jax.vmap(distribution.sample)(jax.random.split(key, count))
         return TaskBatch(task, jnp.full(count, -1, jnp.int32))

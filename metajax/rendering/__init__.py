@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from metajax._checks import checked
+from metajax._memory import check_memory, experience_bytes
 from metajax.envs.drawings import Body, Drawing, Plot
 from metajax.envs.splits import sample_batch
 from metajax.errors import MetajaxError, unknown
@@ -52,12 +53,15 @@ def render(
         joint: the agent did not adapt in training; its steps are called fine-tuning.
 
     Raises:
-        MetajaxError: there is no such picture of this family, or it cannot be written.
+        MetajaxError: there is no such picture of this family, or it cannot be written, or the
+            episodes do not fit into memory.
     """
     for output in outputs:
         check_picture(Path(output).suffix.lower(), drawing, family.name)
     if family.test.finite is not None:
         tasks = min(tasks, jax.tree.leaves(family.test.finite)[0].shape[0])
+    steps = tasks * episodes * family.env.episode_length
+    check_memory(the_episodes_of_all_tasks=experience_bytes(family.env, steps))
     task_key, record_key = jax.random.split(key)
     held_out = sample_batch(family.test, task_key, tasks)
     moves = isinstance(drawing, Body)
