@@ -121,8 +121,7 @@ def maml(
         penalized=penalized,
     )
 
-    @checked
-    def init(key, tasks: TaskBatch) -> TrainState:
+    def init(key, tasks) -> TrainState:
         del tasks
         meta_params, critic_state, replay = loop.init(key)
         learner = {

@@ -71,8 +71,7 @@ def reptile(
     if loop.learns_rule:
         raise MetajaxError("reptile has no gradient to learn a rule with; take the rule 'sgd'.")
 
-    @checked
-    def init(key, tasks: TaskBatch) -> TrainState:
+    def init(key, tasks) -> TrainState:
         del tasks
         meta_params, critic_state, replay = loop.init(key)
         return TrainState(meta_params, {"critic": critic_state}, replay=replay)

@@ -43,8 +43,7 @@ def rl2(
         env, policy, objective=objective.build(env, policy), outer=outer, episodes=episodes
     )
 
-    @checked
-    def init(key, tasks: TaskBatch) -> TrainState:
+    def init(key, tasks) -> TrainState:
         del tasks
         return learner.init(key)
 

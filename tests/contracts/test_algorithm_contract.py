@@ -287,8 +287,6 @@ def test_tasks_that_are_no_batch_are_refused(case):
     algorithm, _, tasks, states, _ = case
     message = r"^tasks is \{.*; it must be a TaskBatch\."
     with pytest.raises(MetajaxError, match=message):
-        algorithm.init(jax.random.key(0), tasks.task)
-    with pytest.raises(MetajaxError, match=message):
         jax.jit(algorithm.update)(states[0], tasks.task, jax.random.key(0))
 
 
