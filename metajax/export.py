@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode
 from jaxtyping import Array, Bool, Key
 
 from metajax._checks import checked
+from metajax._memory import check_memory, experience_bytes
 from metajax.envs.splits import Split, on_split, sample_batch
 from metajax.errors import MetajaxError, check_at_least, unknown
 from metajax.types import ActionSpace, Discrete, Env, EnvState, Task, TaskFamily
@@ -114,9 +115,12 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
             split: where they are drawn from.
 
         Raises:
-            MetajaxError: tasks are none of the family's or not as many, or a number is wrong.
+            MetajaxError: tasks are none of the family's or not as many, a number is wrong, or so many
+                environments do not fit into memory.
         """
         check_at_least(1, num_envs=num_envs)
+        # Before Gymnasium writes the bounds of each of their spaces down.
+        check_memory(the_environments=experience_bytes(family.env, num_envs))
         env, distribution = family.env, on_split(family, split).test
         self.num_envs = num_envs
         self._draw_batch = lambda key: sample_batch(distribution, key, num_envs)

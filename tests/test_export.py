@@ -184,6 +184,8 @@ def test_mistakes():
             env.reset(options={"task": task})
     with pytest.raises(metajax.MetajaxError, match="unknown option of reset 'tasks'; did you mean"):
         env.reset(options={"tasks": {}})
+    with pytest.raises(metajax.MetajaxError, match="would need 40 GB for the environments; this"):
+        GymnasiumVectorEnv(metajax.make("point-goal"), num_envs=10**9)
     with pytest.raises(metajax.MetajaxError, match="num_envs is 0"):
         GymnasiumVectorEnv(family, 0)
     with pytest.raises(metajax.MetajaxError, match="no tasks to extrapolate to"):

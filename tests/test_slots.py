@@ -22,7 +22,6 @@ from metajax.envs.splits import (
     uniform_over,
 )
 from metajax.errors import MetajaxError
-from metajax.export import GymnasiumVectorEnv
 from metajax.steps import count_update
 from metajax.types import Agent, Algorithm, PolicyOutput, TaskBatch, TrainState, Trial
 
@@ -223,7 +222,6 @@ def test_tasks_carry_no_number_of_their_own(name):
         lambda many: sample_batch(FOUR, KEY, many),
         lambda many: finite(FOUR, many),
         lambda many: jax.eval_shape(lambda: sample_tasks(FOUR, KEY, many)),
-        lambda many: GymnasiumVectorEnv(FAMILY, num_envs=many).reset(seed=0),
     ],
 )
 def test_tasks_that_do_not_fit_into_memory_are_refused_before_they_are_drawn(draw, monkeypatch):
