@@ -115,7 +115,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
             split: where they are drawn from.
 
         Raises:
-            MetajaxError: tasks are none of the family's or not as many, a number is wrong, or so many
+            MetajaxError: tasks are none of the family's or not as many, a number is wrong, or the
                 environments do not fit into memory.
         """
         check_at_least(1, num_envs=num_envs)
