@@ -254,6 +254,7 @@ def test_the_best_agent_is_kept_reported_and_loaded(tmp_path, cache):
     assert not np.array_equal(kept["log_std"], newest["log_std"])
 
 
+@pytest.mark.slow
 def test_a_run_that_patience_stopped_is_finished(tmp_path, cache):
     directory = tmp_path / "run"
     options = [*TINY, "--iterations", 20, "--run-directory", directory, "--seed", 3]
@@ -1209,7 +1210,9 @@ def test_ctrl_c_before_training_is_quiet(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_the_run_and_says_how_to_go_on(
     number, trained, cache, tmp_path, monkeypatch, capsys
 ):

@@ -128,7 +128,7 @@ def families_made_once(monkeypatch):
 
 @pytest.mark.parametrize(
     ("count", "seed", "every"),
-    [(300, 0, 3), pytest.param(3000, 1, 8, marks=pytest.mark.slow)],
+    [(150, 0, 3), pytest.param(3000, 1, 8, marks=pytest.mark.slow)],
 )
 def test_a_configuration_is_built_or_refused_in_one_sentence(count, seed, every):
     draw, counts = random.Random(seed), {"refused": 0, "built": 0, "traced": 0}

@@ -249,7 +249,7 @@ def test_what_happens_seldom_counts_without_a_bound(linear, error_clip, value):
 
 @pytest.mark.parametrize(
     ("inner_steps", "first_order"),
-    [(1, True), *(pytest.param(k, False, marks=pytest.mark.slow) for k in (1, 2))],
+    [pytest.param(*of, marks=pytest.mark.slow) for of in ((1, True), (1, False), (2, False))],
 )
 def test_the_meta_gradient_of_maml_dqn(linear, inner_steps, first_order):
     """Of one trial: central differences of the same steps by hand, bootstrapped values and all."""

@@ -68,9 +68,8 @@ def algorithm_of(name):
     return ALGORITHMS[name](env, policy, **options), family
 
 
-@pytest.mark.parametrize(
-    "name", ["maml", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rl2", "dqn"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["maml", "rl2", "dqn"])
 def test_training_mixes_no_types(name):
     options = {"iterations": 1, "tasks": TASKS, "segment": 1, "devices": 1}
     with jax.numpy_dtype_promotion("strict"):

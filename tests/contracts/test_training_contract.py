@@ -29,6 +29,7 @@ from metajax.policies import gru, mlp, variational
 from metajax.runs.checkpoint import saved_steps
 from metajax.shutdown import Shutdown
 from metajax.training import Evaluation, train
+from metajax.training.evaluation import Evaluated
 from metajax.training.loop import _evaluate_finally
 from metajax.training.program import floats_of, guarded, make_segment
 from metajax.training.progress import reporter
@@ -114,13 +115,17 @@ def test_the_final_evaluation_is_of_as_many_tasks_as_asked_for(final_tasks, batc
 
     def batch(state, repeat):
         asked.append(repeat)
-        return state, None, 4 * repeat + np.arange(4.0)[None, :, None, None]
+        each = 4 * repeat + np.arange(4.0)[None, :, None, None]
+        return state, None, Evaluated(each, {"half": each / 2})
 
     evaluation = Evaluation(tasks=4, final_tasks=final_tasks)
     silent = reporter(None)
-    _, returns = _evaluate_finally(batch, None, FAMILY, evaluation, (1, 1), Shutdown(), silent)
+    _, returns, measured = _evaluate_finally(
+        batch, None, FAMILY, evaluation, (1, 1), Shutdown(), silent
+    )
     assert asked == list(range(batches))
     np.testing.assert_array_equal(returns, np.arange(final_tasks)[None, :, None, None])
+    np.testing.assert_array_equal(measured["half"], returns / 2)
 
 
 def test_an_interrupted_final_evaluation_is_none():
@@ -128,11 +133,11 @@ def test_an_interrupted_final_evaluation_is_none():
 
     def batch(state, repeat):
         shutdown.requested = 2
-        return state, None, np.zeros((1, 4, 1, 1))
+        return state, None, Evaluated(np.zeros((1, 4, 1, 1)), {})
 
     evaluation = Evaluation(tasks=4, final_tasks=8)
     done = _evaluate_finally(batch, None, FAMILY, evaluation, (1, 1), shutdown, reporter(None))
-    assert done == (None, None)
+    assert done == (None, None, {})
 
 
 # --- what is not finite --------------------------------------------------------------------------
