@@ -44,14 +44,25 @@ from metajax.algorithms import (
     reinforce,
     reptile,
     rl2,
+    sac,
     snail,
+    td3,
     trpo,
     varibad,
 )
 from metajax.envs import make
 from metajax.envs.rollouts import check_env, rollout
 from metajax.errors import MetajaxError
-from metajax.policies import gru, lstm, mlp, transformer, variational, window
+from metajax.policies import (
+    deterministic,
+    gru,
+    lstm,
+    mlp,
+    squashed,
+    transformer,
+    variational,
+    window,
+)
 from metajax.rules import decayed, from_optax, learned_lstm, learned_mlp, sgd, sum_of_rules
 from metajax.runs.load import load
 from metajax.training import Evaluation, adaptation_curve, evaluate, train
@@ -114,6 +125,7 @@ __all__ = [
     "check_env",
     "decayed",
     "deployment",
+    "deterministic",
     "diagnostics",
     "dqn",
     "e_maml",
@@ -150,9 +162,12 @@ __all__ = [
     "rollout",
     "rules",
     "runs",
+    "sac",
     "sgd",
     "snail",
+    "squashed",
     "sum_of_rules",
+    "td3",
     "train",
     "transformer",
     "trpo",

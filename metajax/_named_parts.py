@@ -26,13 +26,14 @@ from metajax.adaptation import (
     TrialObjective,
 )
 from metajax.errors import MetajaxError, brief, unknown
-from metajax.outer import OUTER_STEPS, OuterStep
+from metajax.outer import OFF_POLICY_LEARNERS, OUTER_STEPS, OffPolicyLearner, OuterStep
 from metajax.rules import RULES
 from metajax.types import Part, UpdateRule
 
 # By what an option's annotation says, the factories that have names.
 NAMED: dict[Any, Mapping[str, Callable[..., Any]]] = {
     OuterStep: OUTER_STEPS,
+    Part[OffPolicyLearner]: OFF_POLICY_LEARNERS,
     UpdateRule: RULES,
     Part[InnerLoop]: INNER_LOOPS,
     Part[Objective]: OBJECTIVES,

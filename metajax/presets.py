@@ -30,7 +30,17 @@ from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, FamilySpec
 from metajax.envs.specs import Preset, merged
 from metajax.errors import MetajaxError, brief, unknown
-from metajax.policies import gru, lstm, mlp, snail, transformer, variational, window
+from metajax.policies import (
+    deterministic,
+    gru,
+    lstm,
+    mlp,
+    snail,
+    squashed,
+    transformer,
+    variational,
+    window,
+)
 from metajax.training import Evaluation, train
 from metajax.training.checks import check_counts
 from metajax.types import Algorithm, Policy, TaskFamily
@@ -47,7 +57,15 @@ _NOT_OPTIONS |= {"started", "trial_length"}
 
 # Policies by name; the inputs of memory agents have of each step what came of it.
 _MEMORIES = {f.__name__: f for f in (gru, lstm, snail, transformer, window)}
-POLICIES: dict[str, Callable] = {"mlp": mlp, **_MEMORIES, "variational": variational}
+POLICIES: dict[str, Callable] = {
+    "mlp": mlp,
+    "squashed": squashed,
+    "deterministic": deterministic,
+    **_MEMORIES,
+    "variational": variational,
+}
+# Of the algorithms that need one within the bounds of actions; SAC trains "mlp" on discrete ones.
+_WITHIN_BOUNDS = {"sac": ("squashed", "mlp"), "td3": ("deterministic",)}
 # Of the algorithms that need one, their own one first; all others train "mlp".
 MEMORY_AGENTS = {
     "rl2": tuple(_MEMORIES),
@@ -83,7 +101,7 @@ def policies(algorithm: str) -> tuple[str, ...]:
     """Return metajax's policies that an algorithm can train, by name, its own one first."""
     if module_of(algorithm) is not None:
         return tuple(POLICIES)
-    return MEMORY_AGENTS.get(algorithm, ("mlp",))
+    return (MEMORY_AGENTS | _WITHIN_BOUNDS).get(algorithm, ("mlp",))
 
 
 def family_spec(name: str, *, allow_import: Sequence[str] = ()) -> FamilySpec:

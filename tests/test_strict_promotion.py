@@ -18,7 +18,7 @@ from metajax.envs import FAMILIES, make
 from metajax.envs.rollouts import check_env
 from metajax.envs.splits import sample_tasks
 from metajax.outer import ppo
-from metajax.policies import gru, mlp, snail, variational
+from metajax.policies import deterministic, gru, mlp, snail, squashed, variational
 from metajax.training import Evaluation, train
 
 LENGTH, TASKS, EPISODES = 4, 4, 2
@@ -38,6 +38,8 @@ OPTIONS = {
         )
     },
     "dqn": REPLAY,
+    "sac": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
+    "td3": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
     "maml-dqn": REPLAY,
     "varibad": {
         "model": evidence_lower_bound(state_weight=1.0),
@@ -45,7 +47,9 @@ OPTIONS = {
         "replay_capacity": 4,
     },
 }
-MEMORIES = {
+POLICIES = {
+    "sac": partial(squashed, hidden=(4,)),
+    "td3": partial(deterministic, hidden=(4,)),
     "rl2": partial(gru, width=4),
     "snail": partial(
         snail,
@@ -61,7 +65,7 @@ MEMORIES = {
 
 def algorithm_of(name):
     family = DISCRETE if "dqn" in name or name == "rl2" else CONTINUOUS
-    policy = MEMORIES.get(name, partial(mlp, hidden=(4,), context=2 * (name == "cavia")))
+    policy = POLICIES.get(name, partial(mlp, hidden=(4,), context=2 * (name == "cavia")))
     env = family.env
     options = {"episodes": EPISODES} | OPTIONS.get(name, {})
     policy = policy(env.observation_size, env.action_space)

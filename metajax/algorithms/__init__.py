@@ -15,6 +15,8 @@ from metajax.algorithms.meta_sgd import meta_sgd
 from metajax.algorithms.promp import promp
 from metajax.algorithms.reptile import reptile
 from metajax.algorithms.rl2 import rl2, snail
+from metajax.algorithms.sac import sac
+from metajax.algorithms.td3 import td3
 from metajax.algorithms.tunable import tunable
 from metajax.algorithms.varibad import varibad
 from metajax.types import Algorithm
@@ -40,6 +42,8 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "trpo": trpo,
     "q-prop": q_prop,
     "dqn": dqn,
+    "sac": sac,
+    "td3": td3,
 }
 
 __all__ = [
@@ -61,7 +65,9 @@ __all__ = [
     "reinforce",
     "reptile",
     "rl2",
+    "sac",
     "snail",
+    "td3",
     "trpo",
     "tunable",
     "varibad",

@@ -4,16 +4,21 @@ from metajax.policies.attention import snail, transformer, window
 from metajax.policies.distributions import Categorical, DiagonalNormal, EpsilonGreedy
 from metajax.policies.mlp import mlp
 from metajax.policies.recurrent import gru, lstm
+from metajax.policies.squashed import NoisyAction, SquashedNormal, deterministic, squashed
 from metajax.policies.variational import variational
 
 __all__ = [
     "Categorical",
     "DiagonalNormal",
     "EpsilonGreedy",
+    "NoisyAction",
+    "SquashedNormal",
+    "deterministic",
     "gru",
     "lstm",
     "mlp",
     "snail",
+    "squashed",
     "transformer",
     "variational",
     "window",

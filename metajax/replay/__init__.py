@@ -1,11 +1,13 @@
 """Experience kept for later: steps out of their episodes, and a ring of items in the program."""
 
 from metajax.replay.ring import Replay, empty_replay, extend_replay, sample_replay
-from metajax.replay.transitions import Transitions, all_transitions, transitions
+from metajax.replay.transitions import Steps, Transitions, all_steps, all_transitions, transitions
 
 __all__ = [
     "Replay",
+    "Steps",
     "Transitions",
+    "all_steps",
     "all_transitions",
     "empty_replay",
     "extend_replay",

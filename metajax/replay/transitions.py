@@ -29,6 +29,38 @@ class Transitions:
     valid: Bool[Array, "*batch"]
 
 
+@pytree_dataclass
+class Steps:
+    """Steps of agents that see nothing but the observation, `[*batch, ...]` each.
+
+    Attributes:
+        observation: before the action.
+        action: that was taken.
+        reward: of the step.
+        terminated: the step ended the task itself: nothing follows.
+        next_observation: after the action, at the end of an episode too.
+    """
+
+    observation: Float[Array, "*batch observation"]
+    action: Shaped[Array, "..."]
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    next_observation: Float[Array, "*batch observation"]
+
+
+def all_steps(trajectory: Trajectory) -> tuple[Steps, Bool[Array, "item"]]:
+    """Return the steps of all episodes `[item, ...]`, and which of them were played."""
+    all_ = all_transitions(trajectory)
+    steps = Steps(
+        all_.step_input.observation,
+        all_.action,
+        all_.reward,
+        all_.terminated,
+        all_.next_input.observation,
+    )
+    return steps, all_.valid
+
+
 def transitions(trajectory: Trajectory) -> Transitions:
     """Return the steps of episodes, with the axes that they have."""
     valid = trajectory.valid

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metajax import outer as outer_steps
 from metajax import rules
 from metajax.adaptation import (
     evidence_lower_bound,
@@ -24,10 +25,11 @@ from metajax.envs.rollouts import first_previous, play_on
 from metajax.envs.splits import sample_tasks
 from metajax.errors import MetajaxError
 from metajax.outer import OUTER_STEPS, adam, ppo, trpo
-from metajax.policies import gru, mlp, snail, variational
+from metajax.policies import deterministic, gru, mlp, snail, squashed, variational
 from metajax.replay import Replay
 from metajax.rules import sgd
 from metajax.steps import counted
+from metajax.types import Continuous
 
 LENGTH, TASKS, EPISODES = 4, 3, 3
 
@@ -51,6 +53,9 @@ def natural(minibatches):
     critic = adam(epochs=4, minibatches=minibatches, max_gradient_norm=1.0)
     return {"outer": trpo(), "objective": whole_trials(critic=critic)}
 
+
+# Less than one iteration's steps are drawn at random.
+REMEMBERED = {"batch": 5, "replay_capacity": 60, "random_steps": 10}
 
 # Of each algorithm: the name of a variant, and its options.
 VARIANTS = {
@@ -140,6 +145,15 @@ VARIANTS = {
             "inner_steps": 2,
         },
     },
+    "sac": {
+        "": {"learner": outer_steps.sac(**HIDDEN), **REMEMBERED},
+        "temperature=0.2 critics=3 updates_per_step=0.5": {
+            "learner": outer_steps.sac(temperature=0.2, critics=3, **HIDDEN),
+            "updates_per_step": 0.5,
+            **REMEMBERED,
+        },
+    },
+    "td3": {"": {"learner": outer_steps.td3(**HIDDEN), **REMEMBERED}},
     "rl2": {
         "minibatches=3": {"outer": outer(3)},
         "minibatches=1 outer=trpo": natural(1),
@@ -161,7 +175,8 @@ VARIANTS = {
 # Of MAML's combinations, those that have every outer step and every critic once.
 QUICK = ("outer=trpo baseline=linear", "outer=ppo baseline=value_network")
 QUICK += ("outer=adam baseline=none", "outer=adam estimator=pathwise")
-JOINT = ("reinforce", "a2c", "ppo", "trpo", "q-prop", "dqn")
+JOINT = ("reinforce", "a2c", "ppo", "trpo", "q-prop", "dqn", "sac", "td3")
+WITHIN_BOUNDS = {"sac": squashed, "td3": deterministic}
 # Agents that adapt in their memory, with memories that fit a trial.
 MEMORIES = {
     "rl2": partial(gru, width=4, critic="separate"),
@@ -187,6 +202,9 @@ def build(name, options, env=None):
     env = env or family_of(name).env
     if name in MEMORIES:
         policy = MEMORIES[name](env.observation_size, env.action_space)
+        return ALGORITHMS[name](env, policy, episodes=EPISODES, **options)
+    if name in WITHIN_BOUNDS and isinstance(env.action_space, Continuous):
+        policy = WITHIN_BOUNDS[name](env.observation_size, env.action_space, hidden=(4,))
         return ALGORITHMS[name](env, policy, episodes=EPISODES, **options)
     # Wide enough to be clipped now and then, which no likelihood may notice.
     policy = mlp(
@@ -249,8 +267,7 @@ def test_everything_is_finite_and_named(case):
     algorithm, _, _, states, metrics = case
     for leaf in jax.tree.leaves((states, metrics)):
         assert np.all(np.isfinite(leaf))
-    joint = {"reinforce", "a2c", "ppo", "trpo", "q-prop", "dqn"}
-    assert algorithm.joint == (algorithm.name in joint)
+    assert algorithm.joint == (algorithm.name in JOINT)
     returns = {"return"} if algorithm.joint else {"return_before", "return_after"}
     for found in metrics:
         assert found.keys() == {*algorithm.metrics} >= {*returns, "meta_gradient_norm"}

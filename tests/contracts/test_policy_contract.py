@@ -8,13 +8,26 @@ import numpy as np
 import pytest
 
 import metajax.policies
-from metajax.policies import DiagonalNormal, gru, lstm, mlp, snail, transformer, variational, window
+from metajax.policies import (
+    DiagonalNormal,
+    deterministic,
+    gru,
+    lstm,
+    mlp,
+    snail,
+    squashed,
+    transformer,
+    variational,
+    window,
+)
 from metajax.types import Continuous, Discrete, Policy, StepInput
 
 TIME, SIZE = 6, 3
 
 POLICIES = {
     "mlp": lambda space: mlp(SIZE, space, hidden=(4,)),
+    "squashed": lambda space: squashed(SIZE, space, hidden=(4,)),
+    "deterministic": lambda space: deterministic(SIZE, space, hidden=(4,)),
     "gru": lambda space: gru(SIZE, space, width=4),
     "lstm": lambda space: lstm(SIZE, space, width=4, critic="separate", hidden=(4,)),
     "snail": lambda space: snail(SIZE, space, trial_length=TIME, filters=3, key_size=2),
@@ -26,7 +39,9 @@ POLICIES = {
 }
 CONTINUOUS, DISCRETE = Continuous(2), Discrete(3)
 # Both kinds of actions for one without and one with a memory.
-CASES = [(name, DISCRETE) for name in POLICIES] + [("mlp", CONTINUOUS), ("gru", CONTINUOUS)]
+BOUNDED = ("squashed", "deterministic")  # of continuous actions alone
+CASES = [(name, DISCRETE) for name in POLICIES if name not in BOUNDED]
+CASES += [(name, CONTINUOUS) for name in ("mlp", "gru", *BOUNDED)]
 
 
 def test_every_policy_is_covered():

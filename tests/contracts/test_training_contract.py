@@ -25,7 +25,7 @@ from metajax.algorithms.joint import fine_tuning
 from metajax.envs import make
 from metajax.errors import MetajaxError
 from metajax.outer import adam, ppo, trpo
-from metajax.policies import gru, mlp, variational
+from metajax.policies import deterministic, gru, mlp, squashed, variational
 from metajax.runs.checkpoint import saved_steps
 from metajax.shutdown import Shutdown
 from metajax.training import Evaluation, train
@@ -37,6 +37,7 @@ from metajax.training.sharding import task_mesh
 from metajax.types import Algorithm, TrainState, Trial
 
 FAMILY = make("point-goal", episode_length=4)
+WITHIN_BOUNDS = {"sac": squashed, "td3": deterministic}
 ITERATIONS = 12
 
 
@@ -364,6 +365,9 @@ def test_cut_interrupted_and_shared_out(name, tmp_path):
             options |= {"outer": trpo(), "objective": whole_trials(critic=critic)}
         if name == "varibad":
             policy = partial(variational, width=4, hidden=(4,))
+    elif name in WITHIN_BOUNDS:
+        policy = partial(WITHIN_BOUNDS[name], hidden=(4,))
+        options |= {"batch": 4, "replay_capacity": 1000, "random_steps": 10}
     elif "dqn" in name:
         family, options = make("gridnav", episode_length=4), options | {"updates": 3, "batch": 4}
     elif name in ("fomaml", "meta-sgd", "anil", "cavia", "e-maml"):

@@ -1,0 +1,233 @@
+"""SAC and TD3 once more, in NumPy and double precision, with derivatives written down by hand."""
+
+import math
+
+import numpy as np
+
+
+class Perceptron:
+    """Layers with rectified linear units between them, as `metajax.policies.squashed` has them."""
+
+    def __init__(self, params):
+        layers = [*params["body"], params["head"]]
+        self.weights = [
+            np.array(layer[name], np.float64) for layer in layers for name in ("kernel", "bias")
+        ]
+
+    def tree(self):
+        """Return the parameters as `metajax` keeps them."""
+        pairs = [
+            dict(zip(("kernel", "bias"), pair, strict=True))
+            for pair in zip(self.weights[::2], self.weights[1::2], strict=True)
+        ]
+        return {"body": pairs[:-1], "head": pairs[-1]}
+
+    def copy(self):
+        return Perceptron(self.tree())
+
+    def __call__(self, x):
+        self.inputs = []
+        kernels, biases = self.weights[::2], self.weights[1::2]
+        for index, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+            x = np.maximum(x, 0) if index else x
+            self.inputs.append(x)
+            x = x @ kernel + bias
+        return x
+
+    def backward(self, slope):
+        """Return gradients by weights and by the last call's input, given that by its output."""
+        gradients = []
+        for index in range(len(self.inputs))[::-1]:
+            x, kernel = self.inputs[index], self.weights[2 * index]
+            gradients = [x.T @ slope, slope.sum(axis=0), *gradients]
+            slope = slope @ kernel.T
+            if index:
+                slope = slope * (x > 0)
+        return gradients, slope
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015, algorithm 1) of several arrays."""
+
+    def __init__(self, rate):
+        self.rate, self.count, self.moments = rate, 0, None
+
+    def step(self, arrays, gradients):
+        if self.moments is None:
+            self.moments = [(np.zeros_like(g), np.zeros_like(g)) for g in gradients]
+        self.count += 1
+        after = []
+        for index, (array, gradient) in enumerate(zip(arrays, gradients, strict=True)):
+            first, second = self.moments[index]
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.999 * second + 0.001 * gradient**2
+            self.moments[index] = first, second
+            mean, square = first / (1 - 0.9**self.count), second / (1 - 0.999**self.count)
+            after.append(array - self.rate * mean / (np.sqrt(square) + 1e-8))
+        return after
+
+
+def mixed(target, online, tau):
+    """Return the slow copy of a network after it moved."""
+    copy = online.copy()
+    copy.weights = [
+        (1 - tau) * old + tau * new for old, new in zip(target.weights, online.weights, strict=True)
+    ]
+    return copy
+
+
+def _critic_step(critics, optimizer, x, target, action=None):
+    """Move critics down their mean squared errors, together, as one set of arrays for Adam.
+
+    Of discrete actions their values are several, of which that of `action` is compared.
+    """
+    count = len(target)
+    column = np.zeros(count, int) if action is None else action
+    gradients, arrays = [], []
+    loss = 0.0
+    for critic in critics:
+        values = critic(x)
+        error = values[np.arange(count), column] - target
+        loss += np.mean(error**2)
+        slope = np.zeros_like(values)
+        slope[np.arange(count), column] = 2 * error / count
+        gradients += critic.backward(slope)[0]
+        arrays += critic.weights
+    arrays = optimizer.step(arrays, gradients)
+    size = len(critics[0].weights)
+    for index, critic in enumerate(critics):
+        critic.weights = arrays[index * size : (index + 1) * size]
+    return loss
+
+
+class Box:
+    """Bounds of actions, and what critics see of an action."""
+
+    def __init__(self, low, high):
+        low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        self.low, self.high, self.center, self.half = low, high, (low + high) / 2, (high - low) / 2
+
+    def inputs(self, observation, action):
+        return np.concatenate([observation, (action - self.center) / self.half], axis=1)
+
+
+class Sac:
+    """Soft actor-critic with a learned temperature."""
+
+    def __init__(self, policy, critics, box, *, rate, critic_rate, discount, tau, scale, entropy):
+        self.policy, self.critics, self.box = policy, critics, box
+        self.targets = [critic.copy() for critic in critics]
+        self.log_temperature = np.zeros(())
+        self.policy_optimizer, self.critic_optimizer = Adam(rate), Adam(critic_rate)
+        self.discount, self.tau, self.scale, self.entropy = discount, tau, scale, entropy
+
+    def act(self, observation, noise):
+        """Return actions, their log-probabilities, and what derivatives need."""
+        mean, raw = np.split(self.policy(observation), 2, axis=1)
+        log_std = np.clip(raw, -20, 2)
+        u = mean + np.exp(log_std) * noise
+        density = -(noise**2) / 2 - log_std - math.log(2 * math.pi) / 2
+        slope = np.log(self.box.half) - 2 * np.log(np.cosh(u))
+        log_prob = np.sum(density - slope, axis=1)
+        return self.box.center + self.box.half * np.tanh(u), log_prob, u, raw, log_std
+
+    def update(self, steps, next_noise, noise):
+        alpha = math.exp(self.log_temperature)
+        action, log_prob, *_ = self.act(steps.next_observation, next_noise)
+        x = self.box.inputs(steps.next_observation, action)
+        value = np.min([target(x)[:, 0] for target in self.targets], axis=0) - alpha * log_prob
+        goal = self.scale * steps.reward + self.discount * ~steps.terminated * value
+        x = self.box.inputs(steps.observation, steps.action)
+        loss = _critic_step(self.critics, self.critic_optimizer, x, goal)
+
+        action, log_prob, u, raw, log_std = self.act(steps.observation, noise)
+        x = self.box.inputs(steps.observation, action)
+        values = np.array([critic(x)[:, 0] for critic in self.critics])
+        count, lowest = len(action), np.argmin(values, axis=0)
+        by_action = np.zeros_like(action)
+        for index, critic in enumerate(self.critics):
+            slope = critic.backward((lowest == index)[:, None] / count)[1]
+            by_action -= slope[:, steps.observation.shape[1] :] / self.box.half
+        # dL/du: through the action, and through 2 log cosh(u) in the log-probability.
+        by_u = by_action * self.box.half * (1 - np.tanh(u) ** 2) + alpha / count * 2 * np.tanh(u)
+        by_log_std = by_u * np.exp(log_std) * noise - alpha / count
+        inside = (raw > -20) & (raw < 2)
+        gradient = self.policy.backward(np.concatenate([by_u, by_log_std * inside], axis=1))[0]
+        excess = -np.mean(log_prob) - self.entropy
+        *weights, self.log_temperature = self.policy_optimizer.step(
+            [*self.policy.weights, self.log_temperature], [*gradient, np.asarray(excess)]
+        )
+        self.policy.weights = weights
+        self.targets = [
+            mixed(*pair, self.tau) for pair in zip(self.targets, self.critics, strict=True)
+        ]
+        return loss
+
+
+class DiscreteSac(Sac):
+    """Soft actor-critic whose expectations over actions are sums."""
+
+    def probabilities(self, observation):
+        logits = self.policy(observation)
+        log_prob = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
+        return np.exp(log_prob), log_prob
+
+    def update(self, steps):
+        alpha = math.exp(self.log_temperature)
+        chance, log_prob = self.probabilities(steps.next_observation)
+        value = np.min([target(steps.next_observation) for target in self.targets], axis=0)
+        value = np.sum(chance * (value - alpha * log_prob), axis=1)
+        goal = self.scale * steps.reward + self.discount * ~steps.terminated * value
+        x = steps.observation
+        loss = _critic_step(self.critics, self.critic_optimizer, x, goal, steps.action)
+
+        chance, log_prob = self.probabilities(x)
+        cost = alpha * log_prob - np.min([critic(x) for critic in self.critics], axis=0)
+        expected = np.sum(chance * cost, axis=1, keepdims=True)
+        gradient = self.policy.backward(chance * (cost - expected) / len(x))[0]
+        excess = np.mean(np.sum(-chance * log_prob, axis=1)) - self.entropy
+        *weights, self.log_temperature = self.policy_optimizer.step(
+            [*self.policy.weights, self.log_temperature], [*gradient, np.asarray(excess)]
+        )
+        self.policy.weights = weights
+        self.targets = [
+            mixed(*pair, self.tau) for pair in zip(self.targets, self.critics, strict=True)
+        ]
+        return loss
+
+
+class Td3:
+    """Twin delayed deep deterministic policy gradients."""
+
+    def __init__(
+        self, policy, critics, box, *, rate, critic_rate, discount, tau, noise, clip, delay
+    ):
+        self.policy, self.critics, self.box = policy, critics, box
+        self.slow_policy, self.targets = policy.copy(), [critic.copy() for critic in critics]
+        self.policy_optimizer, self.critic_optimizer = Adam(rate), Adam(critic_rate)
+        self.discount, self.tau, self.noise, self.clip = discount, tau, noise, clip
+        self.delay, self.count = delay, 0
+
+    def update(self, steps, noise):
+        box, self.count = self.box, self.count + 1
+        action = box.center + box.half * np.tanh(self.slow_policy(steps.next_observation))
+        action = action + box.half * np.clip(self.noise * noise, -self.clip, self.clip)
+        x = box.inputs(steps.next_observation, np.clip(action, box.low, box.high))
+        value = np.min([target(x)[:, 0] for target in self.targets], axis=0)
+        goal = steps.reward + self.discount * ~steps.terminated * value
+        x = box.inputs(steps.observation, steps.action)
+        loss = _critic_step(self.critics, self.critic_optimizer, x, goal)
+        if self.count % self.delay == 0:
+            squashed = np.tanh(self.policy(steps.observation))
+            x = box.inputs(steps.observation, box.center + box.half * squashed)
+            first = self.critics[0]
+            first(x)
+            slope = -first.backward(np.full((len(x), 1), 1 / len(x)))[1]
+            slope = slope[:, steps.observation.shape[1] :] * (1 - squashed**2)
+            gradient = self.policy.backward(slope)[0]
+            self.policy.weights = self.policy_optimizer.step(self.policy.weights, gradient)
+            self.slow_policy = mixed(self.slow_policy, self.policy, self.tau)
+            self.targets = [
+                mixed(*pair, self.tau) for pair in zip(self.targets, self.critics, strict=True)
+            ]
+        return loss

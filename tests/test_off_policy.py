@@ -1,0 +1,384 @@
+"""Off-policy learners against NumPy, and what their algorithms do with what they remember."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_learners as reference
+import scipy.integrate
+import scipy.stats
+
+import metajax
+from metajax.envs import make
+from metajax.envs.splits import sample_tasks
+from metajax.errors import MetajaxError
+from metajax.outer import sac, td3
+from metajax.policies import (
+    DiagonalNormal,
+    SquashedNormal,
+    deterministic,
+    gru,
+    mlp,
+    squashed,
+)
+from metajax.policies.squashed import q_networks
+from metajax.replay import Steps
+from metajax.types import Continuous, Discrete, Env, StepInput
+
+OBSERVED, BATCH, UPDATES = 3, 7, 5
+SPACE = Continuous(2, low=(-2.0, -0.5), high=(1.0, 0.5))
+NETWORKS = {"hidden": (5, 4)}
+DISCRETE = Discrete(4)
+BOX = reference.Box(*SPACE.bounds)
+KEY = jax.random.key(5)
+
+
+def env_of(space) -> Env:
+    """Return sizes: learners do not play."""
+    nothing = lambda *_: None
+    return Env(nothing, nothing, OBSERVED, space, 10)
+
+
+def steps_of(index, space=SPACE) -> Steps:
+    """Return a batch of random steps, one in four the end of a task."""
+    random = np.random.default_rng(index)
+    if isinstance(space, Discrete):
+        action = random.integers(0, space.size, BATCH)
+    else:
+        action = random.uniform(*space.bounds, (BATCH, space.size))
+    return Steps(
+        random.normal(size=(BATCH, OBSERVED)),
+        action,
+        random.normal(size=BATCH),
+        random.random(BATCH) < 0.25,
+        random.normal(size=(BATCH, OBSERVED)),
+    )
+
+
+def assert_equal(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def critic_of(params, index):
+    return reference.Perceptron(jax.tree.map(lambda x: x[index], params))
+
+
+def far_from_zero(params):
+    """Return networks whose last layers say something: those at the start hardly do."""
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape) / 2), params)
+
+
+def listed(params):
+    """Return a network whose hidden layers are a list: those of `mlp` have names."""
+    body = params["body"]
+    return params | {"body": list(body.values()) if isinstance(body, dict) else body}
+
+
+def compare(learner, policy, noise_of, ours, space=SPACE):
+    """Compare updates in double precision, one after the other, on other steps each."""
+    learner = learner.build(env_of(space), policy)
+    params = far_from_zero(policy.init(jax.random.key(0)))
+    state = learner.init(jax.random.key(1), params, ())
+    critic = far_from_zero(state["critic"])
+    target = critic if "log_temperature" in state else (params, critic)
+    state = state | {"critic": critic, "target": target}
+    twins = [critic_of(critic, index) for index in range(2)]
+    checked = ours(reference.Perceptron(listed(params)), twins)
+    improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: (of[2], 0.0), of[3]))
+    for index in range(UPDATES):
+        steps, key = steps_of(index, space), jax.random.key(10 + index)
+        params, _, state, metrics = improve(params, state, steps, key)
+        loss = checked.update(steps, *noise_of(key))
+        assert float(metrics["q_loss"]) == pytest.approx(loss, rel=1e-9)
+        assert_equal(listed(params), checked.policy.tree())
+        slow = state["target"][1] if isinstance(state["target"], tuple) else state["target"]
+        for found, critics in ((state["critic"], checked.critics), (slow, checked.targets)):
+            for twin, critic in enumerate(critics):
+                assert_equal(jax.tree.map(lambda x, twin=twin: x[twin], found), critic.tree())
+    return state, checked
+
+
+NUMBERS = {"discount": 0.9, "tau": 0.2}
+OURS = {"rate": 0.01, "critic_rate": 0.02, **NUMBERS}
+RATES = {"learning_rate": 0.01, "critic_learning_rate": 0.02, **NUMBERS}
+
+
+def draw(key):
+    return np.asarray(jax.random.normal(key, (BATCH, 2), float))
+
+
+def test_sac_is_its_equations():
+    with jax.enable_x64(True):
+        state, checked = compare(
+            sac(reward_scale=3.0, **RATES, **NETWORKS),
+            squashed(OBSERVED, SPACE, hidden=(6,)),
+            lambda key: [draw(each) for each in jax.random.split(key)],
+            lambda *of: reference.Sac(*of, BOX, scale=3.0, entropy=-2.0, **OURS),
+        )
+    expected = float(checked.log_temperature)
+    assert float(state["log_temperature"]) == pytest.approx(expected, rel=1e-9)
+    assert abs(expected) > 0.01
+
+
+def test_sac_of_discrete_actions_is_its_equations():
+    with jax.enable_x64(True):
+        state, checked = compare(
+            sac(reward_scale=3.0, target_entropy=0.5, **RATES, **NETWORKS),
+            mlp(OBSERVED, DISCRETE, hidden=(6,), activation="relu"),
+            lambda key: [],
+            lambda *of: reference.DiscreteSac(*of, None, scale=3.0, entropy=0.5, **OURS),
+            DISCRETE,
+        )
+    expected = float(checked.log_temperature)
+    assert float(state["log_temperature"]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_td3_is_its_equations():
+    noise = {"target_noise": 0.5, "target_noise_clip": 0.4}
+    with jax.enable_x64(True):
+        state, checked = compare(
+            td3(**noise, **RATES, **NETWORKS),
+            deterministic(OBSERVED, SPACE, hidden=(6,)),
+            lambda key: [draw(key)],
+            lambda *of: reference.Td3(*of, BOX, noise=0.5, clip=0.4, delay=2, **OURS),
+        )
+        assert_equal(state["target"][0], checked.slow_policy.tree())
+
+
+def test_a_fixed_temperature_stays():
+    policy = squashed(OBSERVED, SPACE, hidden=(6,))
+    learner = sac(temperature=0.3, **NETWORKS).build(env_of(SPACE), policy)
+    params = policy.init(jax.random.key(0))
+    state = learner.init(jax.random.key(1), params, ())
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), steps_of(0))
+    improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: (single, 0.0), KEY))
+    _, _, state, metrics = improve(params, state)
+    assert float(metrics["temperature"]) == pytest.approx(0.3) and state["log_temperature"] == ()
+
+
+# --- what critics' loss trains --------------------------------------------------------------------
+
+
+def test_what_steps_are_made_from_learns_from_the_critics_alone():
+    """Its gradient is that of their error and of the penalty, by differences; of ends y is r."""
+    policy = squashed(OBSERVED, SPACE, hidden=(6,))
+    values = q_networks(OBSERVED, SPACE, **NETWORKS)
+    with jax.enable_x64(True):
+        learner = sac(**NETWORKS).build(env_of(SPACE), policy)
+        params = far_from_zero(policy.init(jax.random.key(0)))
+        encoder, steps = jnp.array([0.5, -1.0, 2.0]), steps_of(0)
+        steps = dataclasses.replace(steps, terminated=np.ones(BATCH, bool))
+        state = learner.init(jax.random.key(1), params, encoder)
+        critic = state["critic"] = far_from_zero(state["critic"])
+
+        def steps_from(encoder):
+            seen = steps.observation * jnp.broadcast_to(encoder, steps.observation.shape)
+            return dataclasses.replace(steps, observation=seen), 0.01 * jnp.sum(encoder**2)
+
+        improve = jax.jit(lambda *of: learner.improve(*of, steps_from, KEY)[2])
+        after = improve(params, encoder, state)
+        gradient = 10 * after["critic_optimizer"][0].mu[1]  # Adam's first moment, after one step
+
+        def loss(encoder):
+            seen, penalty = steps_from(encoder)
+            q = values.apply(critic, seen.observation, seen.action)
+            return sum(jnp.mean((one - steps.reward) ** 2) for one in q) + penalty
+
+        for index in range(3):
+            ahead, behind = (encoder.at[index].add(move) for move in (1e-6, -1e-6))
+            expected = (loss(ahead) - loss(behind)) / 2e-6
+            assert float(gradient[index]) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_critics_start_apart_and_stay_apart():
+    """Copies of one network, on the same targets, would be one for ever."""
+    policy = squashed(OBSERVED, SPACE, hidden=(6,))
+    learner = sac(critics=3, **NETWORKS).build(env_of(SPACE), policy)
+    params = policy.init(jax.random.key(0))
+    state = learner.init(jax.random.key(1), params, ())
+    improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: (of[2], 0.0), KEY))
+
+    def apart(critic):
+        first = jax.tree.leaves(critic["head"])[-1].reshape(3, -1)
+        return min(np.abs(first[i] - first[j]).max() for i, j in ((0, 1), (0, 2), (1, 2)))
+
+    assert apart(state["critic"]) > 1e-4
+    for index in range(50):
+        steps = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), steps_of(index))
+        params, _, state, _ = improve(params, state, steps)
+    assert apart(state["critic"]) > 1e-4
+
+
+# --- policies ------------------------------------------------------------------------------------
+
+
+def density(distribution, grid):
+    return np.exp(np.asarray(jax.vmap(distribution.log_prob)(jnp.asarray(grid)[:, None])))
+
+
+def one_squashed(mean, log_std, low=-2.0, high=1.0):
+    normal = DiagonalNormal(jnp.array([mean]), jnp.array([log_std]))
+    return SquashedNormal(normal, jnp.array([(low + high) / 2]), jnp.array([(high - low) / 2]))
+
+
+@pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.7, -1.0), (-1.5, -0.5), (0.2, 0.5)])
+def test_a_squashed_density_is_one_and_has_its_entropy(mean, log_std):
+    with jax.enable_x64(True):
+        distribution = one_squashed(mean, log_std)
+        logarithm = lambda x: float(distribution.log_prob(jnp.array([x])))
+        bounds = {"points": [-1.999, 0.999], "limit": 400}
+        total = scipy.integrate.quad(lambda x: math.exp(logarithm(x)), -2, 1, **bounds)[0]
+        assert total == pytest.approx(1, abs=1e-6)
+        entropy = scipy.integrate.quad(
+            lambda x: -logarithm(x) * math.exp(logarithm(x)), -2, 1, **bounds
+        )[0]
+        assert float(distribution.entropy()) == pytest.approx(entropy, abs=1e-6)
+
+        def of(parameters):
+            return one_squashed(*parameters).entropy()
+
+        slope = jax.grad(of)(jnp.array([mean, log_std]))
+        # The gradient of a sample's log-probability, averaged over noise by quadrature.
+        nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+
+        def log_prob_at(parameters, node):
+            u = parameters[0] + jnp.exp(parameters[1]) * node
+            mapped = one_squashed(*parameters)
+            return mapped.normal.log_prob(u[None]) - jnp.log(1.5) - 2 * -jnp.log(jnp.cosh(u))
+
+        expected = sum(
+            -weight
+            / math.sqrt(2 * math.pi)
+            * jax.grad(log_prob_at)(jnp.array([mean, log_std]), node)
+            for node, weight in zip(nodes, weights, strict=True)
+        )
+        np.testing.assert_allclose(slope, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [-40.0, -9.0, 0.0, 9.0, 40.0])
+def test_a_squashed_log_probability_is_exact_at_the_bounds(mean):
+    """There 1 - tanh²(u) is 0 in single precision, and its logarithm nothing."""
+    distribution = one_squashed(mean, -1.0)
+    action, log_prob = distribution.sample_with_log_prob(KEY)
+    with jax.enable_x64(True):
+        normal = DiagonalNormal(jnp.array([mean]), jnp.array([-1.0]))
+        noise = float(jax.random.normal(KEY, (1,), jnp.float32)[0])
+        u = mean + math.exp(-1.0) * noise
+        log_cosh = abs(u) + math.log1p(math.exp(-2 * abs(u))) - math.log(2)
+        expected = float(normal.log_prob(jnp.array([u]))) - math.log(1.5) + 2 * log_cosh
+    assert float(log_prob) == pytest.approx(expected, rel=1e-5)
+    assert -2 <= float(action[0]) <= 1
+    assert np.isfinite(float(distribution.log_prob(jnp.array([1.0]))))
+    slope = jax.grad(lambda m: one_squashed(m, -1.0).sample_with_log_prob(KEY)[1])(mean)
+    assert float(slope) == pytest.approx(2 * math.tanh(u), abs=1e-4)
+
+
+def test_actions_stay_within_the_bounds_of_each_dimension():
+    observation = StepInput(jnp.ones(OBSERVED), jnp.zeros(2), jnp.zeros(()), jnp.zeros((), bool))
+    for policy in (squashed(OBSERVED, SPACE), deterministic(OBSERVED, SPACE, noise=3.0)):
+        params = policy.init(jax.random.key(0))
+        distribution = policy.step(params, (), observation)[1].distribution
+        actions = np.asarray(jax.vmap(distribution.sample)(jax.random.split(KEY, 1000)))
+        low, high = SPACE.bounds
+        assert np.all(actions >= low) and np.all(actions <= high)
+        np.testing.assert_allclose(actions.min(axis=0), low, atol=0.05)
+        np.testing.assert_allclose(actions.max(axis=0), high, atol=0.05)
+
+
+# --- the algorithms ------------------------------------------------------------------------------
+
+SMALL = {"batch": 4, "replay_capacity": 64, "random_steps": 12}
+
+
+def small(family, **options):
+    env = family.env
+    policy = squashed(env.observation_size, env.action_space, hidden=(4,))
+    return metajax.sac(env, policy, **SMALL | {"learner": sac(hidden=(4,))} | options)
+
+
+def test_it_learns_once_it_has_seen_enough_and_as_often_as_it_is_told():
+    """Episodes that reach their goal early count what was played of them."""
+    family = make("point-goal", episode_length=5)
+    algorithm = small(family, updates_per_step=1.5)
+    tasks = sample_tasks(family.train, jax.random.key(0), 2)
+    start = state = algorithm.init(jax.random.key(1), tasks)
+    update, seen = jax.jit(algorithm.update), 0
+    for index in range(4):
+        state, metrics = update(state, tasks, jax.random.key(index))
+        new = int(state.replay.size) - seen
+        seen += new
+        assert int(metrics["updates"]) == (int(1.5 * new) if seen >= 12 else 0)
+        moved = np.any(
+            state.meta_params.policy["head"]["bias"] != start.meta_params.policy["head"]["bias"]
+        )
+        assert moved == (seen >= 12)
+
+
+def test_actions_that_are_discrete_are_learned_too():
+    family = make("tabular", states=3, actions=2, episode_length=5)
+    env = family.env
+    policy = mlp(env.observation_size, env.action_space, hidden=(4,))
+    algorithm = metajax.sac(env, policy, learner=sac(hidden=(4,)), **SMALL)
+    tasks = sample_tasks(family.train, jax.random.key(0), 4)
+    start = algorithm.init(jax.random.key(1), tasks)
+    state, metrics = jax.jit(algorithm.update)(start, tasks, KEY)
+    assert int(metrics["updates"]) == 20 and state.replay.items.action.dtype == jnp.int32
+    before, after = (s.meta_params.policy["head"]["kernel"] for s in (start, state))
+    assert np.all(before != after) and np.all(np.isfinite(after))
+
+
+def test_first_actions_are_uniform():
+    family = make("point-goal", episode_length=20)
+    algorithm = small(family, replay_capacity=4000, random_steps=2000)
+    tasks = sample_tasks(family.train, jax.random.key(0), 50)
+    state = algorithm.init(jax.random.key(1), tasks)
+    state, _ = jax.jit(algorithm.update)(state, tasks, KEY)
+    action = state.replay.items.action[: int(state.replay.size)]
+    low, high = family.env.action_space.bounds
+    share = (np.asarray(action) - low) / (high - low)
+    for dimension in share.T:
+        assert scipy.stats.kstest(dimension, "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"random_steps": 65}, "replay_capacity is 64; it must hold the 65 steps"),
+        ({"batch": 65}, "replay_capacity is 64; it must hold the 65 steps"),
+        ({"updates_per_step": 0.0}, "updates_per_step"),
+        ({"episodes": 0}, "episodes"),
+        ({"learner": td3()}, "learner is 'td3'; in SAC it must be 'sac'"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(MetajaxError, match=message):
+        small(make("point-goal", episode_length=5), **options)
+
+
+def test_policies_that_it_cannot_train_are_refused():
+    family = make("point-goal", episode_length=5)
+    env = family.env
+    sizes = env.observation_size, env.action_space
+    with pytest.raises(MetajaxError, match="sac cannot train a policy whose distribution is Diag"):
+        metajax.sac(env, mlp(*sizes))
+    with pytest.raises(MetajaxError, match=r"td3 cannot train a policy whose .* take 'determinis"):
+        metajax.td3(env, squashed(*sizes))
+    with pytest.raises(MetajaxError, match="without a memory"):
+        metajax.sac(env, gru(*sizes))
+    bandit = make("bernoulli-bandit").env
+    with pytest.raises(MetajaxError, match="squashed needs continuous actions"):
+        squashed(bandit.observation_size, bandit.action_space)
+    with pytest.raises(MetajaxError, match="td3 needs continuous actions"):
+        metajax.td3(bandit, mlp(bandit.observation_size, bandit.action_space))
+    with pytest.raises(MetajaxError, match="squashed needs bounds of each action"):
+        squashed(3, Continuous(2, low=-np.inf))
+    with pytest.raises(
+        MetajaxError, match=r"replay_capacity is 64; it must have room for the 100 s"
+    ):
+        algorithm = small(family, episodes=10)
+        algorithm.init(KEY, sample_tasks(family.train, KEY, 2))
