@@ -283,7 +283,7 @@ def _adaptation(
     axes.set_title("held-out tasks" + (whose if curves.final else ""))
     learned = "fine-tuning steps" if curves.joint else "adaptation steps"
     axes.set_xlabel("round of the trial" if curves.trained_steps is None else learned)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not values:
         axes.text(0.5, 0.5, "not evaluated yet", ha="center", transform=axes.transAxes)
         return
@@ -291,17 +291,18 @@ def _adaptation(
     tasks = returns.reshape(-1, returns.shape[-1])
     rounds = np.arange(tasks.shape[1])
     shown = tasks[:: math.ceil(len(tasks) / _MOST_TASKS)]
-    axes.plot(rounds, shown.T, color=_BEFORE, linewidth=0.5, alpha=min(0.5, 10 / len(shown)))
+    points: Any = {} if len(rounds) > 1 else {"marker": "."}  # a line of one point is nothing
+    style: Any = {"color": _BEFORE, "linewidth": 0.5} | points
+    axes.plot(rounds, shown.T, alpha=min(0.5, 10 / len(shown)), **style)
     summaries = adaptation_curve(returns[..., None])
     label = f"interquartile mean,\n95 % interval {resampled_over(len(returns))}"
     if missing := max(summary.not_finite for summary in summaries):
         label += f"\n({missing} of {len(tasks)} tasks not finite, left out)"
     _intervals(axes, list(enumerate(summaries)), label, linestyle="-")
-    axes.set_xlim(
-        -0.05 * rounds[-1] - 0.05, 1.05 * rounds[-1] + 0.05
-    )  # also where nothing is finite
+    margin = 0.05 * rounds[-1] + (0.05 if len(rounds) > 1 else 0.5)
+    axes.set_xlim(-margin, rounds[-1] + margin)  # also where nothing is finite
     each = "each task" if len(shown) == len(tasks) else f"each of {len(shown)} tasks"
-    axes.plot([], [], color=_BEFORE, linewidth=0.5, label=each)
+    axes.plot([], [], label=each, **style)
     _legend_below(axes, columns=1)
 
 

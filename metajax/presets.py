@@ -76,9 +76,17 @@ MEMORY_AGENTS = {
 # PPO on trials, as `metajax.rl2` has it.
 _EPOCHS_OF_TRIALS = {"epochs": 4, "minibatches": 4, "clip": 0.2, "max_gradient_norm": 1.0}
 
+# One episode, then as many gradient steps; agents that do not adapt are the same in every round.
+_REMEMBERED = {
+    "training": {"tasks": 1, "iterations": 300},
+    "evaluation": {"rounds": 1, "episodes": 10, "tasks": 10, "every": 25, "deterministic": True},
+}
+
 # What an algorithm needs on any family. What was tuned for it on one stands in that family's file.
 OF_ALGORITHM: dict[str, Preset] = {
     "cavia": {"policy": {"context": 2}},
+    "sac": _REMEMBERED,
+    "td3": _REMEMBERED,
     # A trust region's critic learns in epochs of its own.
     "rl2": {"outer": {"trpo": {"policy": {"critic": "separate"}}}},
     "snail": {

@@ -18,9 +18,9 @@ def actions_of(limit, seed=0):
     return limit * np.random.default_rng(seed).uniform(-1.5, 1.5, (STEPS, 6))  # some are clipped
 
 
-def gymnasium_steps(qpos, qvel, controls):
-    """Observations and rewards of HalfCheetah-v5 with the papers' control weight."""
-    env = gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=0.05).unwrapped
+def gymnasium_steps(qpos, qvel, controls, **options):
+    """Observations and rewards of HalfCheetah-v5."""
+    env = gymnasium.make("HalfCheetah-v5", **options).unwrapped
     env.reset(seed=0)
     env.set_state(qpos, qvel)
     outcomes = [env.step(control) for control in controls]
@@ -28,16 +28,22 @@ def gymnasium_steps(qpos, qvel, controls):
     return np.array([x[0] for x in outcomes]), np.array([x[1] for x in outcomes])
 
 
-def test_forward_is_gymnasiums_half_cheetah(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("variant", "options"), [("maml", {"ctrl_cost_weight": 0.05}), ("gymnasium", {})]
+)
+def test_forward_is_gymnasiums_half_cheetah(tmp_path, monkeypatch, variant, options):
     monkeypatch.chdir(tmp_path)  # MuJoCo writes a log when Gymnasium loads the model
     with jax.enable_x64(True):
-        env = halfcheetah_dir().env
+        family = halfcheetah_dir(variant=variant)
+        env = family.env
         states = play(env, {"direction": jnp.asarray(1.0)}, jnp.asarray(actions_of(1.0)))
     start = states.simulator
     controls = np.clip(actions_of(1.0), -1, 1)
-    observation, reward = gymnasium_steps(start.qpos[0], start.qvel[0], controls)
+    observation, reward = gymnasium_steps(start.qpos[0], start.qvel[0], controls, **options)
     np.testing.assert_array_equal(states.observation[1:], observation)
     np.testing.assert_allclose(states.reward[1:], reward, rtol=0, atol=1e-12)
+    if variant == "gymnasium":
+        assert env.episode_length == 1000 and family.train.finite["direction"].tolist() == [1.0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,7 +13,7 @@ import scipy.stats
 
 import metajax
 from metajax.envs import make
-from metajax.envs.splits import sample_tasks
+from metajax.envs.splits import sample_tasks, uniform_over
 from metajax.errors import MetajaxError
 from metajax.outer import sac, td3
 from metajax.policies import (
@@ -382,3 +382,37 @@ def test_policies_that_it_cannot_train_are_refused():
     ):
         algorithm = small(family, episodes=10)
         algorithm.init(KEY, sample_tasks(family.train, KEY, 2))
+
+
+# --- that they learn -----------------------------------------------------------------------------
+
+
+def pendulum():
+    """Return Pendulum-v1: one task."""
+    family = make("pendulum-params")
+    only = uniform_over({"length": jnp.ones(1), "mass": jnp.ones(1)})
+    return family._replace(train=only, test=only, validation=None, extrapolate=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_a_pendulum_is_up_after_twenty_thousand_steps(name):
+    """Who does nothing has about -1200; who is good, -150."""
+    family, networks = pendulum(), {"hidden": (64, 64)}
+    env = family.env
+    options = {"batch": 64, "replay_capacity": 20_000, "random_steps": 1000}
+    rates = {"learning_rate": 1e-3, "critic_learning_rate": 1e-3}
+    if name == "sac":
+        policy = squashed(env.observation_size, env.action_space, **networks)
+        algorithm = metajax.sac(env, policy, learner=sac(**rates, **networks), **options)
+    else:
+        policy = deterministic(env.observation_size, env.action_space, **networks)
+        algorithm = metajax.td3(env, policy, learner=td3(**rates, **networks), **options)
+    evaluation = metajax.Evaluation(
+        every=100, tasks=1, rounds=1, episodes=20, final_tasks=1, deterministic=True
+    )
+    result = metajax.train(
+        algorithm, family, iterations=100, tasks=1, seeds=2, evaluation=evaluation, report=None
+    )
+    print(f"{name}: {result.returns.mean(axis=(1, 2, 3))} of the seeds")
+    assert np.all(result.returns.mean(axis=(1, 2, 3)) > -200)

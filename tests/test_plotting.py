@@ -21,12 +21,13 @@ def write_run(
     family="point-goal",
     joint=False,
     measured=(),
+    rounds=3,
 ):
     """Make a run with random metrics; return them. What is measured is the return halved."""
     generator = np.random.default_rng(0)
     before = generator.normal(-10, 1, (ITERATIONS, SEEDS))
     after = generator.normal(50, 1, (ITERATIONS, SEEDS))
-    held_out = generator.normal(40, 5, (3, SEEDS, TASKS, 3))
+    held_out = generator.normal(40, 5, (3, SEEDS, TASKS, rounds))
     config = {
         "algorithm_name": algorithm,
         "family_name": family,
@@ -103,6 +104,18 @@ def test_held_out_points_are_interquartile_means_after_the_trained_steps(
         assert low[1] < here < high[1]
         # A 95 % interval of a mean of 16 values with standard deviation 5.
         assert 1 < high[1] - low[1] < 12
+
+
+def test_agents_that_do_not_adapt_are_dots_at_0(tmp_path, figures):
+    _, _, held_out = write_run(tmp_path / "run", algorithm="sac", joint=True, rounds=1)
+    plotting.plot_run(tmp_path / "run", "unused.png")
+    figures[0].draw_without_rendering()
+    axes = figures[0].axes[1]
+    dots = [line for line in axes.get_lines() if line.get_marker() == "." and len(line.get_xdata())]
+    drawn = sorted(float(line.get_ydata()[0]) for line in dots)
+    np.testing.assert_allclose(drawn, np.sort(held_out[-1].ravel()))
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [0]
 
 
 def test_each_metric_of_the_environment_has_a_row_of_its_own(tmp_path, figures):

@@ -46,8 +46,8 @@ PUBLIC = """
     adaptation_curve check_env evaluate load make rollout train
 
     a2c anil cavia dqn e_maml fomaml learned_optimizer maml maml_dqn meta_lstm meta_sgd ppo promp
-    q_prop reinforce reptile rl2 snail trpo varibad
-    gru lstm mlp transformer variational window
+    q_prop reinforce reptile rl2 sac snail td3 trpo varibad
+    deterministic gru lstm mlp squashed transformer variational window
     decayed from_optax learned_lstm learned_mlp sgd sum_of_rules
 
     adaptation algorithms deployment diagnostics envs export losses outer plotting policies presets

@@ -352,4 +352,5 @@ def test_its_agent_adapts(case):
         return [jax.tree.leaves(x)[0] for x in said]
 
     before, after = trial(jax.random.key(5))
-    assert jnp.all(jnp.isfinite(after)) and jnp.any(before != after)
+    learns = algorithm.name not in WITHIN_BOUNDS  # these act as they were trained
+    assert jnp.all(jnp.isfinite(after)) and jnp.any(before != after) == learns

@@ -25,7 +25,6 @@ from metajax.types import TaskDistribution, TaskFamily
 
 FRAME_SKIP = 5
 BRAX_SUBSTEPS = 16  # of 3.125 ms, as in brax/envs/half_cheetah.py
-CONTROL_COST = 0.05
 
 
 class Variant(NamedTuple):
@@ -37,12 +36,14 @@ class Variant(NamedTuple):
         action_scale: the control is this times the action, clipped to [-1, 1].
         seed: of the 130 target velocities there are, the last 30 held out; None for all of the
             range.
+        control_cost: weight of the squared controls.
     """
 
     max_velocity: float
     episode_length: int
     action_scale: float
     seed: int | None = None
+    control_cost: float = 0.05
 
 
 VARIANTS = {
@@ -57,6 +58,12 @@ VARIANTS = {
 }
 
 
+DIR_VARIANTS = VARIANTS | {
+    # HalfCheetah-v5 of Gymnasium: one task, to compare with what learns one task
+    "gymnasium": Variant(0.0, 1000, 1.0, control_cost=0.1),
+}
+
+
 @checked
 def halfcheetah_dir(
     *, backend: str = "auto", variant: str = "maml", episode_length: int | None = None
@@ -64,24 +71,27 @@ def halfcheetah_dir(
     """Return `halfcheetah-dir-v1`: run forward or backward, and find out which.
 
     Reward of a step: d·Δx/dt - 0.05·||control||², with d = ±1 the task {"direction": d}. There
-    are only these two tasks, so the held-out tasks are the training tasks.
+    are only these two tasks, so the held-out tasks are the training tasks. Variant "gymnasium" is
+    HalfCheetah-v5: forward alone, 1000 steps, a control cost of 0.1.
 
     See `halfcheetah_vel` for the body and the observation.
 
     Args:
         backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU.
-        variant: paper whose horizon and action scale are taken, a key of `VARIANTS`.
+        variant: paper or package whose numbers are taken, a key of `DIR_VARIANTS`.
         episode_length: steps per episode, instead of the variant's.
 
     Raises:
         MetajaxError: if the backend or the variant is unknown.
     """
 
-    both = uniform_over({"direction": jnp.array([1.0, -1.0])})
+    directions = [1.0] if variant == "gymnasium" else [1.0, -1.0]
+    tasks = uniform_over({"direction": jnp.array(directions)})
     return _halfcheetah(
         "halfcheetah-dir-v1",
         lambda task, velocity: task["direction"] * velocity,
-        lambda chosen: {"train": both, "test": both},
+        lambda chosen: {"train": tasks, "test": tasks},
+        DIR_VARIANTS,
         backend=backend,
         variant=variant,
         episode_length=episode_length,
@@ -128,6 +138,7 @@ def halfcheetah_vel(
         "halfcheetah-vel-v1",
         lambda task, velocity: -jnp.abs(velocity - task["velocity"]),
         splits,
+        VARIANTS,
         backend=backend,
         variant=variant,
         episode_length=episode_length,
@@ -138,14 +149,15 @@ def _halfcheetah(
     name: str,
     progress: Callable,
     splits: Callable[[Variant], dict[str, Any]],
+    variants: dict[str, Variant],
     *,
     backend: str,
     variant: str,
     episode_length: int | None,
 ) -> TaskFamily:
-    if variant not in VARIANTS:
-        raise unknown("variant", variant, VARIANTS)
-    chosen = VARIANTS[variant]
+    if variant not in variants:
+        raise unknown("variant", variant, variants)
+    chosen = variants[variant]
     physics = make_physics(
         "half_cheetah", backend=backend, frame_skip=FRAME_SKIP, brax_substeps=BRAX_SUBSTEPS
     )
@@ -155,7 +167,7 @@ def _halfcheetah(
         return jnp.concatenate([physics.qpos(state)[1:], physics.qvel(state)])
 
     def reward(task, before, after, control) -> Float[Array, ""]:
-        cost = CONTROL_COST * jnp.sum(control**2)
+        cost = chosen.control_cost * jnp.sum(control**2)
         return progress(task, velocity(physics, before, after)) - cost
 
     env = robot_env(
@@ -229,7 +241,7 @@ SPECS = (
         halfcheetah_dir,
         "Finn et al. 2017",
         backends=BACKENDS,
-        variants=tuple(VARIANTS),
+        variants=tuple(DIR_VARIANTS),
         drawing=DRAWING._replace(task=forward_or_backward),
         presets=gradient_presets(_DIRECTION),
     ),
