@@ -117,9 +117,8 @@ def off_policy(
         uniform = state.replay.size < random_steps
         steps, valid, measured = collect(params, tasks, play_key, uniform)
         replay = extend_replay(state.replay, steps, valid)
-        new = jnp.sum(valid)
-        due = jnp.floor(updates_per_step * new).astype(jnp.int32)
-        due = jnp.where(replay.size >= needed, due, 0)
+        due = jnp.floor(updates_per_step * jnp.sum(valid, dtype=steps.reward.dtype))
+        due = jnp.where(replay.size >= needed, due, 0.0)
 
         def learn(index, carry):
             params, learner, totals = carry
@@ -131,8 +130,10 @@ def off_policy(
             return params, learner, jax.tree.map(jnp.add, totals, found)
 
         totals = dict.fromkeys(learner_of.metrics, jnp.zeros(()))
-        params, learner, totals = jax.lax.fori_loop(0, due, learn, (params, state.learner, totals))
-        found = jax.tree.map(lambda total: total / jnp.maximum(due, 1), totals)
+        params, learner, totals = jax.lax.fori_loop(
+            0, due.astype(jnp.int32), learn, (params, state.learner, totals)
+        )
+        found = jax.tree.map(lambda total: total / jnp.maximum(due, 1.0), totals)
         new_state = dataclasses.replace(
             state,
             meta_params=MetaParams(params),
@@ -140,7 +141,7 @@ def off_policy(
             replay=replay,
             environment_steps=count_update(state.environment_steps, len(tasks), trial, env),
         )
-        return new_state, measured | found | {"updates": due.astype(found["q_loss"].dtype)}
+        return new_state, measured | found | {"updates": due}
 
     metrics = ("return", "entropy", "updates", *learner_of.metrics)
     return Algorithm(init, update, _agent(policy), name, trial, metrics)
