@@ -13,6 +13,7 @@ import pytest
 from episodes import play
 
 from metajax.envs import make
+from metajax.envs.splits import number_of_tasks
 from metajax.physics import load_model
 
 STEPS = 40
@@ -161,6 +162,32 @@ def test_planar_robots(name):
     np.testing.assert_allclose(states.reward[1:], expected, rtol=0, atol=1e-10)
     np.testing.assert_array_equal(states.observation, observation)
     np.testing.assert_array_equal(states.terminated[1:], fallen)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("hopper-params", "Hopper-v5"), ("walker2d-params", "Walker2d-v5")]
+)
+def test_a_variant_is_gymnasiums_robot(name, package, tmp_path, monkeypatch):
+    """That of versions 2 to 4, which version 5 is with the model and the reward of before."""
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log when Gymnasium loads the model
+    with jax.enable_x64(True):
+        family = make(name, backend="mujoco", variant="gymnasium")
+        actions = actions_of(family.env)
+        task = family.train.sample(jax.random.key(0))
+        states = play(family.env, task, actions)
+    model = f"{name.partition('-')[0]}.xml"
+    env = gymnasium.make(package, xml_file=model).unwrapped
+    env.reset(seed=0)
+    env.set_state(states.simulator.qpos[0], states.simulator.qvel[0])
+    found = [env.step(np.clip(action, -1, 1)) for action in actions]
+    env.close()
+    np.testing.assert_allclose(states.observation[1:], [x[0] for x in found], rtol=0, atol=1e-9)
+    # Since version 5 the step that ends the episode has no reward for being healthy.
+    terminated = np.array([x[2] for x in found])
+    np.testing.assert_array_equal(states.terminated[1:], terminated)
+    reward = np.array([x[1] for x in found])
+    np.testing.assert_allclose(states.reward[1:], reward + terminated, rtol=0, atol=1e-9)
+    assert family.env.episode_length == 1000 and number_of_tasks(family.train) == 1
 
 
 def test_a_task_of_other_dynamics_is_a_model_edited_by_hand():

@@ -69,9 +69,12 @@ SPLIT_OF_VARIANT = {
     ("halfcheetah-vel", "promp"): lambda task: (task["velocity"], 0.0, 3.0),
     ("halfcheetah-vel", "varibad"): lambda task: (task["velocity"], 0.0, 3.0),
     ("halfcheetah-vel", "pearl"): "finite",
+    ("halfcheetah-dir", "gymnasium"): None,
+    ("hopper-params", "gymnasium"): None,
     ("hopper-params", "pearl"): "finite",
     ("humanoid-dir", "pearl"): "finite",
     ("point-sparse", "pearl"): "finite",
+    ("walker2d-params", "gymnasium"): None,
     ("walker2d-params", "pearl"): "finite",
 }
 SMALL = {"tabular": {"states": 3, "actions": 2}}

@@ -18,7 +18,7 @@ from metajax.envs.builders import (
 from metajax.envs.drawings import DARK, LIGHT, MIDDLE, Body, torso_weight
 from metajax.envs.families import ant, walker
 from metajax.envs.specs import FamilySpec
-from metajax.envs.splits import Split, finite_splits, three_splits, uniform
+from metajax.envs.splits import Split, finite_splits, three_splits, uniform, uniform_over
 from metajax.errors import unknown
 from metajax.physics import Physics, field_shape, load_model, make_physics
 from metajax.types import TaskFamily
@@ -29,6 +29,9 @@ LIMIT = 3.0
 OF_OTHER_MASSES = ("mjx", "mujoco", "warp", "generalized")  # engines
 FRAME_SKIP = 4  # of walkers and hoppers
 VARIANTS = {"pearl": 50, "varibad": None}  # the number of tasks, a fifth of them held out
+EPISODE_LENGTH = 200
+# Walker2d and Hopper of Gymnasium, versions 2 to 4: one task, to compare with what learns one task
+GYMNASIUM, GYMNASIUMS_EPISODE_LENGTH = "gymnasium", 1000
 
 
 @checked
@@ -37,7 +40,7 @@ def walker2d_params(
     backend: str = "auto",
     variant: str = "varibad",
     consistent: bool = False,
-    episode_length: int = 200,
+    episode_length: int | None = None,
 ) -> TaskFamily:
     """Return `walker2d-params-v1`: walk forward with a body of unknown dynamics.
 
@@ -52,15 +55,16 @@ def walker2d_params(
     al. (2019) and Zintgraf et al. (2020): a heavy body may have a small inertia. Held-out tasks
     have the exponent of the torso's mass in the held-out strips of the range; variant "pearl" has
     50 tasks, the last 10 held out (its own were drawn without a seed). To extrapolate to are
-    exponents from ±3 to ±4.5.
+    exponents from ±3 to ±4.5. Variant "gymnasium" is Walker2d-v4: one task, whose multipliers are
+    1, and 1000 steps (version 5 has another model).
 
     Args:
         backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU. `spring`
             and `positional` cannot change dynamics.
-        variant: a key of `VARIANTS`.
+        variant: "varibad", "pearl" or "gymnasium".
         consistent: the inertia of a body is multiplied by what its mass is multiplied by, as if
             its density changed.
-        episode_length: steps per episode.
+        episode_length: steps per episode, instead of the variant's.
 
     Raises:
         MetajaxError: if the backend or the variant is unknown, or the backend cannot do it.
@@ -79,20 +83,20 @@ def hopper_params(
     backend: str = "auto",
     variant: str = "varibad",
     consistent: bool = False,
-    episode_length: int = 200,
+    episode_length: int | None = None,
 ) -> TaskFamily:
     """Return `hopper-params-v1`: hop forward with a body of unknown dynamics.
 
     As `walker2d-params-v1` with Gymnasium's hopper.xml and observation [11]. The episode
     terminates when the torso is not higher than 0.7 m, leans by 0.2 rad or more, or anything else
-    in qpos or qvel reaches 100.
+    in qpos or qvel reaches 100. Variant "gymnasium" is Hopper-v4.
 
     Args:
         backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU. `spring`
             and `positional` cannot change dynamics.
-        variant: a key of `VARIANTS`.
+        variant: "varibad", "pearl" or "gymnasium".
         consistent: inertias follow masses.
-        episode_length: steps per episode.
+        episode_length: steps per episode, instead of the variant's.
 
     Raises:
         MetajaxError: if the backend or the variant is unknown, or the backend cannot do it.
@@ -151,6 +155,9 @@ def ant_params(
 
 
 def _planar(name: str, healthy, backend, variant, consistent, episode_length) -> TaskFamily:
+    if variant not in (*VARIANTS, GYMNASIUM):
+        raise unknown("variant", variant, (*VARIANTS, GYMNASIUM))
+    steps = GYMNASIUMS_EPISODE_LENGTH if variant == GYMNASIUM else EPISODE_LENGTH
     physics = make_physics(name, backend=backend, frame_skip=FRAME_SKIP, brax_substeps=8)
 
     def observe(task, state) -> Float[Array, "observation"]:
@@ -165,10 +172,14 @@ def _planar(name: str, healthy, backend, variant, consistent, episode_length) ->
         reward=_forward(physics, 1e-3),
         healthy=lambda task, state: healthy(physics.qpos(state), physics.qvel(state)),
         actions=scaled_actions(physics, 1.0),
-        episode_length=episode_length,
+        episode_length=steps if episode_length is None else episode_length,
         dynamics=_dynamics,
     )
-    splits = dynamics_splits(physics, variant, consistent=consistent)
+    if variant == GYMNASIUM:
+        itself = {field: jnp.ones((1, *field_shape(physics.model, field))) for field in BASES}
+        splits: dict[str, Any] = dict.fromkeys(("train", "test"), uniform_over(itself))
+    else:
+        splits = dynamics_splits(physics, variant, consistent=consistent)
     return TaskFamily(env, name=f"{name}-params-v1", backend=physics.backend, **splits)
 
 
@@ -243,20 +254,20 @@ _HOPPER = _WALKER._replace(
 )
 
 
-def _spec(name: str, factory, source: str, drawing: Body) -> FamilySpec:
+def _spec(name: str, factory, source: str, drawing: Body, *variants: str) -> FamilySpec:
     return FamilySpec(
         name,
         factory,
         source,
         backends=OF_OTHER_MASSES,
-        variants=tuple(VARIANTS),
+        variants=(*VARIANTS, *variants),
         drawing=drawing,
     )
 
 
 SPECS = (
-    _spec("walker2d-params", walker2d_params, "Rakelly et al. 2019", _WALKER),
-    _spec("hopper-params", hopper_params, "Rakelly et al. 2019", _HOPPER),
+    _spec("walker2d-params", walker2d_params, "Rakelly et al. 2019", _WALKER, GYMNASIUM),
+    _spec("hopper-params", hopper_params, "Rakelly et al. 2019", _HOPPER, GYMNASIUM),
     _spec(
         "ant-params",
         ant_params,
