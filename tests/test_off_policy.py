@@ -312,6 +312,7 @@ def test_it_learns_once_it_has_seen_enough_and_as_often_as_it_is_told():
         state, metrics = update(state, tasks, jax.random.key(index))
         new = int(state.replay.size) - seen
         seen += new
+        assert int(metrics["valid_steps"]) == new
         assert int(metrics["updates"]) == (int(1.5 * new) if seen >= 12 else 0)
         moved = np.any(
             state.meta_params.policy["head"]["bias"] != start.meta_params.policy["head"]["bias"]

@@ -117,7 +117,8 @@ def off_policy(
         uniform = state.replay.size < random_steps
         steps, valid, measured = collect(params, tasks, play_key, uniform)
         replay = extend_replay(state.replay, steps, valid)
-        due = jnp.floor(updates_per_step * jnp.sum(valid, dtype=steps.reward.dtype))
+        played = jnp.sum(valid, dtype=steps.reward.dtype)
+        due = jnp.floor(updates_per_step * played)
         due = jnp.where(replay.size >= needed, due, 0.0)
 
         def learn(index, carry):
@@ -141,9 +142,9 @@ def off_policy(
             replay=replay,
             environment_steps=count_update(state.environment_steps, len(tasks), trial, env),
         )
-        return new_state, measured | found | {"updates": due}
+        return new_state, measured | found | {"updates": due, "valid_steps": played}
 
-    metrics = ("return", "entropy", "updates", *learner_of.metrics)
+    metrics = ("return", "entropy", "updates", "valid_steps", *learner_of.metrics)
     return Algorithm(init, update, _agent(policy), name, trial, metrics)
 
 

@@ -1,0 +1,110 @@
+"""SAC and TD3 on one task, beside the learning curves of TD3's authors.
+
+    python benchmarks/off_policy.py sac-halfcheetah [NAME ...] [--seeds 3] [--steps 300000]
+
+Trains (or resumes) the run `runs/benchmarks/NAME` on C MuJoCo, with an update for every step that
+was played, and writes benchmarks/results/NAME.json and NAME.png: returns of deterministic actions.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import common
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from metajax import plotting, presets
+from metajax.runs.directory import read_metrics
+
+EPISODE = 1000
+ROBOTS = {
+    "halfcheetah": "halfcheetah-dir",
+    "hopper": "hopper-params",
+    "walker2d": "walker2d-params",
+}
+# Fujimoto et al. 2018: returns after so many steps, mean of ten seeds (github.com/sfujim/TD3,
+# learning_curves), on the first versions of Gym's robots.
+STEPS = (100_000, 300_000, 500_000, 1_000_000)
+AUTHORS = {
+    "halfcheetah": (5519, 7681, 8511, 9497),
+    "hopper": (698, 2509, 2962, 3435),
+    "walker2d": (818, 3358, 4166, 4517),
+}
+BENCHMARKS = [f"{name}-{robot}" for name in ("sac", "td3") for robot in ROBOTS]
+
+
+def configuration(name: str, seeds: int, steps: int) -> dict[str, Any]:
+    algorithm, robot = name.split("-")
+    config = presets.default_config(algorithm, ROBOTS[robot])
+    config["family"] |= {"variant": "gymnasium", "backend": "mujoco"}
+    config["algorithm"] |= {"random_steps": 5000 if algorithm == "sac" else 25_000}
+    config["training"] |= {"iterations": steps // EPISODE, "seeds": seeds, "segment": 5}
+    config["evaluation"] |= {"every": 25, "tasks": 1, "final_tasks": 1}
+    return config
+
+
+def curve(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps that were played until each evaluation, and the returns `[point, seed]`."""
+    records = read_metrics(directory / "metrics.jsonl")
+    played = {r["iteration"]: np.array(r["valid_steps"]) for r in records if "valid_steps" in r}
+    total = np.cumsum([played[i] for i in sorted(played)], axis=0)
+    evaluated = [
+        (r["iteration"], r.get("held_out", r.get("final_held_out")))
+        for r in records
+        if "held_out" in r or "final_held_out" in r
+    ]
+    steps = np.array([total[iteration - 1] for iteration, _ in evaluated])
+    return steps, np.array([np.mean(found, axis=(1, 2)) for _, found in evaluated])
+
+
+def draw(name: str, steps: np.ndarray, returns: np.ndarray, path: Path) -> None:
+    robot = name.partition("-")[2]
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for index, (x, y) in enumerate(zip(steps.T, returns.T, strict=True)):
+        axes.plot(x, y, linewidth=1, label=f"{name}, seed {index}")
+    axes.plot(STEPS, AUTHORS[robot], "k.--", label="TD3 by its authors, mean of 10 seeds")
+    axes.set_xlim(0, 1.05 * max(steps.max(), STEPS[0]))
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("return, deterministic actions")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="+", choices=BENCHMARKS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300_000)
+    parser.add_argument("--as-it-stands", action="store_true", help="report without training on")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        directory = common.RUNS / name
+        config = configuration(name, arguments.seeds, arguments.steps)
+        if not arguments.as_it_stands:
+            common.train_or_resume(directory, config, lambda p: f"{p.metrics['return'][-1]}")
+        steps, returns = curve(directory)
+        result = {
+            "command": f"python benchmarks/off_policy.py {name} --seeds {arguments.seeds} "
+            f"--steps {arguments.steps}",
+            "config": config,
+            "steps_per_seed": steps.tolist(),
+            "returns_per_seed": returns.round(1).tolist(),
+            "published": {
+                "source": "Fujimoto et al. 2018, ten seeds, github.com/sfujim/TD3",
+                "steps": STEPS,
+                "returns": AUTHORS[name.partition("-")[2]],
+            },
+        }
+        path = common.save(name, result)
+        draw(name, steps, returns, path.with_suffix(".png"))
+        plotting.plot_run(directory, directory / "curves.png")
+        print(f"{name}: {returns[-1]} after {steps[-1]} steps; wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
