@@ -162,11 +162,11 @@ def sac(
     With Q̄ the slow copies of the critics Q_j, γ the discount, α the temperature and d the end of a
     task:
 
-    - y = r + γ(1 - d)(min_j Q̄_j(s', a') - α log π(a'|s')), a' ~ π(s'); each Q_j descends the mean
-      of (Q_j(s, a) - y)²;
-    - the policy descends the mean of α log π(ã|s) - min_j Q_j(s, ã), ã ~ π(s), of the critics after
-      that step;
-    - log α descends -log α·mean(log π(ã|s) + H̄), of the same ã;
+    - y = r + γ(1 - d)(min_j Q̄_j(s', a') - α log π(a')), with a' drawn from π at s'; each Q_j
+      descends the mean of (Q_j(s, a) - y)²;
+    - the policy descends the mean of α log π(ã) - min_j Q_j(s, ã), with ã drawn from π at s, of the
+      critics after that step;
+    - log α descends -log α·mean(log π(ã) + H̄), of the same ã;
     - Q̄ ← (1 - τ)Q̄ + τQ.
 
     Of discrete actions (Christodoulou 2019) expectations over a' and ã are sums.
