@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax._checks import checked
-from metajax.envs.rollouts import check_policy, over_tasks, rollout, undiscounted_returns
+from metajax.envs.rollouts import over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses.returns import masked_mean
 from metajax.outer.off_policy import OffPolicyLearner
@@ -70,7 +70,6 @@ def off_policy(
             f"replay_capacity is {replay_capacity}; it must hold the {needed} steps (random_steps, "
             "or a batch) that are there before anything is learned."
         )
-    check_policy(env, policy)
     learner_of = learner.build(env, policy)
     trial = Trial(1, episodes, 0)
 

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from metajax._promotion import on_own_terms
-from metajax.envs.rollouts import first_previous
+from metajax.envs.rollouts import check_policy, first_previous
 from metajax.errors import MetajaxError, check_at_least, check_at_most, check_positive
 from metajax.parts import part
 from metajax.policies.distributions import Categorical
@@ -62,14 +62,12 @@ def _check_distribution(name: str, env: Env, policy: Policy, kind: type, which: 
     """Check that a policy is one that a learner can train.
 
     Raises:
-        MetajaxError: it has a memory, or its distribution is another one.
+        MetajaxError: it was made for another environment, it has a memory, or its distribution is
+            another one.
     """
-    params = jax.eval_shape(policy.init, jax.random.key(0))
-    observation = jax.ShapeDtypeStruct((env.observation_size,), jnp.result_type(float))
-    memory = jax.eval_shape(policy.initial_memory)
-    if jax.tree.leaves(memory):
+    found = check_policy(env, policy)[1].distribution
+    if jax.tree.leaves(jax.eval_shape(policy.initial_memory)):
         raise MetajaxError(f"{name} trains policies without a memory; take {which}.")
-    found = jax.eval_shape(lambda p, o: _distribution(env, policy, p, o), params, observation)
     if not isinstance(found, kind):
         raise MetajaxError(
             f"{name} cannot train a policy whose distribution is {type(found).__name__}; take "

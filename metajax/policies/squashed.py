@@ -229,7 +229,7 @@ def deterministic(
         hidden: widths of the hidden layers.
         activation: activation function after each hidden layer.
         noise: standard deviation of the noise that explores, in halves of the distance between an
-            action's bounds; what leaves the bounds, the environment clips.
+            action's bounds; actions are clipped to these.
 
     Raises:
         MetajaxError: an option is unknown or out of range, or actions have no bounds.
