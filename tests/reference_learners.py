@@ -131,15 +131,8 @@ class Sac:
         log_prob = np.sum(density - slope, axis=1)
         return self.box.center + self.box.half * np.tanh(u), log_prob, u, raw, log_std
 
-    def update(self, steps, next_noise, noise):
-        alpha = math.exp(self.log_temperature)
-        action, log_prob, *_ = self.act(steps.next_observation, next_noise)
-        x = self.box.inputs(steps.next_observation, action)
-        value = np.min([target(x)[:, 0] for target in self.targets], axis=0) - alpha * log_prob
-        goal = self.scale * steps.reward + self.discount * ~steps.terminated * value
-        x = self.box.inputs(steps.observation, steps.action)
-        loss = _critic_step(self.critics, self.critic_optimizer, x, goal)
-
+    def policy_gradient(self, steps, noise, alpha, penalty=0.0):
+        """Return it, and of the actions drawn their log-probabilities and the lowest values."""
         action, log_prob, u, raw, log_std = self.act(steps.observation, noise)
         x = self.box.inputs(steps.observation, action)
         values = np.array([critic(x)[:, 0] for critic in self.critics])
@@ -152,7 +145,21 @@ class Sac:
         by_u = by_action * self.box.half * (1 - np.tanh(u) ** 2) + alpha / count * 2 * np.tanh(u)
         by_log_std = by_u * np.exp(log_std) * noise - alpha / count
         inside = (raw > -20) & (raw < 2)
-        gradient = self.policy.backward(np.concatenate([by_u, by_log_std * inside], axis=1))[0]
+        outputs = np.concatenate([by_u, by_log_std * inside], axis=1)
+        mean = u - np.exp(log_std) * noise
+        outputs += 2 * penalty / mean.size * np.concatenate([mean, log_std * inside], axis=1)
+        return self.policy.backward(outputs)[0], log_prob, np.min(values, axis=0)
+
+    def update(self, steps, next_noise, noise):
+        alpha = math.exp(self.log_temperature)
+        action, log_prob, *_ = self.act(steps.next_observation, next_noise)
+        x = self.box.inputs(steps.next_observation, action)
+        value = np.min([target(x)[:, 0] for target in self.targets], axis=0) - alpha * log_prob
+        goal = self.scale * steps.reward + self.discount * ~steps.terminated * value
+        x = self.box.inputs(steps.observation, steps.action)
+        loss = _critic_step(self.critics, self.critic_optimizer, x, goal)
+
+        gradient, log_prob, _ = self.policy_gradient(steps, noise, alpha)
         excess = -np.mean(log_prob) - self.entropy
         *weights, self.log_temperature = self.policy_optimizer.step(
             [*self.policy.weights, self.log_temperature], [*gradient, np.asarray(excess)]
@@ -161,6 +168,51 @@ class Sac:
         self.targets = [
             mixed(*pair, self.tau) for pair in zip(self.targets, self.critics, strict=True)
         ]
+        return loss
+
+
+class ValueSac(Sac):
+    """Soft actor-critic of the first paper: a value network, and a temperature that stays."""
+
+    def __init__(self, *of, penalty, alpha, **options):
+        super().__init__(*of, entropy=None, **options)
+        self.penalty, self.alpha, self.value_optimizer = (
+            penalty,
+            alpha,
+            Adam(options["critic_rate"]),
+        )
+
+    def take_value(self, value):
+        self.value, self.slow_value = value, value.copy()
+
+    def update(self, steps, noise):
+        value = self.slow_value(steps.next_observation)[:, 0]
+        goal = self.scale * steps.reward + self.discount * ~steps.terminated * value
+        x = self.box.inputs(steps.observation, steps.action)
+        loss = _critic_step(self.critics, self.critic_optimizer, x, goal)
+
+        gradient, log_prob, lowest = self.policy_gradient(steps, noise, self.alpha, self.penalty)
+        self.policy.weights = self.policy_optimizer.step(self.policy.weights, gradient)
+        error = self.value(steps.observation)[:, 0] - (lowest - self.alpha * log_prob)
+        slope = self.value.backward(2 * error[:, None] / len(error))[0]
+        self.value.weights = self.value_optimizer.step(self.value.weights, slope)
+        self.slow_value = mixed(self.slow_value, self.value, self.tau)
+        return loss
+
+
+class DoubleQ:
+    """Double Q-learning: the policy is the network of values."""
+
+    def __init__(self, policy, target, *, rate, discount, tau):
+        self.policy, self.target, self.optimizer = policy, target, Adam(rate)
+        self.discount, self.tau = discount, tau
+
+    def update(self, steps):
+        best = np.argmax(self.policy(steps.next_observation), axis=1)
+        value = self.target(steps.next_observation)[np.arange(len(best)), best]
+        goal = steps.reward + self.discount * ~steps.terminated * value
+        loss = _critic_step([self.policy], self.optimizer, steps.observation, goal, steps.action)
+        self.target = mixed(self.target, self.policy, self.tau)
         return loss
 
 

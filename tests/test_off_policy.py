@@ -15,7 +15,8 @@ import metajax
 from metajax.envs import make
 from metajax.envs.splits import sample_tasks, uniform_over
 from metajax.errors import MetajaxError
-from metajax.outer import sac, td3
+from metajax.outer import double_q, sac, td3
+from metajax.outer.off_policy import Batch
 from metajax.policies import (
     DiagonalNormal,
     SquashedNormal,
@@ -67,9 +68,9 @@ def critic_of(params, index):
     return reference.Perceptron(jax.tree.map(lambda x: x[index], params))
 
 
-def far_from_zero(params):
+def far_from_zero(params, seed=0):
     """Return networks whose last layers say something: those at the start hardly do."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape) / 2), params)
 
 
@@ -85,11 +86,16 @@ def compare(learner, policy, noise_of, ours, space=SPACE):
     params = far_from_zero(policy.init(jax.random.key(0)))
     state = learner.init(jax.random.key(1), params, ())
     critic = far_from_zero(state["critic"])
+    value = far_from_zero(state.get("value", ()))
     target = critic if "log_temperature" in state else (params, critic)
-    state = state | {"critic": critic, "target": target}
+    state = state | {"critic": critic, "target": value or target}
+    if value:
+        state["value"] = value
     twins = [critic_of(critic, index) for index in range(2)]
     checked = ours(reference.Perceptron(listed(params)), twins)
-    improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: (of[2], 0.0), of[3]))
+    if value:
+        checked.take_value(reference.Perceptron(value))
+    improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: Batch(of[2]), of[3]))
     for index in range(UPDATES):
         steps, key = steps_of(index, space), jax.random.key(10 + index)
         params, _, state, metrics = improve(params, state, steps, key)
@@ -97,7 +103,12 @@ def compare(learner, policy, noise_of, ours, space=SPACE):
         assert float(metrics["q_loss"]) == pytest.approx(loss, rel=1e-9)
         assert_equal(listed(params), checked.policy.tree())
         slow = state["target"][1] if isinstance(state["target"], tuple) else state["target"]
-        for found, critics in ((state["critic"], checked.critics), (slow, checked.targets)):
+        pairs = [(state["critic"], checked.critics), (slow, checked.targets)]
+        if value:
+            assert_equal(state["value"], checked.value.tree())
+            assert_equal(slow, checked.slow_value.tree())
+            del pairs[1]
+        for found, critics in pairs:
             for twin, critic in enumerate(critics):
                 assert_equal(jax.tree.map(lambda x, twin=twin: x[twin], found), critic.tree())
     return state, checked
@@ -123,6 +134,72 @@ def test_sac_is_its_equations():
     expected = float(checked.log_temperature)
     assert float(state["log_temperature"]) == pytest.approx(expected, rel=1e-9)
     assert abs(expected) > 0.01
+
+
+def test_sac_with_a_value_network_is_its_equations():
+    """As PEARL has it: a fixed temperature, scaled rewards, and outputs near 0."""
+    options = {"temperature": 0.7, "value_network": True, "output_penalty": 0.3}
+    with jax.enable_x64(True):
+        compare(
+            sac(reward_scale=3.0, **options, **RATES, **NETWORKS),
+            squashed(OBSERVED, SPACE, hidden=(6,)),
+            lambda key: [draw(jax.random.split(key)[1])],
+            lambda *of: reference.ValueSac(*of, BOX, scale=3.0, penalty=0.3, alpha=0.7, **OURS),
+        )
+
+
+def test_double_q_is_its_equations():
+    with jax.enable_x64(True):
+        learner = double_q(0.01, **NUMBERS).build(env_of(DISCRETE), Q_POLICY)
+        params, target = (far_from_zero(Q_POLICY.init(jax.random.key(i)), i) for i in range(2))
+        state = learner.init(jax.random.key(1), params, ()) | {"target": target}
+        checked = reference.DoubleQ(
+            *(reference.Perceptron(listed(of)) for of in (params, target)), rate=0.01, **NUMBERS
+        )
+        improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: of[2], KEY))
+        for index in range(UPDATES):
+            steps = steps_of(index, DISCRETE)
+            params, _, state, metrics = improve(params, state, Batch(steps))
+            loss = checked.update(steps)
+            assert float(metrics["q_loss"]) == pytest.approx(loss, rel=1e-9)
+            assert_equal(listed(params), checked.policy.tree())
+            assert_equal(listed(state["target"]), checked.target.tree())
+
+
+Q_POLICY = mlp(OBSERVED, DISCRETE, hidden=(6,), activation="relu")
+STOCHASTIC, NOISY = squashed(OBSERVED, SPACE), deterministic(OBSERVED, SPACE)
+
+
+@pytest.mark.parametrize(
+    ("learner", "policy", "space"),
+    [
+        (sac(value_network=True, **NETWORKS), STOCHASTIC, SPACE),
+        (sac(**NETWORKS), Q_POLICY, DISCRETE),
+        (td3(policy_delay=1, **NETWORKS), NOISY, SPACE),
+        (double_q(), Q_POLICY, DISCRETE),
+    ],
+    ids=["sac-value", "sac-discrete", "td3", "double-q"],
+)
+def test_steps_of_weight_0_change_nothing(learner, policy, space):
+    """And those of weight 2 count as two: half of a batch is all of it."""
+    learner = learner.build(env_of(space), policy)
+    with jax.enable_x64(True):
+        params = policy.init(jax.random.key(0))
+        state = learner.init(jax.random.key(1), params, ())
+        steps = steps_of(0, space)
+        other = steps_of(1, space)
+        spoilt, doubled = (
+            jax.tree.map(lambda x, y: jnp.concatenate([x, y]), steps, last)
+            for last in (other, steps)
+        )
+        some = jnp.repeat(jnp.array([2.0, 0.0]), BATCH)
+        # What is drawn for the first half is the same, if the noise has one shape.
+        step = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: of[2], KEY))
+        improve = lambda *of: step(params, state, Batch(*of))
+        found = improve(spoilt, 0.0, some)
+        assert_equal(found, improve(doubled, 0.0, some))
+        first = lambda result: jax.tree.leaves(result)[0]
+        assert not np.allclose(first(improve(spoilt)), first(found), rtol=1e-9)
 
 
 def test_sac_of_discrete_actions_is_its_equations():
@@ -156,7 +233,7 @@ def test_a_fixed_temperature_stays():
     params = policy.init(jax.random.key(0))
     state = learner.init(jax.random.key(1), params, ())
     single = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), steps_of(0))
-    improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: (single, 0.0), KEY))
+    improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: Batch(single), KEY))
     _, _, state, metrics = improve(params, state)
     assert float(metrics["temperature"]) == pytest.approx(0.3) and state["log_temperature"] == ()
 
@@ -178,14 +255,14 @@ def test_what_steps_are_made_from_learns_from_the_critics_alone():
 
         def steps_from(encoder):
             seen = steps.observation * jnp.broadcast_to(encoder, steps.observation.shape)
-            return dataclasses.replace(steps, observation=seen), 0.01 * jnp.sum(encoder**2)
+            return Batch(dataclasses.replace(steps, observation=seen), 0.01 * jnp.sum(encoder**2))
 
         improve = jax.jit(lambda *of: learner.improve(*of, steps_from, KEY)[2])
         after = improve(params, encoder, state)
         gradient = 10 * after["critic_optimizer"][0].mu[1]  # Adam's first moment, after one step
 
         def loss(encoder):
-            seen, penalty = steps_from(encoder)
+            (seen, penalty, _) = steps_from(encoder)
             q = values.apply(critic, seen.observation, seen.action)
             return sum(jnp.mean((one - steps.reward) ** 2) for one in q) + penalty
 
@@ -201,7 +278,7 @@ def test_critics_start_apart_and_stay_apart():
     learner = sac(critics=3, **NETWORKS).build(env_of(SPACE), policy)
     params = policy.init(jax.random.key(0))
     state = learner.init(jax.random.key(1), params, ())
-    improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: (of[2], 0.0), KEY))
+    improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: Batch(of[2]), KEY))
 
     def apart(critic):
         first = jax.tree.leaves(critic["head"])[-1].reshape(3, -1)

@@ -22,12 +22,12 @@ from metajax.adaptation import (
     whole_trials,
 )
 from metajax.algorithms import ALGORITHMS
-from metajax.algorithms.dqn import epsilon_greedy
 from metajax.algorithms.joint import fine_tuning
 from metajax.cli.arguments import help_of
 from metajax.envs import FAMILIES, make
 from metajax.errors import MetajaxError
 from metajax.parts import made_with
+from metajax.policies.epsilon_greedy import epsilon_greedy
 from metajax.types import Made, Part
 
 POINT = make("point-goal", episode_length=4).env

@@ -17,7 +17,6 @@ from metajax.adaptation import gradient_steps, policy_gradient
 from metajax.adaptation import q_learning as q_objective
 from metajax.adaptation.objectives import double_q_loss
 from metajax.algorithms import dqn, maml_dqn
-from metajax.algorithms.dqn import epsilon_greedy
 from metajax.envs import make
 from metajax.envs.families.tabular import tabular
 from metajax.envs.rollouts import rollout
@@ -26,6 +25,7 @@ from metajax.errors import MetajaxError
 from metajax.losses.temporal_difference import double_q_learning, q_learning
 from metajax.outer import adam, trpo
 from metajax.policies import mlp
+from metajax.policies.epsilon_greedy import epsilon_greedy
 from metajax.replay import (
     Transitions,
     empty_replay,

@@ -14,38 +14,12 @@ from metajax._checks import checked
 from metajax.adaptation import InnerLoop, collect_batch, gradient_steps, q_learning
 from metajax.algorithms.replayed import replayed
 from metajax.envs.rollouts import over_tasks
-from metajax.errors import MetajaxError, check_at_least, check_at_most, check_positive
+from metajax.errors import MetajaxError, check_at_least
 from metajax.outer import OuterStep, adam
 from metajax.parts import made_with
-from metajax.policies import EpsilonGreedy
+from metajax.policies.epsilon_greedy import epsilon_greedy
 from metajax.replay import all_transitions, transitions
-from metajax.types import Algorithm, Discrete, Env, Part, Policy, PolicyOutput, Scalar, Trial
-
-
-@checked
-def epsilon_greedy(policy: Policy, epsilon: Scalar) -> Policy:
-    """Return the policy whose Q-values are the logits of `policy`, over discrete actions.
-
-    Args:
-        policy: for its logits.
-        epsilon: probability of a uniformly drawn action, in (0, 1].
-
-    Raises:
-        MetajaxError: epsilon is out of range.
-    """
-    check_positive(epsilon=epsilon)
-    check_at_most(1, epsilon=epsilon)
-
-    def acting(function):
-        def of_values(params, memory, step_input):
-            memory, output = function(params, memory, step_input)
-            q_values = output.distribution.logits
-            chance = jnp.full(q_values.shape[:-1], epsilon, q_values.dtype)
-            return memory, PolicyOutput(EpsilonGreedy(q_values, chance), output.value)
-
-        return of_values
-
-    return Policy(policy.init, policy.initial_memory, acting(policy.step), acting(policy.unroll))
+from metajax.types import Algorithm, Discrete, Env, Part, Policy, Scalar, Trial
 
 
 def _q_learning_loop(inner: Part[InnerLoop], env: Env, policy: Policy, epsilon: Scalar):

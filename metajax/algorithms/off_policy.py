@@ -14,7 +14,7 @@ from metajax._checks import checked
 from metajax.envs.rollouts import over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses.returns import masked_mean
-from metajax.outer.off_policy import OffPolicyLearner
+from metajax.outer.off_policy import Batch, OffPolicyLearner
 from metajax.replay import Steps, all_steps, empty_replay, extend_replay, sample_replay
 from metajax.steps import count_update
 from metajax.types import (
@@ -74,7 +74,7 @@ def off_policy(
     trial = Trial(1, episodes, 0)
 
     def act(params, memory, step_input, key, uniform):
-        _, output = policy.step(params, policy.initial_memory(), step_input)
+        _, output = learner_of.behaviour.step(params, (), step_input)
         action = output.distribution.sample(key)
         return memory, jnp.where(uniform, _uniform(env, key), action), output
 
@@ -125,7 +125,7 @@ def off_policy(
             batch_key, step_key = jax.random.split(jax.random.fold_in(learn_key, index))
             drawn: Steps = sample_replay(replay, batch_key, batch)
             params, _, learner, found = learner_of.improve(
-                params, (), learner, lambda _: (drawn, jnp.zeros(())), step_key
+                params, (), learner, lambda _: Batch(drawn), step_key
             )
             return params, learner, jax.tree.map(jnp.add, totals, found)
 

@@ -2,9 +2,18 @@
 
 from collections.abc import Callable
 
-from metajax.outer.off_policy import OFF_POLICY_LEARNERS, OffPolicyLearner, sac, td3
+from metajax.outer.double_q import double_q
+from metajax.outer.off_policy import OffPolicyLearner
+from metajax.outer.soft_actor_critic import sac
 from metajax.outer.steps import OuterStep, Problem, adam, ppo, trpo
+from metajax.outer.twin_delayed import td3
+from metajax.types import Part
 
+OFF_POLICY_LEARNERS: dict[str, Callable[..., Part[OffPolicyLearner]]] = {
+    "sac": sac,
+    "td3": td3,
+    "double-q": double_q,
+}
 OUTER_STEPS: dict[str, Callable[..., OuterStep]] = {"adam": adam, "ppo": ppo, "trpo": trpo}
 
 __all__ = [
@@ -14,6 +23,7 @@ __all__ = [
     "OuterStep",
     "Problem",
     "adam",
+    "double_q",
     "ppo",
     "sac",
     "td3",

@@ -308,3 +308,36 @@ def q_networks(
         return jnp.squeeze(of_all(params, x), -1)
 
     return QNetworks(init, of_all if discrete else of_continuous)
+
+
+class StateValues(NamedTuple):
+    """The values of states.
+
+    - `init(key) -> params`;
+    - `apply(params, observation) -> values[*batch]`.
+    """
+
+    init: Callable[[Key[Array, ""]], Params]
+    apply: Callable[[Params, Float[Array, "*batch observation"]], Float[Array, "*batch"]]
+
+
+@checked
+def value_of_states(
+    observation_size: int, *, hidden: Sequence[int] = (256, 256), activation: Activation = "relu"
+) -> StateValues:
+    """Return a perceptron from an observation to a discounted return.
+
+    Args:
+        observation_size: numbers in an observation.
+        hidden: widths of the hidden layers.
+        activation: activation function after each hidden layer.
+
+    Raises:
+        MetajaxError: an option is unknown or out of range.
+    """
+    check_at_least(1, observation_size=observation_size)
+    check_hidden(hidden)
+    return StateValues(
+        lambda key: _init_network(key, observation_size, hidden, 1),
+        lambda params, x: jnp.squeeze(_apply_network(params, x, activation), -1),
+    )
