@@ -38,6 +38,7 @@ from metajax.algorithms import (
     maml_dqn,
     meta_lstm,
     meta_sgd,
+    pearl,
     ppo,
     promp,
     q_prop,
@@ -54,6 +55,7 @@ from metajax.envs import make
 from metajax.envs.rollouts import check_env, rollout
 from metajax.errors import MetajaxError
 from metajax.policies import (
+    conditioned,
     deterministic,
     gru,
     lstm,
@@ -123,6 +125,7 @@ __all__ = [
     "anil",
     "cavia",
     "check_env",
+    "conditioned",
     "decayed",
     "deployment",
     "deterministic",
@@ -148,6 +151,7 @@ __all__ = [
     "meta_sgd",
     "mlp",
     "outer",
+    "pearl",
     "plotting",
     "policies",
     "ppo",

@@ -13,12 +13,14 @@ from metajax._checks import check_options
 from metajax._imported import check_factory, imported, module_of, of_type, options_of
 from metajax.adaptation import (
     BELIEF_MODELS,
+    CONTEXT_ENCODERS,
     CONTROL_VARIATES,
     CRITICS,
     INNER_LOOPS,
     OBJECTIVES,
     TRIAL_OBJECTIVES,
     BeliefModel,
+    ContextEncoder,
     ControlVariate,
     Critic,
     InnerLoop,
@@ -41,6 +43,7 @@ NAMED: dict[Any, Mapping[str, Callable[..., Any]]] = {
     Part[ControlVariate]: CONTROL_VARIATES,
     Part[TrialObjective]: TRIAL_OBJECTIVES,
     Part[BeliefModel]: BELIEF_MODELS,
+    Part[ContextEncoder]: CONTEXT_ENCODERS,
 }
 NAME = "name"
 NONE = "none"

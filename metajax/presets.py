@@ -31,6 +31,7 @@ from metajax.envs import FAMILIES, FamilySpec
 from metajax.envs.specs import Preset, merged
 from metajax.errors import MetajaxError, brief, unknown
 from metajax.policies import (
+    conditioned,
     deterministic,
     gru,
     lstm,
@@ -61,11 +62,16 @@ POLICIES: dict[str, Callable] = {
     "mlp": mlp,
     "squashed": squashed,
     "deterministic": deterministic,
+    "conditioned": conditioned,
     **_MEMORIES,
     "variational": variational,
 }
 # Of the algorithms that need one within the bounds of actions; SAC trains "mlp" on discrete ones.
-_WITHIN_BOUNDS = {"sac": ("squashed", "mlp"), "td3": ("deterministic",)}
+_WITHIN_BOUNDS = {
+    "sac": ("squashed", "mlp"),
+    "td3": ("deterministic",),
+    "pearl": ("conditioned",),
+}
 # Of the algorithms that need one, their own one first; all others train "mlp".
 MEMORY_AGENTS = {
     "rl2": tuple(_MEMORIES),
@@ -87,6 +93,11 @@ OF_ALGORITHM: dict[str, Preset] = {
     "cavia": {"policy": {"context": 2}},
     "sac": _REMEMBERED,
     "td3": _REMEMBERED,
+    "pearl": {
+        "training": {"tasks": 5, "iterations": 500},
+        # The score is that of the last episode, the first by the posterior.
+        "evaluation": {"rounds": 3, "episodes": 1, "tasks": 30, "every": 10},
+    },
     # A trust region's critic learns in epochs of its own.
     "rl2": {"outer": {"trpo": {"policy": {"critic": "separate"}}}},
     "snail": {

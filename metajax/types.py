@@ -136,11 +136,14 @@ class TaskBatch:
             by task. -1 where they cannot be counted.
         slots: how many training tasks there are; 0 where they cannot be counted. A plain number,
             also in a program: sizes of arrays may depend on it.
+        finite: all the training tasks there are, by slot, whichever a batch has; () where they
+            cannot be counted.
     """
 
     task: Task
     slot: Int[Array, "*batch task"]
     slots: int = dataclasses.field(default=0, metadata={"static": True})
+    finite: Task = ()
 
     def __len__(self) -> int:
         """Return how many tasks the batch has."""

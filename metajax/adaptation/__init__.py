@@ -24,6 +24,13 @@ from metajax.adaptation.objectives import (
     policy_gradient,
     q_learning,
 )
+from metajax.adaptation.posterior import (
+    CONTEXT_ENCODERS,
+    ContextEncoder,
+    Evidence,
+    nothing,
+    product_of_gaussians,
+)
 from metajax.adaptation.trials import (
     TRIAL_OBJECTIVES,
     TrialLearner,
@@ -35,6 +42,7 @@ from metajax.adaptation.trials import (
 
 __all__ = [
     "BELIEF_MODELS",
+    "CONTEXT_ENCODERS",
     "CONTROL_VARIATES",
     "CRITICS",
     "INNER_LOOPS",
@@ -43,8 +51,10 @@ __all__ = [
     "Adapted",
     "Advantages",
     "BeliefModel",
+    "ContextEncoder",
     "ControlVariate",
     "Critic",
+    "Evidence",
     "Experience",
     "InnerLoop",
     "Objective",
@@ -60,7 +70,9 @@ __all__ = [
     "linear",
     "measured",
     "metric_names",
+    "nothing",
     "policy_gradient",
+    "product_of_gaussians",
     "q_learning",
     "q_prop",
     "trial_learner",

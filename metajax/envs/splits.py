@@ -191,7 +191,7 @@ def sample_tasks(distribution: TaskDistribution, key: Key[Array, ""], count: int
     order = jax.random.permutation(order_key, available)  # who gets the odd ones
     slot = jax.random.permutation(batch_key, order[jnp.arange(count) % available])
     task = jax.tree.map(lambda x: x[slot], distribution.finite)
-    return TaskBatch(task, slot.astype(jnp.int32), available)
+    return TaskBatch(task, slot.astype(jnp.int32), available, distribution.finite)
 
 
 def sample_batch(distribution: TaskDistribution, key: Key[Array, ""], count: int) -> Task:

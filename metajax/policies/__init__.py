@@ -1,6 +1,7 @@
 """Policies and the distributions they return."""
 
 from metajax.policies.attention import snail, transformer, window
+from metajax.policies.conditioned import conditioned
 from metajax.policies.distributions import Categorical, DiagonalNormal, EpsilonGreedy
 from metajax.policies.mlp import mlp
 from metajax.policies.recurrent import gru, lstm
@@ -13,6 +14,7 @@ __all__ = [
     "EpsilonGreedy",
     "NoisyAction",
     "SquashedNormal",
+    "conditioned",
     "deterministic",
     "gru",
     "lstm",

@@ -53,7 +53,7 @@ def extend_replay(replay: Replay, batch: PyTree, valid: Bool[Array, "item"]) -> 
     """
     capacity = jax.tree.leaves(replay.items)[0].shape[0]
     _check_room(len(valid), capacity)
-    valid = valid & _finite(batch)
+    valid = valid & finite_items(batch)
     rank = jnp.cumsum(valid, dtype=jnp.int32) - 1
     slot = jnp.where(valid, (replay.next + rank) % capacity, capacity)
     items = jax.tree.map(lambda kept, new: kept.at[slot].set(new, mode="drop"), replay.items, batch)
@@ -76,15 +76,20 @@ def sample_replay(replay: Replay, key: Key[Array, ""], count: int) -> PyTree:
     if not isinstance(replay.size, Tracer) and not np.asarray(replay.size).all():
         raise MetajaxError("the replay is empty; extend it before it is sampled.")
     slot = jax.random.randint(key, (count,), 0, replay.size)
+    return unknown_where_empty(jax.tree.map(lambda x: x[slot], replay.items), replay.size)
 
-    def drawn(x):
+
+def unknown_where_empty(drawn: PyTree, size: Int[Array, ""]) -> PyTree:
+    """Return what was drawn from a ring; of an empty one NaN and true."""
+
+    def known(x):
         nothing = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else x.dtype == bool
-        return jnp.where(replay.size > 0, x[slot], jnp.asarray(nothing, x.dtype))
+        return jnp.where(size > 0, x, jnp.asarray(nothing, x.dtype))
 
-    return jax.tree.map(drawn, replay.items)
+    return jax.tree.map(known, drawn)
 
 
-def _finite(batch: PyTree) -> Bool[Array, "item"]:
+def finite_items(batch: PyTree) -> Bool[Array, "item"]:
     """Return which items hold nothing that is not finite."""
     floats = [x for x in jax.tree.leaves(batch) if jnp.issubdtype(x.dtype, jnp.inexact)]
     each = [jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in floats]

@@ -1,14 +1,14 @@
 """Tasks over devices: the mesh, and where what a program returns is kept."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
 
-from metajax.types import TaskFamily
+from metajax.types import TaskBatch, TaskFamily
 
 Shardings = tuple[NamedSharding, NamedSharding, NamedSharding]
 
@@ -31,12 +31,13 @@ def task_mesh(devices: int) -> Mesh:
     return jax.make_mesh((devices,), ("task",), axis_types=(AxisType.Auto,))
 
 
-def by_task(mesh: Mesh | None, tasks: PyTree) -> PyTree:
-    """Return `tasks[task]`, sharded over the mesh; as they are without one."""
+def by_task(mesh: Mesh | None, tasks: TaskBatch) -> TaskBatch:
+    """Return the tasks of a batch, sharded over the mesh; as they are without one."""
     if mesh is None:
         return tasks
     sharding = NamedSharding(mesh, PartitionSpec("task"))
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), tasks)
+    task, slot = jax.lax.with_sharding_constraint((tasks.task, tasks.slot), sharding)
+    return dataclasses.replace(tasks, task=task, slot=slot)
 
 
 def on_mesh(mesh: Mesh | None, function: Callable) -> Callable:
