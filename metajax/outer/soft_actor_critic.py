@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from metajax._promotion import on_own_terms
-from metajax.errors import MetajaxError, check_at_least, check_positive, is_off
+from metajax.errors import check_at_least, check_positive, is_off
 from metajax.outer.off_policy import (
     METRICS,
     BatchOf,
@@ -85,7 +85,7 @@ def sac(
             minus the number of action dimensions, of discrete actions 0.89 of the most there is.
         value_network: whether a network of its own learns the value of states.
         output_penalty: weight of the mean squares of the policy's means and log standard
-            deviations, before they are squashed, in its loss.
+            deviations, before they are squashed, in its loss; of continuous actions.
         hidden: widths of the critics' hidden layers, and of the value network's.
         activation: activation function after each hidden layer of the critics.
         critics: number of critics.
@@ -233,8 +233,6 @@ def _soft_policy(
     values = q_networks(env.observation_size, space, **sizes)
     if isinstance(space, Discrete):
         check_distribution("sac", env, policy, Categorical, "'mlp'")
-        if not is_off(output_penalty):
-            raise MetajaxError("output_penalty is of continuous actions; it must be 0 here.")
 
         def draw_all(params, critic, observation, key):
             del key  # nothing is left to chance

@@ -309,6 +309,18 @@ DRAWING = Body(
     task=run_at,
 )
 
+# Rakelly et al. 2019: oyster, configs/ant-dir.json
+_DIRECTION_BY_PEARL = {
+    "family": {"variant": "pearl"},
+    "algorithm": {
+        "updates": 4000,
+        "meta_batch": 4,
+        "context": 256,
+        "replay_capacity": 1_000_000,
+    },
+    "evaluation": {"tasks": 8},
+}
+
 SPECS = (
     FamilySpec(
         "ant-vel",
@@ -325,6 +337,7 @@ SPECS = (
         backends=BACKENDS,
         variants=tuple(DIR_VARIANTS),
         drawing=DRAWING._replace(task=towards),
+        presets={"pearl": _DIRECTION_BY_PEARL},
     ),
     FamilySpec(
         "ant-goal",

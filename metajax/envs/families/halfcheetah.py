@@ -235,6 +235,20 @@ _VELOCITY_BY_MEMORY = {
     "evaluation": {"every": 100, "tasks": 60},
 }
 
+# Rakelly et al. 2019: oyster, configs/cheetah-vel.json and cheetah-dir.json
+_VELOCITY_BY_PEARL = {"family": {"variant": "pearl"}}
+_DIRECTION_BY_PEARL = {
+    "family": {"variant": "pearl"},
+    "algorithm": {
+        "prior_episodes": 5,
+        "extra_episodes": 5,
+        "meta_batch": 4,
+        "context": 256,
+        "replay_capacity": 1_000_000,
+    },
+    "evaluation": {"tasks": 8},
+}
+
 SPECS = (
     FamilySpec(
         "halfcheetah-dir",
@@ -243,7 +257,7 @@ SPECS = (
         backends=BACKENDS,
         variants=tuple(DIR_VARIANTS),
         drawing=DRAWING._replace(task=forward_or_backward),
-        presets=gradient_presets(_DIRECTION),
+        presets=gradient_presets(_DIRECTION) | {"pearl": _DIRECTION_BY_PEARL},
     ),
     FamilySpec(
         "halfcheetah-vel",
@@ -252,7 +266,8 @@ SPECS = (
         backends=BACKENDS,
         variants=tuple(VARIANTS),
         drawing=DRAWING,
-        presets=gradient_presets(_VELOCITY) | {"rl2": _VELOCITY_BY_MEMORY},
+        presets=gradient_presets(_VELOCITY)
+        | {"rl2": _VELOCITY_BY_MEMORY, "pearl": _VELOCITY_BY_PEARL},
         references=("oracle_velocity", "observations_only"),
     ),
 )

@@ -197,6 +197,25 @@ _GOAL_OF_OTHERS = {
     "learned-optimizer": {"algorithm": {"inner": {"rule": {"learning_rate": 0.003}}}},
 }
 
+# Rakelly et al. 2019: oyster, configs/sparse-point-robot.json
+_SPARSE_BY_PEARL = {
+    "family": {"variant": "pearl"},
+    "algorithm": {
+        "prior_episodes": 5,
+        "posterior_episodes": 45,
+        "extra_episodes": 0,
+        "updates": 1000,
+        "context": 1024,
+        "kl_weight": 1.0,
+        "replay_capacity": 100_000,
+        "exploration_episodes": 5,
+        "distance_metric": "distance",
+        "learner": {"reward_scale": 100.0, "discount": 0.9},
+    },
+    "training": {"tasks": 10},
+    "evaluation": {"rounds": 20, "tasks": 20},
+}
+
 SPECS = (
     FamilySpec(
         "point-goal",
@@ -211,5 +230,6 @@ SPECS = (
         "Rakelly et al. 2019",
         variants=tuple(SPARSE_VARIANTS),
         drawing=GOALS,
+        presets={"pearl": _SPARSE_BY_PEARL},
     ),
 )
