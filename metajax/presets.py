@@ -94,7 +94,7 @@ OF_ALGORITHM: dict[str, Preset] = {
     "sac": _REMEMBERED,
     "td3": _REMEMBERED,
     "pearl": {
-        "training": {"tasks": 5, "iterations": 500},
+        "training": {"tasks": 5, "iterations": 500, "training_tasks": 100},
         # The score is that of the last episode, the first by the posterior.
         "evaluation": {"rounds": 3, "episodes": 1, "tasks": 30, "every": 10},
     },

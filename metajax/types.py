@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt32
 
+from metajax._kinks import within
 from metajax.errors import MetajaxError
 
 Task = PyTree[Array]
@@ -252,7 +253,7 @@ class Continuous:
             jnp.asarray(bound, action.dtype) if isinstance(bound, tuple) else bound
             for bound in (self.low, self.high)
         )
-        return self.scale * jnp.clip(action, low, high)
+        return self.scale * within(action, low, high)
 
 
 ActionSpace = Discrete | Continuous

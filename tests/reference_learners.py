@@ -79,11 +79,12 @@ def mixed(target, online, tau):
 def _critic_step(critics, optimizer, x, target, action=None):
     """Move critics down their mean squared errors, together, as one set of arrays for Adam.
 
-    Of discrete actions their values are several, of which that of `action` is compared.
+    Of discrete actions their values are several, of which that of `action` is compared. Return the
+    sum of the errors, and its derivative by `x`.
     """
     count = len(target)
     column = np.zeros(count, int) if action is None else action
-    gradients, arrays = [], []
+    gradients, arrays, by_input = [], [], []
     loss = 0.0
     for critic in critics:
         values = critic(x)
@@ -91,13 +92,15 @@ def _critic_step(critics, optimizer, x, target, action=None):
         loss += np.mean(error**2)
         slope = np.zeros_like(values)
         slope[np.arange(count), column] = 2 * error / count
-        gradients += critic.backward(slope)[0]
+        of_weights, of_input = critic.backward(slope)
+        gradients += of_weights
         arrays += critic.weights
+        by_input.append(of_input)
     arrays = optimizer.step(arrays, gradients)
     size = len(critics[0].weights)
     for index, critic in enumerate(critics):
         critic.weights = arrays[index * size : (index + 1) * size]
-    return loss
+    return loss, sum(by_input)
 
 
 class Box:
@@ -157,7 +160,7 @@ class Sac:
         value = np.min([target(x)[:, 0] for target in self.targets], axis=0) - alpha * log_prob
         goal = self.scale * steps.reward + self.discount * ~steps.terminated * value
         x = self.box.inputs(steps.observation, steps.action)
-        loss = _critic_step(self.critics, self.critic_optimizer, x, goal)
+        loss, _ = _critic_step(self.critics, self.critic_optimizer, x, goal)
 
         gradient, log_prob, _ = self.policy_gradient(steps, noise, alpha)
         excess = -np.mean(log_prob) - self.entropy
@@ -189,7 +192,7 @@ class ValueSac(Sac):
         value = self.slow_value(steps.next_observation)[:, 0]
         goal = self.scale * steps.reward + self.discount * ~steps.terminated * value
         x = self.box.inputs(steps.observation, steps.action)
-        loss = _critic_step(self.critics, self.critic_optimizer, x, goal)
+        loss, self.by_input = _critic_step(self.critics, self.critic_optimizer, x, goal)
 
         gradient, log_prob, lowest = self.policy_gradient(steps, noise, self.alpha, self.penalty)
         self.policy.weights = self.policy_optimizer.step(self.policy.weights, gradient)
@@ -211,7 +214,7 @@ class DoubleQ:
         best = np.argmax(self.policy(steps.next_observation), axis=1)
         value = self.target(steps.next_observation)[np.arange(len(best)), best]
         goal = steps.reward + self.discount * ~steps.terminated * value
-        loss = _critic_step([self.policy], self.optimizer, steps.observation, goal, steps.action)
+        loss, _ = _critic_step([self.policy], self.optimizer, steps.observation, goal, steps.action)
         self.target = mixed(self.target, self.policy, self.tau)
         return loss
 
@@ -231,7 +234,7 @@ class DiscreteSac(Sac):
         value = np.sum(chance * (value - alpha * log_prob), axis=1)
         goal = self.scale * steps.reward + self.discount * ~steps.terminated * value
         x = steps.observation
-        loss = _critic_step(self.critics, self.critic_optimizer, x, goal, steps.action)
+        loss, _ = _critic_step(self.critics, self.critic_optimizer, x, goal, steps.action)
 
         chance, log_prob = self.probabilities(x)
         cost = alpha * log_prob - np.min([critic(x) for critic in self.critics], axis=0)
@@ -268,7 +271,7 @@ class Td3:
         value = np.min([target(x)[:, 0] for target in self.targets], axis=0)
         goal = steps.reward + self.discount * ~steps.terminated * value
         x = box.inputs(steps.observation, steps.action)
-        loss = _critic_step(self.critics, self.critic_optimizer, x, goal)
+        loss, _ = _critic_step(self.critics, self.critic_optimizer, x, goal)
         if self.count % self.delay == 0:
             squashed = np.tanh(self.policy(steps.observation))
             x = box.inputs(steps.observation, box.center + box.half * squashed)
@@ -283,3 +286,59 @@ class Td3:
                 mixed(*pair, self.tau) for pair in zip(self.targets, self.critics, strict=True)
             ]
         return loss
+
+
+class Pearl:
+    """A gradient step of PEARL: `learner` is a `ValueSac` of observations with z behind them."""
+
+    def __init__(self, encoder, learner, *, rate, kl_weight):
+        self.encoder, self.learner, self.kl_weight = encoder, learner, kl_weight
+        self.optimizer = Adam(rate)
+
+    def update(self, context, steps, latent_noise, action_noise):
+        """Return the loss of the critics and the sum of the divergences.
+
+        Args:
+            context: inputs of the encoder `[task, step, input]`.
+            steps: what is remembered, `[task, step]`.
+            latent_noise: `[task, latent]`.
+            action_noise: `[task and step, action]`.
+        """
+        tasks, size = latent_noise.shape
+        outputs = self.encoder(context.reshape(-1, context.shape[-1]))
+        outputs = outputs.reshape(tasks, -1, 2 * size)
+        mean, raw = outputs[..., :size], outputs[..., size:]
+        variance = np.log1p(np.exp(raw))
+        precision = 1 / variance
+        total, weighted = precision.sum(axis=1), (mean * precision).sum(axis=1)
+        center, square = weighted / total, 1 / total
+        z = center + np.sqrt(square) * latent_noise
+        divergence = np.sum((square + center**2 - 1 - np.log(square)) / 2)
+
+        count = steps.reward.shape[1]
+        beside = lambda x: np.concatenate([x, np.repeat(z[:, None], count, axis=1)], axis=2)
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
+        given = type(steps)(
+            flat(beside(steps.observation)),
+            flat(steps.action),
+            flat(steps.reward),
+            flat(steps.terminated),
+            flat(beside(steps.next_observation)),
+        )
+        loss = self.learner.update(given, action_noise)
+
+        observed = steps.observation.shape[2]
+        by_z = self.learner.by_input[:, observed : observed + size]
+        by_z = by_z.reshape(tasks, count, size).sum(axis=1)
+        by_center = by_z + self.kl_weight * center
+        by_square = by_z * latent_noise / (2 * np.sqrt(square))
+        by_square += self.kl_weight * (1 - 1 / square) / 2
+        by_weighted = by_center / total
+        by_total = -by_center * weighted / total**2 - by_square / total**2
+        by_mean = by_weighted[:, None] * precision
+        by_precision = by_weighted[:, None] * mean + by_total[:, None]
+        by_raw = -by_precision * precision**2 / (1 + np.exp(-raw))
+        slope = np.concatenate([by_mean, by_raw], axis=2).reshape(-1, 2 * size)
+        gradient = self.encoder.backward(slope)[0]
+        self.encoder.weights = self.optimizer.step(self.encoder.weights, gradient)
+        return loss, divergence

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metajax._kinks import smallest, within
 from metajax.losses import baselines, policy_gradient, returns
 
 TIME = 6  # of the property tests: one length, one compilation
@@ -253,3 +254,18 @@ def test_fit_linear_in_float32(scale, extra):
 def test_fit_linear_without_samples_is_zero():
     found = baselines.fit_linear(jnp.ones((3, 2)), jnp.ones(3), jnp.zeros(3, bool))
     np.testing.assert_array_equal(found, 0)
+
+
+# --- minima and bounds ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("x", [-3.0, -1.0, 0.3, 2.0, 5.0])
+def test_minima_and_bounds_have_their_derivatives(x):
+    """At ends and ties too, where that of `jnp.clip` is a half."""
+    bounded = jax.value_and_grad(lambda x: within(x, -1.0, 2.0))
+    value, slope = bounded(x)
+    assert (value, slope) == (np.clip(x, -1, 2), -1 <= x <= 2)
+    others = jnp.array([0.3, 4.0])
+    value, slope = jax.value_and_grad(lambda x: smallest(jnp.append(others, x)))(x)
+    assert (value, slope) == (pytest.approx(min(x, 0.3)), x <= 0.3)
+    assert np.isnan(within(jnp.nan, -1.0, 2.0))

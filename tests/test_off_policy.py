@@ -166,6 +166,20 @@ def test_double_q_is_its_equations():
             assert_equal(listed(state["target"]), checked.target.tree())
 
 
+def test_the_derivative_of_the_lowest_value_survives_what_is_rounded_twice():
+    """XLA, told not to optimize, computes critics again for it, and otherwise: none is the lowest.
+
+    Constants of the program, as parameters are here, make it do so.
+    """
+    learner = sac(**NETWORKS).build(env_of(SPACE), policy := squashed(OBSERVED, SPACE, hidden=(6,)))
+    with jax.enable_x64(True):
+        params = policy.init(jax.random.key(0))
+        state = learner.init(jax.random.key(1), params, ())
+        improve = jax.jit(lambda b: learner.improve(params, (), state, lambda _: Batch(b), KEY)[0])
+        for leaf in jax.tree.leaves(improve(steps_of(0))):
+            assert np.all(np.isfinite(leaf))
+
+
 Q_POLICY = mlp(OBSERVED, DISCRETE, hidden=(6,), activation="relu")
 STOCHASTIC, NOISY = squashed(OBSERVED, SPACE), deterministic(OBSERVED, SPACE)
 

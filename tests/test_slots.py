@@ -83,7 +83,7 @@ def test_a_program_knows_how_many_slots_there_are():
     assert program(dataclasses.replace(batch, slots=6)).shape == (6,)
     assert seen == [4, 6] and all(type(slots) is int for slots in seen)
     leaves, structure = jax.tree.flatten(batch)
-    assert len(leaves) == len(jax.tree.leaves(batch.task)) + 1
+    assert len(leaves) == 2 * len(jax.tree.leaves(batch.task)) + 1  # of the batch, and of all
     assert structure.unflatten(leaves).slots == 4
     of_seeds = jax.vmap(lambda key: sample_tasks(FOUR, key, 8))(jax.random.split(KEY, 3))
     assert isinstance(of_seeds, metajax.TaskBatch) and of_seeds.slot.shape == (3, 8)
@@ -147,6 +147,27 @@ def test_where_tasks_cannot_be_counted_there_is_no_place_for_them():
     kept = trained(scoreboard(), keeping(), devices=1).learner
     assert kept["seen"].shape == kept["score"].shape == (2, 0)
     np.testing.assert_array_equal(kept["tasks"], [3 * 8] * 2)
+
+
+def test_training_tasks_are_at_most_as_many_as_one_says():
+    """Those of a family that has no more; else so many are drawn once, by the seed."""
+    kept = trained(scoreboard(), keeping(), training_tasks=4, seed=3, devices=1).learner
+    np.testing.assert_array_equal(kept["seen"], np.full((2, 4), 3 * 8 // 4))
+    expected = finite(scoreboard().train, 4, seed=3).finite["score"]
+    np.testing.assert_array_equal(kept["score"], [expected] * 2)
+    kept = trained(FAMILY, keeping(), training_tasks=5, devices=1).learner
+    np.testing.assert_array_equal(kept["score"], [SCORES] * 2)
+    kept = trained(FAMILY, keeping(), training_tasks=3, devices=1).learner
+    assert kept["score"].shape == (2, 3) and set(np.ravel(kept["score"])) < set(SCORES)
+    with pytest.raises(MetajaxError, match="training_tasks is 0"):
+        trained(FAMILY, keeping(), training_tasks=0)
+
+
+def test_a_batch_has_all_tasks_in_the_order_of_their_slots():
+    batch = sample_tasks(FOUR, KEY, 3)
+    for name, listed in FOUR.finite.items():
+        np.testing.assert_array_equal(batch.finite[name], listed)
+    assert sample_tasks(scoreboard().train, KEY, 3).finite == ()
 
 
 def test_numbers_in_the_state_leave_the_slots_as_they_are():

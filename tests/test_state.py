@@ -267,6 +267,10 @@ LARGE = {
     "maml-dqn": lambda capacity: {"updates": 2, "batch": 2, "replay_capacity": capacity},
     "q-prop": with_critic_of_actions,
     "sac": lambda capacity: {"batch": 5, "random_steps": 10, "replay_capacity": capacity},
+    "pearl": lambda capacity: {
+        **dict.fromkeys(("initial_episodes", "prior_episodes", "updates"), 1),
+        **{"meta_batch": 2, "batch": 2, "context": 2, "replay_capacity": capacity},
+    },
     "varibad": lambda capacity: {"outer": EPOCHS, "vae_batch": 2, "replay_capacity": capacity},
 }
 

@@ -16,9 +16,9 @@ from metajax.adaptation import (
 from metajax.algorithms import ALGORITHMS
 from metajax.envs import FAMILIES, make
 from metajax.envs.rollouts import check_env
-from metajax.envs.splits import sample_tasks
+from metajax.envs.splits import finite, sample_tasks
 from metajax.outer import ppo
-from metajax.policies import deterministic, gru, mlp, snail, squashed, variational
+from metajax.policies import conditioned, deterministic, gru, mlp, snail, squashed, variational
 from metajax.training import Evaluation, train
 
 LENGTH, TASKS, EPISODES = 4, 4, 2
@@ -40,6 +40,7 @@ OPTIONS = {
     "dqn": REPLAY,
     "sac": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
     "td3": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
+    "pearl": {"updates": 1, "meta_batch": 2, "batch": 2, "context": 2},
     "maml-dqn": REPLAY,
     "varibad": {
         "model": evidence_lower_bound(state_weight=1.0),
@@ -50,6 +51,7 @@ OPTIONS = {
 POLICIES = {
     "sac": partial(squashed, hidden=(4,)),
     "td3": partial(deterministic, hidden=(4,)),
+    "pearl": partial(conditioned, hidden=(4,)),
     "rl2": partial(gru, width=4),
     "snail": partial(
         snail,
@@ -68,6 +70,9 @@ def algorithm_of(name):
     policy = POLICIES.get(name, partial(mlp, hidden=(4,), context=2 * (name == "cavia")))
     env = family.env
     options = {"episodes": EPISODES} | OPTIONS.get(name, {})
+    if name == "pearl":
+        del options["episodes"]
+        family = family._replace(train=finite(family.train, 4))
     policy = policy(env.observation_size, env.action_space)
     return ALGORITHMS[name](env, policy, **options), family
 

@@ -18,7 +18,7 @@ PACKAGE = Path(metajax.__file__).parent
 # Each layer imports from those above it and, inside a package, from itself. A module that stands
 # higher than the rest of its package has a layer of its own.
 LAYERS = [
-    {"_version", "errors"},
+    {"_version", "_kinks", "errors"},
     {"_checks"},
     {"types", "shutdown", "_alarms", "_text", "_imported", "_promotion", "_earlier"},
     {"parts"},
@@ -45,9 +45,9 @@ PUBLIC = """
     StepInput TaskBatch TaskDistribution TaskFamily TrainState Trajectory UpdateRule __version__
     adaptation_curve check_env evaluate load make rollout train
 
-    a2c anil cavia dqn e_maml fomaml learned_optimizer maml maml_dqn meta_lstm meta_sgd ppo promp
-    q_prop reinforce reptile rl2 sac snail td3 trpo varibad
-    deterministic gru lstm mlp squashed transformer variational window
+    a2c anil cavia dqn e_maml fomaml learned_optimizer maml maml_dqn meta_lstm meta_sgd pearl ppo
+    promp q_prop reinforce reptile rl2 sac snail td3 trpo varibad
+    conditioned deterministic gru lstm mlp squashed transformer variational window
     decayed from_optax learned_lstm learned_mlp sgd sum_of_rules
 
     adaptation algorithms deployment diagnostics envs export losses outer plotting policies presets

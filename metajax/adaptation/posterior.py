@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from metajax._kinks import within
 from metajax.parts import part
 from metajax.policies.conditioned import latent_size
 from metajax.policies.distributions import DiagonalNormal
@@ -90,7 +91,7 @@ def product_of_gaussians(
             for layer in params[:-1]:
                 x = jax.nn.relu(affine(layer, x))
             mean, raw = jnp.split(affine(params[-1], x), 2, axis=-1)
-            precision = 1 / jnp.maximum(jax.nn.softplus(raw), LOWEST_VARIANCE)
+            precision = 1 / within(jax.nn.softplus(raw), LOWEST_VARIANCE, jnp.inf)
             if valid is not None:
                 precision = jnp.where(valid[..., None], precision, 0.0)
                 mean = jnp.where(valid[..., None], mean, 0.0)

@@ -19,6 +19,7 @@ from metajax._checks import checked
 from metajax.adaptation import ContextEncoder, nothing, product_of_gaussians
 from metajax.envs.rollouts import over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, unknown
+from metajax.losses.returns import masked_mean
 from metajax.outer import OffPolicyLearner
 from metajax.outer.off_policy import Batch
 from metajax.policies.conditioned import with_latent, without_memory
@@ -159,20 +160,15 @@ def pearl(
     play = _play(env, learner_of.behaviour, distance_metric)
     collect = _collect(play, encoding, visit, context)
     draw = _draw(encoding, meta_batch, batch, context, kl_weight, kl_reduction)
+    learn = _learn(draw, learner_of, updates)
 
     @checked
     def init(key, tasks: TaskBatch) -> TrainState:
         policy_key, encoder_key, learner_key, play_key = jax.random.split(key, 4)
         params = {"policy": policy.init(policy_key), "encoder": encoding.init(encoder_key)}
-        played = jax.eval_shape(
-            lambda: over_tasks(
-                play,
-                params,
-                tasks.task,
-                jnp.zeros((len(tasks), encoding.latent)),
-                jax.random.split(play_key, len(tasks)),
-            )
-        )[0]
+        latent = jnp.zeros((len(tasks), encoding.latent))
+        keys = jax.random.split(play_key, len(tasks))
+        played = jax.eval_shape(lambda: over_tasks(play, params, tasks.task, latent, keys))[0]
         most = -(-len(tasks) // max(tasks.slots, 1))  # visits to one task in an iteration
         latest = most * max(visit.initial, visit.prior + visit.posterior) * env.episode_length
         capacity = {"context": latest, "steps": replay_capacity}
@@ -189,28 +185,9 @@ def pearl(
         play_key, learn_key = jax.random.split(key)
         params, iterations = state.meta_params.policy, state.learner["iterations"]
         replay, warm, measured = collect(params, state.replay, tasks, iterations, play_key)
-        due = jnp.where(warm, 0, updates)
-
-        def learn(index, carry):
-            params, learner, totals = carry
-            batch_key, step_key = jax.random.split(jax.random.fold_in(learn_key, index))
-            batch_of = draw(replay, tasks.slots, batch_key)
-            divergence = batch_of(params["encoder"])[1]
-            of_policy, of_encoder, learner, found = learner_of.improve(
-                params["policy"],
-                params["encoder"],
-                learner,
-                lambda encoder: batch_of(encoder)[0],
-                step_key,
-            )
-            totals = jax.tree.map(jnp.add, totals, found | {"belief_kl": divergence})
-            return {"policy": of_policy, "encoder": of_encoder}, learner, totals
-
-        totals = dict.fromkeys((*learner_of.metrics, "belief_kl"), jnp.zeros(()))
-        start = params, state.learner["learner"], totals
-        params, learner, totals = jax.lax.fori_loop(0, due, learn, start)
-        count = due.astype(totals["belief_kl"].dtype)
-        found = jax.tree.map(lambda total: total / jnp.maximum(count, 1.0), totals)
+        params, learner, found = learn(
+            params, state.learner["learner"], replay, tasks.slots, warm, learn_key
+        )
         new_state = dataclasses.replace(
             state,
             meta_params=MetaParams(params),
@@ -218,17 +195,18 @@ def pearl(
             replay=replay,
             environment_steps=count_update(state.environment_steps, len(tasks), trial, env),
         )
-        return new_state, measured | found | {"updates": count}
+        return new_state, measured | found
 
-    metrics = ("return_before", "return_after", "updates", "belief_kl", *learner_of.metrics)
+    metrics = ("return_before", "return_after", "entropy", "updates", "belief_kl")
     agent = _agent(policy, encoding, exploration_episodes)
-    return Algorithm(init, update, agent, "pearl", trial, metrics)
+    return Algorithm(init, update, agent, "pearl", trial, (*metrics, *learner_of.metrics))
 
 
 def _play(env: Env, behaviour: Policy, distance_metric: str | None):
-    """Return `(params, task, latent, key) -> (items, valid, return)` of one episode `[time]`.
+    """Return `(params, task, latent, key) -> (items, valid, measured)` of one episode `[time]`.
 
-    Items are the steps that the encoder infers from, "context", and those that the learner gets.
+    Items are the steps that the encoder infers from, "context", and those that the learner gets,
+    "steps". What is measured are the return and the mean entropy.
     """
 
     def play(params, task, latent, key):
@@ -245,7 +223,8 @@ def _play(env: Env, behaviour: Policy, distance_metric: str | None):
                 raise unknown("distance_metric", distance_metric, trajectory.metrics)
             learned = dataclasses.replace(steps, reward=-trajectory.metrics[distance_metric][0])
         items = {"context": steps, "steps": learned}
-        return items, valid, undiscounted_returns(trajectory)[0]
+        entropy = masked_mean(trajectory.output.distribution.entropy(), trajectory.valid)
+        return items, valid, (undiscounted_returns(trajectory)[0], entropy)
 
     return play
 
@@ -253,7 +232,7 @@ def _play(env: Env, behaviour: Policy, distance_metric: str | None):
 def _collect(play, encoding: ContextEncoder, visit: Visit, context: int):
     """Return how a meta-iteration plays: `(params, replay, tasks, iterations, key) -> ...`.
 
-    It returns the replay, whether tasks were visited for the first time, and returns.
+    It returns the replay, whether these were first visits, and metrics.
     """
     by_posterior, is_context = visit.by_posterior(), visit.is_context()
 
@@ -273,13 +252,13 @@ def _collect(play, encoding: ContextEncoder, visit: Visit, context: int):
             known = encoding.evidence(params["encoder"], steps).posterior()
             belief = jax.tree.map(lambda x: jnp.where(infers[:, None], x, jnp.zeros_like(x)), known)
             keys = jax.random.split(play_key, count)
-            items, valid, returns = over_tasks(play, params, task, belief.sample(latent_key), keys)
+            items, valid, found = over_tasks(play, params, task, belief.sample(latent_key), keys)
             kept = {"context": valid & (warm | jnp.asarray(is_context)[index]), "steps": valid}
             replay = {
                 name: extend_task_replay(ring, slot, items[name], kept[name])
                 for name, ring in replay.items()
             }
-            return replay, jnp.mean(returns)
+            return replay, jax.tree.map(jnp.mean, found)
 
         # What was known of a task is of policies that are gone.
         forgotten = forget(replay["context"], tasks.slot)
@@ -288,7 +267,7 @@ def _collect(play, encoding: ContextEncoder, visit: Visit, context: int):
             next=jnp.where(warm, replay["context"].next, forgotten.next),
             size=jnp.where(warm, replay["context"].size, forgotten.size),
         )
-        replay, returns = jax.lax.scan(
+        replay, (returns, entropy) = jax.lax.scan(
             episode, replay | {"context": emptied}, jnp.arange(visit.episodes)
         )
         return (
@@ -297,6 +276,7 @@ def _collect(play, encoding: ContextEncoder, visit: Visit, context: int):
             {
                 "return_before": jnp.mean(returns[~by_posterior]),
                 "return_after": jnp.mean(returns[by_posterior]),
+                "entropy": jnp.mean(entropy),
             },
         )
 
@@ -331,6 +311,39 @@ def _draw(encoding: ContextEncoder, tasks: int, batch: int, context: int, kl_wei
         return batch_of
 
     return draw
+
+
+def _learn(draw, learner_of: OffPolicyLearner, updates: int):
+    """Return `(params, learner, replay, slots, warm, key) -> (params, learner, metrics)`.
+
+    It takes `updates` gradient steps, none while tasks are visited for the first time.
+    """
+
+    def learn(params, learner, replay, slots: int, warm, key):
+        due = jnp.where(warm, 0, updates)
+
+        def step(index, carry):
+            params, learner, totals = carry
+            batch_key, step_key = jax.random.split(jax.random.fold_in(key, index))
+            batch_of = draw(replay, slots, batch_key)
+            divergence = batch_of(params["encoder"])[1]
+            of_policy, of_encoder, learner, found = learner_of.improve(
+                params["policy"],
+                params["encoder"],
+                learner,
+                lambda encoder: batch_of(encoder)[0],
+                step_key,
+            )
+            totals = jax.tree.map(jnp.add, totals, found | {"belief_kl": divergence})
+            return {"policy": of_policy, "encoder": of_encoder}, learner, totals
+
+        totals = dict.fromkeys((*learner_of.metrics, "belief_kl"), jnp.zeros(()))
+        params, learner, totals = jax.lax.fori_loop(0, due, step, (params, learner, totals))
+        count = due.astype(totals["belief_kl"].dtype)
+        found = jax.tree.map(lambda total: total / jnp.maximum(count, 1.0), totals)
+        return params, learner, found | {"updates": count}
+
+    return learn
 
 
 def _agent(policy: Policy, encoding: ContextEncoder, exploration_episodes: int) -> Agent:

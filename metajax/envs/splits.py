@@ -156,6 +156,18 @@ def finite(distribution: TaskDistribution, count: int, *, seed: Seed = 0) -> Tas
     return uniform_over(sample_batch(distribution, jax.random.key(seed), count))
 
 
+def at_most(distribution: TaskDistribution, count: int, *, seed: Seed) -> TaskDistribution:
+    """Return a distribution over `count` tasks of another; the same, if it has no more than that.
+
+    Args:
+        distribution: any.
+        count: most tasks.
+        seed: of which they are.
+    """
+    available = number_of_tasks(distribution)
+    return distribution if 0 < available <= count else finite(distribution, count, seed=seed)
+
+
 def finite_splits(tasks: dict[str, Array], held_out: Bool[np.ndarray, "task"]) -> dict[str, Any]:
     """Return training and held-out distributions of a `TaskFamily`, by field.
 

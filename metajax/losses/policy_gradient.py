@@ -36,6 +36,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from metajax._kinks import smaller, within
 from metajax.types import Scalar
 
 CLIP = 0.2  # ε of `clipped`
@@ -159,7 +160,7 @@ def importance_weighted(
     ratio = jnp.exp(log_prob - behaviour_log_prob)
     if clip is None:
         return ratio * advantage
-    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+    return smaller(ratio * advantage, within(ratio, 1 - clip, 1 + clip) * advantage)
 
 
 ControlVariateKind = Literal["standard", "conservative", "aggressive"]

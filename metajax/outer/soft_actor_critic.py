@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from metajax._kinks import smallest
 from metajax._promotion import on_own_terms
 from metajax.errors import check_at_least, check_positive, is_off
 from metajax.outer.off_policy import (
@@ -237,7 +238,7 @@ def _soft_policy(
         def draw_all(params, critic, observation, key):
             del key  # nothing is left to chance
             log_prob = jax.nn.log_softmax(distribution_at(env, policy, params, observation).logits)
-            lowest = jnp.min(values.apply(critic, observation), axis=0)
+            lowest = smallest(values.apply(critic, observation))
             return lowest, log_prob, lambda x: jnp.sum(jnp.exp(log_prob) * x, axis=-1)
 
         def q_of_taken(critic, steps: Steps):
@@ -251,7 +252,7 @@ def _soft_policy(
     def draw(params, critic, observation, key):
         distribution = distribution_at(env, policy, params, observation)
         action, log_prob = distribution.sample_with_log_prob(key)
-        lowest = jnp.min(values.apply(critic, observation, action), axis=0)
+        lowest = smallest(values.apply(critic, observation, action))
         return lowest, log_prob, lambda x: x
 
     def q_of(critic, steps: Steps):

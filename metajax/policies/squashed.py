@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
+from metajax._kinks import within
 from metajax.errors import MetajaxError, check_at_least, check_at_most, check_positive
 from metajax.policies.distributions import DiagonalNormal
 from metajax.policies.layers import affine, check_hidden, init_affine
@@ -206,7 +207,7 @@ def squashed(
     def step(params, memory, step_input):
         outputs = _apply_network(params, step_input.observation, activation)
         mean, log_std = jnp.split(outputs, 2, axis=-1)
-        normal = DiagonalNormal(mean, jnp.clip(log_std, LOWEST_LOG_STD, HIGHEST_LOG_STD))
+        normal = DiagonalNormal(mean, within(log_std, LOWEST_LOG_STD, HIGHEST_LOG_STD))
         return memory, PolicyOutput(SquashedNormal(normal, like(mean, center), like(mean, half)))
 
     return Policy(init, lambda: (), step, unroll=step)

@@ -40,8 +40,8 @@ def empty_task_replay(batch: PyTree, slots: int, capacity: int) -> TaskReplay:
     """
     if slots < 1:
         raise MetajaxError(
-            "the training tasks cannot be counted, so nothing can be kept of each; make them so "
-            "many by metajax.envs.splits.finite(family.train, count)."
+            "the training tasks cannot be counted, so nothing can be kept of each; say how many "
+            "there are, such as training_tasks=100."
         )
     _check_room(batch, slots, capacity)
     shape = slots, capacity

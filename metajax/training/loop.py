@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from metajax._checks import Seed, checked
 from metajax._memory import check_memory
 from metajax._text import count, plural
-from metajax.envs.splits import number_of_tasks
+from metajax.envs.splits import at_most, number_of_tasks
 from metajax.errors import MetajaxError, check_at_least
 from metajax.runs.recorder import Progress, open_recorder
 from metajax.runs.selection import Keep, validation_score
@@ -77,6 +77,7 @@ def train(
     *,
     iterations: int = 200,
     tasks: int = 20,
+    training_tasks: int | None = None,
     seeds: int = 1,
     seed: Seed = 0,
     segment: int = 10,
@@ -110,6 +111,8 @@ def train(
         family: task family, such as `metajax.make(...)` returns.
         iterations: meta-iterations in all.
         tasks: meta-batch size, tasks per meta-iteration and seed.
+        training_tasks: most training tasks that there are; where a family has more, so many are
+            drawn once, by `seed`. None for all of them.
         seeds: independent runs in the same program.
         seed: seed of all randomness. The same program on the same devices gives the same bits. With
             another number of seeds, tasks or devices it is another program: the random numbers of
@@ -145,7 +148,16 @@ def train(
             directory cannot be used, or something was not finite, with `on_nan="halt"` or
             `max_discarded` times in a row; the state is saved.
     """
-    check_counts(iterations=iterations, tasks=tasks, seeds=seeds, segment=segment, devices=devices)
+    check_counts(
+        iterations=iterations,
+        tasks=tasks,
+        training_tasks=training_tasks,
+        seeds=seeds,
+        segment=segment,
+        devices=devices,
+    )
+    if training_tasks is not None:
+        family = family._replace(train=at_most(family.train, training_tasks, seed=seed))
     if max_discarded is not None:
         check_at_least(1, max_discarded=max_discarded)
     check_keep(family, keep, patience, evaluation, iterations)

@@ -23,9 +23,10 @@ from metajax.adaptation import (
 from metajax.algorithms import ALGORITHMS, maml
 from metajax.algorithms.joint import fine_tuning
 from metajax.envs import make
+from metajax.envs.splits import finite
 from metajax.errors import MetajaxError
-from metajax.outer import adam, ppo, trpo
-from metajax.policies import deterministic, gru, mlp, squashed, variational
+from metajax.outer import adam, ppo, sac, trpo
+from metajax.policies import conditioned, deterministic, gru, mlp, squashed, variational
 from metajax.runs.checkpoint import saved_steps
 from metajax.shutdown import Shutdown
 from metajax.training import Evaluation, train
@@ -368,6 +369,12 @@ def test_cut_interrupted_and_shared_out(name, tmp_path):
     elif name in WITHIN_BOUNDS:
         policy = partial(WITHIN_BOUNDS[name], hidden=(4,))
         options |= {"batch": 4, "replay_capacity": 1000, "random_steps": 10}
+    elif name == "pearl":
+        family = family._replace(train=finite(family.train, 4))
+        policy = partial(conditioned, latent=2, hidden=(4,))
+        options = dict.fromkeys(("initial_episodes", "prior_episodes", "updates"), 1)
+        options |= {"meta_batch": 4, "batch": 4, "context": 4}
+        options |= {"learner": sac(value_network=True, hidden=(4,))}
     elif "dqn" in name:
         family, options = make("gridnav", episode_length=4), options | {"updates": 3, "batch": 4}
     elif name in ("fomaml", "meta-sgd", "anil", "cavia", "e-maml"):
