@@ -25,5 +25,6 @@ def within(
     x: Float[Array, "*shape"], low: float | Array, high: float | Array
 ) -> Float[Array, "*shape"]:
     """Return `x` between two bounds; at a bound the derivative is that of `x`."""
+    x = jnp.asarray(x)
     low, high = (jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape) for bound in (low, high))
     return jnp.where(x < low, low, jnp.where(x > high, high, x))

@@ -132,7 +132,8 @@ def pearl(
         batch: remembered steps of each of them, for the learner.
         context: steps of the latest visit to each of them, for the encoder.
         kl_weight: weight λ of the posterior's divergence from the prior.
-        kl_reduction: over the tasks of a gradient step; the authors' code has the sum.
+        kl_reduction: "sum" or "mean" of the divergences over the tasks of a gradient step; the
+            authors' code has the sum.
         replay_capacity: environment steps that are kept of each training task.
         exploration_episodes: episodes of a trial that are played by samples of the prior.
         distance_metric: name of the environment's metric whose negative critics learn from, in the

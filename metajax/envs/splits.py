@@ -156,16 +156,25 @@ def finite(distribution: TaskDistribution, count: int, *, seed: Seed = 0) -> Tas
     return uniform_over(sample_batch(distribution, jax.random.key(seed), count))
 
 
-def at_most(distribution: TaskDistribution, count: int, *, seed: Seed) -> TaskDistribution:
-    """Return a distribution over `count` tasks of another; the same, if it has no more than that.
+def at_most(
+    distribution: TaskDistribution, training_tasks: int | None, *, seed: Seed
+) -> TaskDistribution:
+    """Return a distribution over no more tasks of another than so many; itself, if it has no more.
 
     Args:
         distribution: any.
-        count: most tasks.
+        training_tasks: most tasks; None for all of them.
         seed: of which they are.
+
+    Raises:
+        MetajaxError: there would be no task, or they do not fit into memory.
     """
-    available = number_of_tasks(distribution)
-    return distribution if 0 < available <= count else finite(distribution, count, seed=seed)
+    if training_tasks is None:
+        return distribution
+    check_at_least(1, training_tasks=training_tasks)
+    if 0 < number_of_tasks(distribution) <= training_tasks:
+        return distribution
+    return finite(distribution, training_tasks, seed=seed)
 
 
 def finite_splits(tasks: dict[str, Array], held_out: Bool[np.ndarray, "task"]) -> dict[str, Any]:

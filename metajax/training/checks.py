@@ -19,23 +19,15 @@ from metajax.training.program import (
 from metajax.types import Algorithm, Metrics, TaskFamily
 
 
-def check_counts(
-    *,
-    iterations: int,
-    tasks: int,
-    training_tasks: int | None,
-    seeds: int,
-    segment: int,
-    devices: int | None,
-):
+def check_counts(*, iterations: int, tasks: int, seeds: int, segment: int, devices: int | None):
     """Check the numbers of `train`.
 
     Raises:
         MetajaxError: one is below 1.
     """
     check_at_least(1, iterations=iterations, tasks=tasks, seeds=seeds, segment=segment)
-    given = {"training_tasks": training_tasks, "devices": devices}
-    check_at_least(1, **{name: value for name, value in given.items() if value is not None})
+    if devices is not None:
+        check_at_least(1, devices=devices)
 
 
 def check_keep(

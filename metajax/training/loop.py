@@ -148,16 +148,8 @@ def train(
             directory cannot be used, or something was not finite, with `on_nan="halt"` or
             `max_discarded` times in a row; the state is saved.
     """
-    check_counts(
-        iterations=iterations,
-        tasks=tasks,
-        training_tasks=training_tasks,
-        seeds=seeds,
-        segment=segment,
-        devices=devices,
-    )
-    if training_tasks is not None:
-        family = family._replace(train=at_most(family.train, training_tasks, seed=seed))
+    check_counts(iterations=iterations, tasks=tasks, seeds=seeds, segment=segment, devices=devices)
+    family = family._replace(train=at_most(family.train, training_tasks, seed=seed))
     if max_discarded is not None:
         check_at_least(1, max_discarded=max_discarded)
     check_keep(family, keep, patience, evaluation, iterations)
