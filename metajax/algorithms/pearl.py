@@ -120,8 +120,8 @@ def pearl(
     Args:
         env: the environment that all tasks share.
         policy: `conditioned`.
-        encoder: how steps say something of a task.
-        learner: of the policy: `metajax.outer.sac`; of discrete actions `double_q` too.
+        encoder: encoder of steps into a belief about the task.
+        learner: losses and rates, `metajax.outer.sac`; of discrete actions `double_q` too.
         initial_episodes: episodes per task by samples of the prior, before anything is learned.
         prior_episodes: episodes of a visit that are played by samples of the prior.
         posterior_episodes: episodes of a visit that are then played by samples of the posterior,
