@@ -21,22 +21,15 @@ from metajax.outer.off_policy import (
     check_rates,
     critic_step,
     descend,
-    distribution_at,
     mean_of,
     of_taken,
     soft_update,
 )
+from metajax.outer.views import Remembered, Views, has_memory, views_of
 from metajax.parts import part
 from metajax.policies.distributions import Categorical
 from metajax.policies.mlp import Activation
-from metajax.policies.squashed import (
-    QNetworks,
-    SquashedNormal,
-    StateValues,
-    q_networks,
-    value_of_states,
-)
-from metajax.replay import Steps
+from metajax.policies.squashed import QNetworks, SquashedNormal, StateValues, value_of_states
 from metajax.types import Discrete, Env, Params, Part, Policy, Scalar
 
 
@@ -83,16 +76,18 @@ def sac(
         temperature: temperature α; None to learn it, from 1.
         target_entropy: entropy H̄ of the policy that a learned temperature keeps, in nats; None for
             minus the number of action dimensions, of discrete actions 0.89 of the most there is.
-        value_network: whether a network of its own learns the value of states.
+        value_network: whether a network of its own learns the value of states; of policies without
+            a memory.
         output_penalty: weight of the mean squares of the policy's means and log standard
             deviations, before they are squashed, in its loss.
-        hidden: widths of the critics' hidden layers, and of the value network's.
+        hidden: widths of the critics' hidden layers, and of the value network's. Of a policy with a
+            memory they follow a memory of the same kind, which all critics share.
         activation: activation function after each hidden layer of the critics.
         critics: number of critics.
 
     Raises:
-        MetajaxError: an option is out of range; later, that the policy is none of `squashed`, or
-            of discrete actions none of `mlp`.
+        MetajaxError: an option is out of range; later, that the policy is none of `squashed`, nor
+            one with a memory and squashed actions, or of discrete actions none of `mlp`.
     """
     check_rates(learning_rate, critic_learning_rate, discount, tau)
     check_positive(reward_scale=reward_scale)
@@ -112,6 +107,8 @@ def sac(
     def build(env: Env, policy: Policy) -> OffPolicyLearner:
         sizes = {"hidden": hidden, "activation": activation}
         soft = _soft_policy(env, policy, sizes | {"count": critics}, target_entropy, output_penalty)
+        if value_network and has_memory(policy):
+            raise MetajaxError("value_network is of policies without a memory; it must be False.")
         values = value_of_states(env.observation_size, **sizes) if value_network else None
         return _soft_learner(policy, soft, values, of)
 
@@ -131,6 +128,7 @@ def _soft_learner(
     policy: Policy, soft: "_SoftPolicy", values: StateValues | None, of: _Numbers
 ) -> OffPolicyLearner:
     """Return the learner of a policy, whose critics have a value network beside them or not."""
+    views = soft.views
 
     def init(key, policy_params, encoder) -> State:
         critic_key, value_key = jax.random.split(key)
@@ -152,35 +150,36 @@ def _soft_learner(
         learned = of.temperature is None
         alpha: Any = jnp.exp(state["log_temperature"]) if learned else of.temperature
 
-        def target_of(steps: Steps):
+        def target_of(steps: Remembered):
+            seen = views.after(steps)
             if values is None:
                 value, log_prob, expected = soft.draw(
-                    policy_params, state["target"], steps.next_observation, next_key
+                    policy_params, state["target"], seen, next_key
                 )
                 value = expected(value - alpha * log_prob)
             else:
-                value = values.apply(state["target"], steps.next_observation)
+                value = values.apply(state["target"], seen)
             reward = of.reward_scale * steps.reward
             return bellman_target(reward, steps.terminated, value, of.discount)
 
         batch = jax.lax.stop_gradient(batch_of(encoder))
-        observation, mean = batch.steps.observation, mean_of(batch.weight)
+        seen, mean = views.before(batch.steps), mean_of(batch.weight)
         trained, of_critic = (state["critic"], encoder), state["critic_optimizer"]
         (critic, encoder), of_critic, metrics = critic_step(
             soft.q_of, target_of, batch_of, trained, of.critic_optimizer, of_critic
         )
 
         def policy_loss(policy_params):
-            value, log_prob, expected = soft.draw(policy_params, critic, observation, action_key)
+            value, log_prob, expected = soft.draw(policy_params, critic, seen, action_key)
             soft_value = expected(value - alpha * log_prob)
-            loss = soft.penalty(policy_params, observation, mean) - mean(soft_value)
+            loss = soft.penalty(policy_params, seen, mean) - mean(soft_value)
             return loss, (soft_value, -mean(expected(log_prob)))
 
         slope, (soft_value, entropy) = jax.grad(policy_loss, has_aux=True)(policy_params)
         value, of_value = state["value"], state["value_optimizer"]
         if values is not None:
             of_states = values.apply
-            slope_of = jax.grad(lambda v: mean((of_states(v, observation) - soft_value) ** 2))
+            slope_of = jax.grad(lambda v: mean((of_states(v, seen) - soft_value) ** 2))
             value, of_value = descend(of.critic_optimizer, slope_of(value), value, of_value)
         excess = entropy - jnp.asarray(soft.target_entropy, entropy.dtype)
         (policy_params, log_temperature), of_policy = descend(
@@ -207,17 +206,19 @@ def _soft_learner(
 class _SoftPolicy(NamedTuple):
     """A stochastic policy and its critics.
 
-    - `draw(params, critic, observation, key) -> (values, log_probs, expected)`: min_j Q_j and log π
-      of an action that is drawn; of each action, where they are discrete; `expected` is the mean
-      of such numbers under the policy;
+    - `views`: what both see of remembered steps;
+    - `draw(params, critic, seen, key) -> (values, log_probs, expected)`: min_j Q_j and log π of an
+      action that is drawn; of each action, where they are discrete; `expected` is the mean of such
+      numbers under the policy;
     - `q_of(critic, steps)`: values of the actions that were taken `[critic, *batch]`;
     - `target_entropy`: in nats;
-    - `penalty(params, observation, mean)`: of the policy's outputs, in its loss.
+    - `penalty(params, seen, mean)`: of the policy's outputs, in its loss.
     """
 
+    views: Views
     values: QNetworks
     draw: Callable[..., tuple[Array, Array, Callable[[Array], Array]]]
-    q_of: Callable[[Params, Steps], Float[Array, "critic *batch"]]
+    q_of: Callable[[Params, Remembered], Float[Array, "critic *batch"]]
     target_entropy: Scalar
     penalty: Callable[..., Float[Array, ""]]
 
@@ -229,45 +230,45 @@ def _soft_policy(
     target_entropy: Scalar | None,
     output_penalty: Scalar,
 ) -> _SoftPolicy:
-    space = env.action_space
-    values = q_networks(env.observation_size, space, **sizes)
+    space, views = env.action_space, views_of(env, policy)
     if isinstance(space, Discrete):
         check_distribution("sac", env, policy, Categorical, "'mlp'")
+        values = views.q_networks(**sizes)
         if not is_off(output_penalty):
             raise MetajaxError("output_penalty is of continuous actions; it must be 0 here.")
 
-        def draw_all(params, critic, observation, key):
+        def draw_all(params, critic, seen, key):
             del key  # nothing is left to chance
-            log_prob = jax.nn.log_softmax(distribution_at(env, policy, params, observation).logits)
-            lowest = jnp.min(values.apply(critic, observation), axis=0)
+            log_prob = jax.nn.log_softmax(views.distribution(params, seen).logits)
+            lowest = jnp.min(values.apply(critic, seen), axis=0)
             return lowest, log_prob, lambda x: jnp.sum(jnp.exp(log_prob) * x, axis=-1)
 
-        def q_of_taken(critic, steps: Steps):
-            return of_taken(values.apply(critic, steps.observation), steps.action)
+        def q_of_taken(critic, steps: Remembered):
+            return of_taken(values.apply(critic, views.before(steps)), steps.action)
 
         most = float(np.log(space.size))
         wanted = _SHARE_OF_ENTROPY * most if target_entropy is None else target_entropy
-        return _SoftPolicy(values, draw_all, q_of_taken, wanted, lambda *_: jnp.zeros(()))
-    check_distribution("sac", env, policy, SquashedNormal, "'squashed'")
+        return _SoftPolicy(views, values, draw_all, q_of_taken, wanted, lambda *_: jnp.zeros(()))
+    check_distribution("sac", env, policy, SquashedNormal, "'squashed'", "squashed")
+    values = views.q_networks(**sizes)
 
-    def draw(params, critic, observation, key):
-        distribution = distribution_at(env, policy, params, observation)
-        action, log_prob = distribution.sample_with_log_prob(key)
-        lowest = jnp.min(values.apply(critic, observation, action), axis=0)
+    def draw(params, critic, seen, key):
+        action, log_prob = views.distribution(params, seen).sample_with_log_prob(key)
+        lowest = jnp.min(values.apply(critic, seen, action), axis=0)
         return lowest, log_prob, lambda x: x
 
-    def q_of(critic, steps: Steps):
-        return values.apply(critic, steps.observation, steps.action)
+    def q_of(critic, steps: Remembered):
+        return values.apply(critic, views.before(steps), steps.action)
 
-    def penalty(params, observation, mean):
+    def penalty(params, seen, mean):
         if is_off(output_penalty):
             return jnp.zeros(())
-        normal = distribution_at(env, policy, params, observation).normal
+        normal = views.distribution(params, seen).normal
         squares = jnp.mean(normal.mean**2 + normal.log_std**2, axis=-1)
         return output_penalty * mean(squares)
 
     wanted = -float(space.size) if target_entropy is None else target_entropy
-    return _SoftPolicy(values, draw, q_of, wanted, penalty)
+    return _SoftPolicy(views, values, draw, q_of, wanted, penalty)
 
 
 _SHARE_OF_ENTROPY = 0.89  # of a uniform policy's; CleanRL's, with 0.98 some games are never learned
