@@ -267,6 +267,7 @@ LARGE = {
     "maml-dqn": lambda capacity: {"updates": 2, "batch": 2, "replay_capacity": capacity},
     "q-prop": with_critic_of_actions,
     "sac": lambda capacity: {"batch": 5, "random_steps": 10, "replay_capacity": capacity},
+    "off-policy-rl2": lambda capacity: {"batch": 2, "replay_capacity": capacity},
     "varibad": lambda capacity: {"outer": EPOCHS, "vae_batch": 2, "replay_capacity": capacity},
 }
 
@@ -304,7 +305,7 @@ def test_a_replay_is_never_copied(seeds):
 def test_the_replay_of_an_algorithm_is_never_copied(name):
     import test_algorithm_contract as contract
 
-    capacity = 2 * 10**6 if name in ("maml-dqn", "varibad") else 2 * 10**7
+    capacity = 2 * 10**6 if name in ("maml-dqn", "off-policy-rl2", "varibad") else 2 * 10**7
     family = contract.family_of(name)
     algorithm = contract.build(name, LARGE[name](capacity), family.env)
     check_in_place(algorithm, family, capacity)

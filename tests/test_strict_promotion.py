@@ -40,6 +40,7 @@ OPTIONS = {
     "dqn": REPLAY,
     "sac": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
     "td3": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
+    "off-policy-rl2": {"batch": 2, "replay_capacity": 8, "random_trials": 2},
     "maml-dqn": REPLAY,
     "varibad": {
         "model": evidence_lower_bound(state_weight=1.0),
@@ -59,6 +60,7 @@ POLICIES = {
         value_size=2,
         critic="separate",
     ),
+    "off-policy-rl2": partial(gru, width=4, critic="none", actions="squashed"),
     "varibad": partial(variational, latent=2, width=4, hidden=(4,)),
 }
 
