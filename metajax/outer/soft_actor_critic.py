@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from metajax._promotion import on_own_terms
-from metajax.errors import MetajaxError, check_at_least, check_positive, is_off
+from metajax.errors import MetajaxError, check_at_least, check_at_most, check_positive, is_off
 from metajax.outer.off_policy import (
     METRICS,
     BatchOf,
@@ -48,6 +48,7 @@ def sac(
     hidden: Sequence[int] = (256, 256),
     activation: Activation = "relu",
     critics: int = 2,
+    subset: int | None = None,
 ) -> Part[OffPolicyLearner]:
     """Return soft actor-critic (Haarnoja et al. 2018b), of continuous or discrete actions.
 
@@ -64,6 +65,9 @@ def sac(
     With a value network (Haarnoja et al. 2018a) y = r + γ(1 - d)V⁻(s') instead, V descends the mean
     of (V(s) - min_j Q_j(s, ã) + α log π(ã))² of the critics after their step, and V⁻ is the only
     slow copy.
+
+    With a subset (REDQ, Chen et al. 2021) the minimum in y is over some of the critics alone, drawn
+    anew at each gradient step, and the policy has the mean of all in place of min_j Q_j.
 
     Of discrete actions (Christodoulou 2019) expectations over a' and ã are sums.
 
@@ -84,6 +88,8 @@ def sac(
             memory they follow a memory of the same kind, which all critics share.
         activation: activation function after each hidden layer of the critics.
         critics: number of critics.
+        subset: number of critics whose minimum is the target, drawn at random; None for all of
+            them. 2 of 10 in the paper.
 
     Raises:
         MetajaxError: an option is out of range; later, that the policy is none of `squashed`, nor
@@ -95,6 +101,11 @@ def sac(
     check_at_least(1, critics=critics)
     if temperature is not None:
         check_at_least(0, temperature=temperature)
+    if subset is not None:
+        check_at_least(1, subset=subset)
+        check_at_most(critics, subset=subset)
+        if value_network:
+            raise MetajaxError("a value network has no subset of critics; subset must be None.")
     of = _Numbers(
         on_own_terms(optax.adam(learning_rate)),
         on_own_terms(optax.adam(critic_learning_rate)),
@@ -102,6 +113,7 @@ def sac(
         tau,
         reward_scale,
         temperature,
+        subset,
     )
 
     def build(env: Env, policy: Policy) -> OffPolicyLearner:
@@ -122,6 +134,21 @@ class _Numbers(NamedTuple):
     tau: Scalar
     reward_scale: Scalar
     temperature: Scalar | None
+    subset: int | None
+
+
+def _lowest(values: Float[Array, "critic *rest"]) -> Float[Array, "*rest"]:
+    """Return the lowest value by all critics."""
+    return jnp.min(values, axis=0)
+
+
+def _lowest_of(subset: int, key: Key[Array, ""]) -> Callable[[Array], Array]:
+    """Return the lowest value by some critics, the same ones at every step."""
+
+    def lowest(values):
+        return _lowest(values[jax.random.choice(key, len(values), (subset,), replace=False)])
+
+    return lowest
 
 
 def _soft_learner(
@@ -146,15 +173,19 @@ def _soft_learner(
         }
 
     def improve(policy_params, encoder, state: State, batch_of: BatchOf, key):
-        next_key, action_key = jax.random.split(key)
+        next_key, action_key, *rest = jax.random.split(key, 2 if of.subset is None else 3)
         learned = of.temperature is None
         alpha: Any = jnp.exp(state["log_temperature"]) if learned else of.temperature
+        in_target, in_policy = _lowest, _lowest
+        if of.subset is not None:
+            in_target = _lowest_of(of.subset, rest[0])
+            in_policy = lambda values: jnp.mean(values, axis=0)
 
         def target_of(steps: Remembered):
             seen = views.after(steps)
             if values is None:
                 value, log_prob, expected = soft.draw(
-                    policy_params, state["target"], seen, next_key
+                    policy_params, state["target"], seen, next_key, in_target
                 )
                 value = expected(value - alpha * log_prob)
             else:
@@ -170,7 +201,9 @@ def _soft_learner(
         )
 
         def policy_loss(policy_params):
-            value, log_prob, expected = soft.draw(policy_params, critic, seen, action_key)
+            value, log_prob, expected = soft.draw(
+                policy_params, critic, seen, action_key, in_policy
+            )
             soft_value = expected(value - alpha * log_prob)
             loss = soft.penalty(policy_params, seen, mean) - mean(soft_value)
             return loss, (soft_value, -mean(expected(log_prob)))
@@ -207,9 +240,9 @@ class _SoftPolicy(NamedTuple):
     """A stochastic policy and its critics.
 
     - `views`: what both see of remembered steps;
-    - `draw(params, critic, seen, key) -> (values, log_probs, expected)`: min_j Q_j and log π of an
-      action that is drawn; of each action, where they are discrete; `expected` is the mean of such
-      numbers under the policy;
+    - `draw(params, critic, seen, key, of_critics) -> (values, log_probs, expected)`: `of_critics`
+      of Q_j, and log π, of an action that is drawn; of each action, where they are discrete;
+      `expected` is the mean of such numbers under the policy;
     - `q_of(critic, steps)`: values of the actions that were taken `[critic, *batch]`;
     - `target_entropy`: in nats;
     - `penalty(params, seen, mean)`: of the policy's outputs, in its loss.
@@ -237,11 +270,11 @@ def _soft_policy(
         if not is_off(output_penalty):
             raise MetajaxError("output_penalty is of continuous actions; it must be 0 here.")
 
-        def draw_all(params, critic, seen, key):
+        def draw_all(params, critic, seen, key, of_critics):
             del key  # nothing is left to chance
             log_prob = jax.nn.log_softmax(views.distribution(params, seen).logits)
-            lowest = jnp.min(values.apply(critic, seen), axis=0)
-            return lowest, log_prob, lambda x: jnp.sum(jnp.exp(log_prob) * x, axis=-1)
+            value = of_critics(values.apply(critic, seen))
+            return value, log_prob, lambda x: jnp.sum(jnp.exp(log_prob) * x, axis=-1)
 
         def q_of_taken(critic, steps: Remembered):
             return of_taken(values.apply(critic, views.before(steps)), steps.action)
@@ -252,10 +285,9 @@ def _soft_policy(
     check_distribution("sac", env, policy, SquashedNormal, "'squashed'", "squashed")
     values = views.q_networks(**sizes)
 
-    def draw(params, critic, seen, key):
+    def draw(params, critic, seen, key, of_critics):
         action, log_prob = views.distribution(params, seen).sample_with_log_prob(key)
-        lowest = jnp.min(values.apply(critic, seen, action), axis=0)
-        return lowest, log_prob, lambda x: x
+        return of_critics(values.apply(critic, seen, action)), log_prob, lambda x: x
 
     def q_of(critic, steps: Remembered):
         return values.apply(critic, views.before(steps), steps.action)
