@@ -108,7 +108,7 @@ _PULLS = {
     "evaluation": {"every": 100, "tasks": 1000, "final_tasks": 10_000},
 }
 
-# A fiftieth of RL²'s pulls, each of which is learned from many times.
+# A twentieth of RL²'s pulls, each of which is learned from many times.
 _REMEMBERED_PULLS = {
     "algorithm": {
         "episodes": 10,
