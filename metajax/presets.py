@@ -76,6 +76,7 @@ _WITHIN_BOUNDS = {
 MEMORY_AGENTS = {
     "rl2": tuple(_MEMORIES),
     "snail": ("snail", *(name for name in _MEMORIES if name != "snail")),
+    "off-policy-rl2": tuple(_MEMORIES),
     "varibad": ("variational",),
 }
 
@@ -100,6 +101,8 @@ OF_ALGORITHM: dict[str, Preset] = {
     },
     # A trust region's critic learns in epochs of its own.
     "rl2": {"outer": {"trpo": {"policy": {"critic": "separate"}}}},
+    # Critics are the learner's; actions are within the bounds that critics know.
+    "off-policy-rl2": {"policy": {"critic": "none", "actions": "squashed"}},
     "snail": {
         "policy": {"critic": "separate"},  # as a trust region asks for
         "outer": {"ppo": {"algorithm": {"outer": _EPOCHS_OF_TRIALS}}},

@@ -308,13 +308,31 @@ class TaskFamily(NamedTuple):
     validation: TaskDistribution | None = None
 
 
+class Encoder(NamedTuple):
+    """A causal network that encodes a trial from its start.
+
+    - `init(key) -> params`;
+    - `encode(params, step_input[time]) -> features[time, feature]`;
+    - `size`: numbers in the features of a step.
+    """
+
+    init: Callable[[Key[Array, ""]], Params]
+    encode: Callable[[Params, StepInput], Float[Array, "time feature"]]
+    size: int
+
+
 class Policy(NamedTuple):
-    """A policy, with or without memory; `unroll` equals a scan of `step` over time."""
+    """A policy, with or without memory; `unroll` equals a scan of `step` over time.
+
+    `encoder` is another network of its memory's kind, for critics that encode trials; None where
+    there is none.
+    """
 
     init: Callable[[Key[Array, ""]], Params]
     initial_memory: Callable[[], Memory]
     step: Callable[[Params, Memory, StepInput], tuple[Memory, PolicyOutput]]
     unroll: Callable[[Params, Memory, StepInput], tuple[Memory, PolicyOutput]]
+    encoder: Encoder | None = None
 
 
 class Made(NamedTuple):

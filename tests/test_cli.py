@@ -535,7 +535,8 @@ def test_an_algorithm_has_the_presets_that_were_written_for_it_and_no_others():
     tuned = {"halfcheetah-dir", "halfcheetah-vel", "point-goal", "reacher-goal"}
     for algorithm in ALGORITHMS:
         named = {family for family, spec in FAMILIES.items() if algorithm in spec.presets}
-        memory = {"rl2": {"halfcheetah-vel"}, "snail": set(), "varibad": set()}
+        memory = {name: {"halfcheetah-vel"} for name in ("rl2", "off-policy-rl2")}
+        memory |= {"snail": set(), "varibad": set()}
         nowhere = {name: set() for name in ("maml-dqn", "sac", "td3")}
         pearl = {"halfcheetah-dir", "halfcheetah-vel", "ant-dir", "point-sparse"}
         others = {"dqn": {"cartpole-params"}, "pearl": pearl}

@@ -17,6 +17,7 @@ from metajax.envs.splits import sample_tasks, uniform_over
 from metajax.errors import MetajaxError
 from metajax.outer import double_q, sac, td3
 from metajax.outer.off_policy import Batch
+from metajax.outer.soft_actor_critic import _lowest_of
 from metajax.policies import (
     DiagonalNormal,
     SquashedNormal,
@@ -178,6 +179,63 @@ def test_the_derivative_of_the_lowest_value_survives_what_is_rounded_twice():
         improve = jax.jit(lambda b: learner.improve(params, (), state, lambda _: Batch(b), KEY)[0])
         for leaf in jax.tree.leaves(improve(steps_of(0))):
             assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize("critics", [2, 4])
+def test_sac_with_a_subset_of_critics_is_its_equations(critics):
+    """Targets have the minimum of two, the policy the mean of all."""
+    policy = squashed(OBSERVED, SPACE, hidden=(6,))
+    values = q_networks(OBSERVED, SPACE, count=critics, **NETWORKS)
+    options = {"critics": critics, "subset": 2, "temperature": 0.7, **RATES, **NETWORKS}
+    with jax.enable_x64(True):
+        learner = sac(**options).build(env_of(SPACE), policy)
+        params, steps = far_from_zero(policy.init(jax.random.key(0))), steps_of(0)
+        state = learner.init(jax.random.key(1), params, ())
+        critic, target = (far_from_zero(state["critic"], seed) for seed in (1, 2))
+        state |= {"critic": critic, "target": target}
+        improve = jax.jit(
+            lambda *of: learner.improve(of[0], (), of[1], lambda _: Batch(of[2]), KEY)
+        )
+        _, _, after, _ = improve(params, state, steps)
+
+        keys = jax.random.split(KEY, 3)
+
+        def drawn(params, observation, key):
+            seen = StepInput(observation, jnp.zeros(2), jnp.zeros(()), jnp.zeros((), bool))
+            return policy.step(params, (), seen)[1].distribution.sample_with_log_prob(key)
+
+        def critic_loss(critic, params, target, pair):
+            action, log_prob = drawn(params, steps.next_observation, keys[0])
+            later = jnp.minimum(*values.apply(target, steps.next_observation, action)[pair])
+            y = steps.reward + 0.9 * ~steps.terminated * (later - 0.7 * log_prob)
+            q = values.apply(critic, steps.observation, steps.action)
+            return sum(jnp.mean((one - y) ** 2) for one in q)
+
+        def policy_loss(params, critic):
+            action, log_prob = drawn(params, steps.observation, keys[1])
+            q = values.apply(critic, steps.observation, action)
+            return jnp.mean(0.7 * log_prob - sum(q) / critics)
+
+        # Adam's first moment, after one step, is a tenth of the gradient.
+        found = jax.tree.map(lambda x: 10 * x, after["critic_optimizer"][0].mu[0])
+        slope = jax.jit(jax.grad(critic_loss))
+        every = [np.array([i, j]) for i in range(critics) for j in range(i)]
+        same = []
+        for pair in every:
+            expected = jax.tree.leaves(slope(critic, params, target, pair))
+            both = zip(jax.tree.leaves(found), expected, strict=True)
+            same.append(all(np.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in both))
+        assert any(same) and all(same) == (critics == 2)  # one may be the lowest everywhere
+        found = jax.tree.map(lambda x: 10 * x, after["policy_optimizer"][0].mu[0])
+        assert_equal(found, jax.jit(jax.grad(policy_loss))(params, after["critic"]))
+
+
+def test_every_pair_of_critics_is_as_likely_a_subset():
+    values = 2.0 ** jnp.arange(4)[:, None]
+    lowest = jax.vmap(lambda key: _lowest_of(2, key)(values)[0])(jax.random.split(KEY, 6000))
+    counts = [int(np.sum(lowest == value)) for value in (1, 2, 4)]  # of three, two and one pairs
+    assert sum(counts) == 6000
+    assert scipy.stats.chisquare(counts, [3000, 2000, 1000]).pvalue > 1e-3
 
 
 Q_POLICY = mlp(OBSERVED, DISCRETE, hidden=(6,), activation="relu")
@@ -450,6 +508,13 @@ def test_first_actions_are_uniform():
 def test_mistakes(options, message):
     with pytest.raises(MetajaxError, match=message):
         small(make("point-goal", episode_length=5), **options)
+
+
+def test_subsets_that_there_are_not_are_refused():
+    with pytest.raises(MetajaxError, match="subset"):
+        sac(subset=3)
+    with pytest.raises(MetajaxError, match="a value network has no subset of critics"):
+        sac(subset=2, value_network=True)
 
 
 def test_policies_that_it_cannot_train_are_refused():

@@ -271,6 +271,7 @@ LARGE = {
         **dict.fromkeys(("initial_episodes", "prior_episodes", "updates"), 1),
         **{"meta_batch": 2, "batch": 2, "context": 2, "replay_capacity": capacity},
     },
+    "off-policy-rl2": lambda capacity: {"batch": 2, "replay_capacity": capacity},
     "varibad": lambda capacity: {"outer": EPOCHS, "vae_batch": 2, "replay_capacity": capacity},
 }
 
@@ -308,7 +309,7 @@ def test_a_replay_is_never_copied(seeds):
 def test_the_replay_of_an_algorithm_is_never_copied(name):
     import test_algorithm_contract as contract
 
-    capacity = 2 * 10**6 if name in ("maml-dqn", "varibad") else 2 * 10**7
+    capacity = 2 * 10**6 if name in ("maml-dqn", "off-policy-rl2", "varibad") else 2 * 10**7
     family = contract.family_of(name)
     algorithm = contract.build(name, LARGE[name](capacity), family.env)
     check_in_place(algorithm, family, capacity)

@@ -41,6 +41,7 @@ OPTIONS = {
     "sac": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
     "td3": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
     "pearl": {"updates": 1, "meta_batch": 2, "batch": 2, "context": 2},
+    "off-policy-rl2": {"batch": 2, "replay_capacity": 8, "random_trials": 2},
     "maml-dqn": REPLAY,
     "varibad": {
         "model": evidence_lower_bound(state_weight=1.0),
@@ -61,6 +62,7 @@ POLICIES = {
         value_size=2,
         critic="separate",
     ),
+    "off-policy-rl2": partial(gru, width=4, critic="none", actions="squashed"),
     "varibad": partial(variational, latent=2, width=4, hidden=(4,)),
 }
 

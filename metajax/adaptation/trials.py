@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
+from metajax.adaptation.memory_agent import memory_agent, policy_input, root, tracked
 from metajax.envs.rollouts import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_fraction, check_positive
 from metajax.losses import policy_gradient, returns
@@ -310,20 +311,12 @@ def trial_learner(
     separately = not outer.trains_critics
     of_learner = objective.critic if separately else outer
 
-    def act(adapted: MetaParams, memory, step_input: StepInput, key):
-        memory, output = policy.step(adapted.policy, memory, policy_input(adapted, step_input))
-        distribution = output.distribution
-        action = distribution.mode() if key is None else distribution.sample(key)
-        return memory, action, output
-
-    def adapt(meta_params: MetaParams, adapted: MetaParams, trajectory: Trajectory, key):
-        del meta_params, trajectory, key
-        return adapted
+    agent = memory_agent(policy)
 
     def collect(meta_params: MetaParams, tasks, key) -> Trajectory:
         def trial(meta_params, task, key):
             def act_now(memory, step_input, key):
-                return act(meta_params, memory, step_input, key)
+                return agent.act(meta_params, memory, step_input, key)
 
             memory = policy.initial_memory()
             return rollout(key, env, task, act_now, memory, episodes=episodes)
@@ -363,22 +356,19 @@ def trial_learner(
 
         iterations = statistics.iterations + 1
 
-        def tracked(mean_square, x, valid):
-            difference = returns.masked_mean(x**2, valid) - mean_square
-            return mean_square + difference / iterations.astype(difference.dtype)
-
         new_state = dataclasses.replace(
             state,
             meta_params=dataclasses.replace(
                 meta_params,
                 policy=params,
                 mean_square_reward=tracked(
-                    meta_params.mean_square_reward, trajectory.reward, trajectory.valid
+                    meta_params.mean_square_reward, trajectory.reward, trajectory.valid, iterations
                 ),
             ),
             learner=learner,
             statistics=Statistics(
-                tracked(statistics.mean_square_return, to_come, played.valid), iterations
+                tracked(statistics.mean_square_return, to_come, played.valid, iterations),
+                iterations,
             ),
             environment_steps=count_update(
                 state.environment_steps, len(trajectory.valid), trial, env
@@ -393,22 +383,10 @@ def trial_learner(
         }
         return new_state, metrics
 
-    agent = Agent(lambda meta_params, key: meta_params, policy.initial_memory, act, adapt)
     trial = Trial(1, episodes, None)
     metrics = dict.fromkeys(("return_before", "return_after", "entropy", "critic_loss", "kl"))
     metrics |= dict.fromkeys((*of_learner.metrics, *outer.metrics))
     return TrialLearner(init, collect, improve, agent, trial, tuple(metrics))
-
-
-def root(mean_square: Float[Array, ""]) -> Float[Array, ""]:
-    """Return the root of a running mean square; 1 before there is any."""
-    return jnp.where(mean_square > 0, jnp.sqrt(mean_square), 1.0)
-
-
-def policy_input(meta_params: MetaParams, x: StepInput) -> StepInput:
-    """Return the input of the policy: rewards are in the unit that its agent keeps."""
-    scale = root(meta_params.mean_square_reward)
-    return dataclasses.replace(x, previous_reward=x.previous_reward / scale)
 
 
 def without_gaps(tree: PyTree, valid: Bool[Array, "episode time"]) -> PyTree:

@@ -12,6 +12,7 @@ from metajax.algorithms.learned_optimizer import learned_optimizer
 from metajax.algorithms.maml import maml
 from metajax.algorithms.meta_lstm import meta_lstm
 from metajax.algorithms.meta_sgd import meta_sgd
+from metajax.algorithms.off_policy_rl2 import off_policy_rl2
 from metajax.algorithms.pearl import pearl
 from metajax.algorithms.promp import promp
 from metajax.algorithms.reptile import reptile
@@ -36,6 +37,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "maml-dqn": maml_dqn,
     "rl2": rl2,
     "snail": snail,
+    "off-policy-rl2": off_policy_rl2,
     "varibad": varibad,
     "pearl": pearl,
     "reinforce": reinforce,
@@ -61,6 +63,7 @@ __all__ = [
     "maml_dqn",
     "meta_lstm",
     "meta_sgd",
+    "off_policy_rl2",
     "pearl",
     "ppo",
     "promp",

@@ -6,15 +6,18 @@ for as many steps as it had.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 from metajax._checks import checked
 from metajax.envs.rollouts import over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses.returns import masked_mean
-from metajax.outer.off_policy import Batch, OffPolicyLearner
+from metajax.outer.off_policy import Batch, OffPolicyLearner, State
+from metajax.outer.views import has_memory
 from metajax.replay import Steps, all_steps, empty_replay, extend_replay, sample_replay
 from metajax.steps import count_update
 from metajax.types import (
@@ -23,6 +26,8 @@ from metajax.types import (
     Continuous,
     Env,
     MetaParams,
+    Metrics,
+    Params,
     Part,
     Policy,
     Scalar,
@@ -59,7 +64,8 @@ def off_policy(
             drawn uniformly.
 
     Raises:
-        MetajaxError: an option is out of range, or the policy is not for this environment.
+        MetajaxError: an option is out of range, or the policy has a memory, or is not for this
+            environment.
     """
     check_at_least(1, episodes=episodes, batch=batch, replay_capacity=replay_capacity)
     check_at_least(0, random_steps=random_steps)
@@ -70,13 +76,17 @@ def off_policy(
             f"replay_capacity is {replay_capacity}; it must hold the {needed} steps (random_steps, "
             "or a batch) that are there before anything is learned."
         )
+    if has_memory(policy):
+        raise MetajaxError(
+            f"{name} trains policies without a memory; off-policy-rl2 trains those with one."
+        )
     learner_of = learner.build(env, policy)
     trial = Trial(1, episodes, 0)
 
     def act(params, memory, step_input, key, uniform):
         _, output = learner_of.behaviour.step(params, (), step_input)
         action = output.distribution.sample(key)
-        return memory, jnp.where(uniform, _uniform(env, key), action), output
+        return memory, jnp.where(uniform, uniform_action(env, key), action), output
 
     def play(shared, task, key):
         params, uniform = shared
@@ -120,20 +130,13 @@ def off_policy(
         due = jnp.floor(updates_per_step * played)
         due = jnp.where(replay.size >= needed, due, 0.0)
 
-        def learn(index, carry):
-            params, learner, totals = carry
-            batch_key, step_key = jax.random.split(jax.random.fold_in(learn_key, index))
-            drawn: Steps = sample_replay(replay, batch_key, batch)
-            params, _, learner, found = learner_of.improve(
-                params, (), learner, lambda _: Batch(drawn), step_key
-            )
-            return params, learner, jax.tree.map(jnp.add, totals, found)
+        def draw(key) -> Batch:
+            steps: Steps = sample_replay(replay, key, batch)
+            return Batch(steps)
 
-        totals = dict.fromkeys(learner_of.metrics, jnp.zeros(()))
-        params, learner, totals = jax.lax.fori_loop(
-            0, due.astype(jnp.int32), learn, (params, state.learner, totals)
+        params, learner, found = improve_often(
+            learner_of, params, state.learner, draw, due, learn_key
         )
-        found = jax.tree.map(lambda total: total / jnp.maximum(due, 1.0), totals)
         new_state = dataclasses.replace(
             state,
             meta_params=MetaParams(params),
@@ -147,7 +150,41 @@ def off_policy(
     return Algorithm(init, update, _agent(policy), name, trial, metrics)
 
 
-def _uniform(env: Env, key):
+def improve_often(
+    learner: OffPolicyLearner,
+    params: Params,
+    state: State,
+    draw: Callable[[Key[Array, ""]], Batch],
+    updates: Float[Array, ""],
+    key: Key[Array, ""],
+) -> tuple[Params, State, Metrics]:
+    """Return policy and learner after gradient steps, and the means of what these measured.
+
+    Args:
+        learner: whose steps they are.
+        params: of the policy.
+        state: the learner's.
+        draw: what a step learns from.
+        updates: how many, a whole number.
+        key: consumed.
+    """
+
+    def learn(index, carry):
+        params, state, totals = carry
+        batch_key, step_key = jax.random.split(jax.random.fold_in(key, index))
+        batch = draw(batch_key)
+        params, _, state, found = learner.improve(params, (), state, lambda _: batch, step_key)
+        return params, state, jax.tree.map(jnp.add, totals, found)
+
+    totals = dict.fromkeys(learner.metrics, jnp.zeros(()))
+    params, state, totals = jax.lax.fori_loop(
+        0, updates.astype(jnp.int32), learn, (params, state, totals)
+    )
+    return params, state, jax.tree.map(lambda total: total / jnp.maximum(updates, 1.0), totals)
+
+
+def uniform_action(env: Env, key: Key[Array, ""]) -> Array:
+    """Return an action drawn uniformly; `key` is consumed."""
     space = env.action_space
     if isinstance(space, Continuous):
         low, high = space.bounds

@@ -25,7 +25,7 @@ from metajax.adaptation import (
     whole_trials,
     without_gaps,
 )
-from metajax.adaptation.trials import policy_input
+from metajax.adaptation.memory_agent import policy_input
 from metajax.envs.rollouts import over_tasks
 from metajax.errors import check_at_least, check_positive
 from metajax.outer import OuterStep, ppo

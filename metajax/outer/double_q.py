@@ -13,14 +13,13 @@ from metajax.outer.off_policy import (
     bellman_target,
     check_distribution,
     critic_step,
-    distribution_at,
     of_taken,
     soft_update,
 )
+from metajax.outer.views import Remembered, views_of
 from metajax.parts import part
 from metajax.policies.distributions import Categorical
 from metajax.policies.epsilon_greedy import epsilon_greedy
-from metajax.replay import Steps
 from metajax.types import Discrete, Env, Part, Policy, Scalar
 
 
@@ -56,9 +55,10 @@ def double_q(
                 "double-q needs discrete actions; this environment's are continuous."
             )
         check_distribution("double-q", env, policy, Categorical, "'mlp'")
+        views = views_of(env, policy)
 
-        def q_values(params, observation):
-            return distribution_at(env, policy, params, observation).logits
+        def q_values(params, seen):
+            return views.distribution(params, seen).logits
 
         def init(key, policy_params, encoder) -> State:
             del key
@@ -68,14 +68,15 @@ def double_q(
         def improve(policy_params, encoder, state: State, batch_of: BatchOf, key):
             del key  # nothing is left to chance
 
-            def target_of(steps: Steps):
-                best = jnp.argmax(q_values(policy_params, steps.next_observation), axis=-1)
-                slow = q_values(state["target"], steps.next_observation)
+            def target_of(steps: Remembered):
+                seen = views.after(steps)
+                best = jnp.argmax(q_values(policy_params, seen), axis=-1)
+                slow = q_values(state["target"], seen)
                 next_value = of_taken(slow[None], best)[0]
                 return bellman_target(steps.reward, steps.terminated, next_value, discount)
 
-            def q_of(params, steps: Steps):
-                return of_taken(q_values(params, steps.observation)[None], steps.action)
+            def q_of(params, steps: Remembered):
+                return of_taken(q_values(params, views.before(steps))[None], steps.action)
 
             (policy_params, encoder), of_policy, metrics = critic_step(
                 q_of,

@@ -1,8 +1,9 @@
 """Off-policy learners: how a policy and its critics move on steps that other policies took.
 
-A learner is written for policies without a memory. Where they are given more than an observation,
+Policies without a memory learn from single steps. Where they are given more than an observation,
 such as a belief about the task, whoever uses the learner makes the steps from the parameters of
-what infers it, and the critics' loss trains these too.
+what infers it, and the critics' loss trains these too. Policies with a memory learn from whole
+trials, by the same equations at every step.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from metajax.envs.rollouts import check_policy, first_previous
+from metajax.envs.rollouts import check_policy
 from metajax.errors import MetajaxError, check_at_most, check_positive
-from metajax.replay import Steps
-from metajax.types import Env, Metrics, Params, Policy, Scalar, StepInput
+from metajax.outer.views import Remembered, has_memory
+from metajax.types import Env, Metrics, Params, Policy, Scalar
 
 State = dict[str, PyTree[Array]]
 Mean = Callable[[Float[Array, "*batch"]], Float[Array, ""]]
@@ -26,12 +27,13 @@ class Batch(NamedTuple):
     """What a gradient step learns from.
 
     Attributes:
-        steps: `[*batch]`.
+        steps: `Steps[*batch]`, or `TrialSteps[trial, step]` of a policy with a memory.
         penalty: of the encoder, what is added to the critics' loss.
-        weight: of each step in all means, of mean 1; None where all weigh the same.
+        weight: of each step in all means, of mean 1, and 0 of padding; None where all weigh the
+            same.
     """
 
-    steps: Steps
+    steps: Remembered
     penalty: Float[Array, ""] | float = 0.0
     weight: Float[Array, "*batch"] | None = None
 
@@ -58,23 +60,25 @@ class OffPolicyLearner(NamedTuple):
     behaviour: Policy
 
 
-def distribution_at(env: Env, policy: Policy, params: Params, observation: Array) -> Any:
-    """Return the distribution of actions of a policy that sees `observation[*batch]`."""
-    step_input = StepInput(observation, *first_previous(env))
-    return policy.step(params, policy.initial_memory(), step_input)[1].distribution
-
-
-def check_distribution(name: str, env: Env, policy: Policy, kind: type, which: str) -> None:
+def check_distribution(
+    name: str, env: Env, policy: Policy, kind: type, which: str, actions: str = "unbounded"
+) -> None:
     """Check that a policy is one that a learner can train.
 
+    Args:
+        name: of the learner.
+        env: that the policy acts in.
+        policy: to be checked.
+        kind: of its distribution.
+        which: policies without a memory have it.
+        actions: policies with a memory have it with this option.
+
     Raises:
-        MetajaxError: it was made for another environment, it has a memory, or its distribution is
-            another one.
+        MetajaxError: it was made for another environment, or its distribution is another one.
     """
     found = check_policy(env, policy)[1].distribution
-    if jax.tree.leaves(jax.eval_shape(policy.initial_memory)):
-        raise MetajaxError(f"{name} trains policies without a memory; take {which}.")
     if not isinstance(found, kind):
+        which = f"one with actions={actions!r}" if has_memory(policy) else which
         raise MetajaxError(
             f"{name} cannot train a policy whose distribution is {type(found).__name__}; take "
             f"{which}."
@@ -118,8 +122,8 @@ def descend(
 
 
 def critic_step(
-    q_of: Callable[[Params, Steps], Float[Array, "critic *batch"]],
-    target_of: Callable[[Steps], Float[Array, "*batch"]],
+    q_of: Callable[[Params, Remembered], Float[Array, "critic *batch"]],
+    target_of: Callable[[Remembered], Float[Array, "*batch"]],
     batch_of: BatchOf,
     trained: tuple[Params, Params],
     optimizer: optax.GradientTransformationExtraArgs,

@@ -18,14 +18,13 @@ from metajax.outer.off_policy import (
     check_rates,
     critic_step,
     descend,
-    distribution_at,
     mean_of,
     soft_update,
 )
+from metajax.outer.views import Remembered, views_of
 from metajax.parts import part
 from metajax.policies.mlp import Activation
-from metajax.policies.squashed import NoisyAction, box_of, like, q_networks
-from metajax.replay import Steps
+from metajax.policies.squashed import NoisyAction, box_of, like
 from metajax.types import Env, Params, Part, Policy, Scalar
 
 
@@ -56,11 +55,13 @@ def td3(
         target_noise: standard deviation of ε, in halves of the distance between an action's bounds.
         target_noise_clip: largest ε, in the same units.
         policy_delay: gradient steps of the critics for each of the policy.
-        hidden: widths of the critics' hidden layers.
+        hidden: widths of the critics' hidden layers. Of a policy with a memory they follow a memory
+            of the same kind, which both critics share.
         activation: activation function after each hidden layer of the critics.
 
     Raises:
-        MetajaxError: an option is out of range; later, that the policy is none of `deterministic`.
+        MetajaxError: an option is out of range; later, that the policy is none of `deterministic`,
+            nor one with a memory and deterministic actions.
     """
     check_rates(learning_rate, critic_learning_rate, discount, tau)
     check_at_least(0, target_noise=target_noise, target_noise_clip=target_noise_clip)
@@ -70,12 +71,12 @@ def td3(
 
     def build(env: Env, policy: Policy) -> OffPolicyLearner:
         center, half = box_of("td3", env.action_space)
-        check_distribution("td3", env, policy, NoisyAction, "'deterministic'")
-        sizes = {"hidden": hidden, "activation": activation}
-        values = q_networks(env.observation_size, env.action_space, **sizes)
+        check_distribution("td3", env, policy, NoisyAction, "'deterministic'", "deterministic")
+        views = views_of(env, policy)
+        values = views.q_networks(hidden=hidden, activation=activation)
 
-        def act(params: Params, observation):
-            return distribution_at(env, policy, params, observation).mode()
+        def act(params: Params, seen):
+            return views.distribution(params, seen).mode()
 
         def init(key, policy_params, encoder) -> State:
             critic = values.init(key)
@@ -90,19 +91,20 @@ def td3(
         def improve(policy_params, encoder, state: State, batch_of: BatchOf, key):
             slow_policy, slow_critic = state["target"]
 
-            def target_of(steps: Steps):
-                action = act(slow_policy, steps.next_observation)
+            def target_of(steps: Remembered):
+                seen = views.after(steps)
+                action = act(slow_policy, seen)
                 noise = target_noise * jax.random.normal(key, action.shape, action.dtype)
                 noise = jnp.clip(noise, -target_noise_clip, target_noise_clip)
                 middle, reach = like(action, center), like(action, half)
                 action = jnp.clip(action + reach * noise, middle - reach, middle + reach)
-                next_value = jnp.min(values.apply(slow_critic, steps.next_observation, action), 0)
+                next_value = jnp.min(values.apply(slow_critic, seen, action), 0)
                 return bellman_target(steps.reward, steps.terminated, next_value, discount)
 
             batch = jax.lax.stop_gradient(batch_of(encoder))
             mean = mean_of(batch.weight)
             (critic, encoder), of_critic, metrics = critic_step(
-                lambda critic, steps: values.apply(critic, steps.observation, steps.action),
+                lambda critic, steps: values.apply(critic, views.before(steps), steps.action),
                 target_of,
                 batch_of,
                 (state["critic"], encoder),
@@ -111,9 +113,8 @@ def td3(
             )
 
             def policy_loss(policy_params):
-                observation = batch.steps.observation
-                action = act(policy_params, observation)
-                return -mean(values.apply(critic, observation, action)[0])
+                seen = views.before(batch.steps)
+                return -mean(values.apply(critic, seen, act(policy_params, seen))[0])
 
             def delayed(policy_params, of_policy, target):
                 slope = jax.grad(policy_loss)(policy_params)

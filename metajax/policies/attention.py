@@ -21,7 +21,7 @@ from metajax.policies.layers import (
     init_perceptron,
     perceptron,
 )
-from metajax.policies.memory import Critic, Network, one_step, with_memory
+from metajax.policies.memory import Actions, Critic, Network, one_step, with_memory
 from metajax.types import ActionSpace, Memory, Policy
 
 
@@ -35,6 +35,7 @@ def snail(
     key_size: int = 32,
     value_size: int = 32,
     bfloat16: bool = False,
+    actions: Actions = "unbounded",
     critic: Critic = "shared",
     hidden: Sequence[int] = (),
     initial_std: float = 1.0,
@@ -54,12 +55,15 @@ def snail(
         key_size: numbers in the attention's keys and queries.
         value_size: numbers that attention reads.
         bfloat16: multiply matrices in bfloat16; gates, softmax and sums have full precision.
+        actions: distribution of continuous actions: normal ("unbounded"), tanh of one within their
+            bounds ("squashed"), or one action with noise to explore ("deterministic").
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.
         hidden: widths of layers between the network, whose inputs they see, too, and the outputs;
             tanh after each.
-        initial_std: standard deviation at the start, in the policy's action units.
-        minimum_std: smallest standard deviation, in the same units.
+        initial_std: standard deviation at the start, in the policy's action units; of unbounded
+            actions.
+        minimum_std: smallest standard deviation, in the same units; of unbounded actions.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
@@ -146,6 +150,7 @@ def snail(
         network_of,
         observation_size,
         action_space,
+        actions=actions,
         critic=critic,
         hidden=hidden,
         initial_std=initial_std,
@@ -163,6 +168,7 @@ def transformer(
     heads: int = 4,
     layers: int = 2,
     bfloat16: bool = False,
+    actions: Actions = "unbounded",
     critic: Critic = "shared",
     hidden: Sequence[int] = (),
     initial_std: float = 1.0,
@@ -180,12 +186,15 @@ def transformer(
         layers: each of attention and a perceptron.
         bfloat16: multiply matrices in bfloat16; softmax, normalization and sums have full
             precision.
+        actions: distribution of continuous actions: normal ("unbounded"), tanh of one within their
+            bounds ("squashed"), or one action with noise to explore ("deterministic").
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.
         hidden: widths of layers between the network, whose inputs they see, too, and the outputs;
             tanh after each.
-        initial_std: standard deviation at the start, in the policy's action units.
-        minimum_std: smallest standard deviation, in the same units.
+        initial_std: standard deviation at the start, in the policy's action units; of unbounded
+            actions.
+        minimum_std: smallest standard deviation, in the same units; of unbounded actions.
 
     Raises:
         MetajaxError: the width is no multiple of the heads, or an option is out of range.
@@ -258,6 +267,7 @@ def transformer(
         network_of,
         observation_size,
         action_space,
+        actions=actions,
         critic=critic,
         hidden=hidden,
         initial_std=initial_std,
@@ -272,6 +282,7 @@ def window(
     *,
     steps: int = 10,
     hidden: Sequence[int] = (64, 64),
+    actions: Actions = "unbounded",
     critic: Critic = "shared",
     initial_std: float = 1.0,
     minimum_std: float = 1e-6,
@@ -283,10 +294,13 @@ def window(
         action_space: the environment's.
         steps: steps in the input, the present one with them.
         hidden: widths of its layers, tanh after each.
+        actions: distribution of continuous actions: normal ("unbounded"), tanh of one within their
+            bounds ("squashed"), or one action with noise to explore ("deterministic").
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.
-        initial_std: standard deviation at the start, in the policy's action units.
-        minimum_std: smallest standard deviation, in the same units.
+        initial_std: standard deviation at the start, in the policy's action units; of unbounded
+            actions.
+        minimum_std: smallest standard deviation, in the same units; of unbounded actions.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
@@ -310,6 +324,7 @@ def window(
         network_of,
         observation_size,
         action_space,
+        actions=actions,
         critic=critic,
         initial_std=initial_std,
         minimum_std=minimum_std,

@@ -31,4 +31,4 @@ def epsilon_greedy(policy: Policy, epsilon: Scalar) -> Policy:
 
         return of_values
 
-    return Policy(policy.init, policy.initial_memory, acting(policy.step), acting(policy.unroll))
+    return policy._replace(step=acting(policy.step), unroll=acting(policy.unroll))

@@ -18,9 +18,11 @@ from metajax.policies.layers import (
     init_perceptron,
     perceptron,
 )
+from metajax.policies.squashed import box_of, noisy_action, squashed_normal
 from metajax.types import (
     ActionSpace,
     Discrete,
+    Encoder,
     Memory,
     Params,
     Policy,
@@ -29,6 +31,8 @@ from metajax.types import (
 )
 
 Critic = Literal["shared", "separate", "none"]
+Actions = Literal["unbounded", "squashed", "deterministic"]
+_NOISE = 0.1  # of deterministic actions, in halves of the distance between their bounds
 
 
 class Network(NamedTuple):
@@ -56,6 +60,7 @@ def with_memory(
     observation_size: int,
     action_space: ActionSpace,
     *,
+    actions: Actions = "unbounded",
     critic: Critic = "shared",
     hidden: Sequence[int] = (),
     initial_std: float = 1.0,
@@ -64,41 +69,45 @@ def with_memory(
     """Return the policy whose input is all of a `StepInput` and whose memory is a network's.
 
     Its input is the observation, the action before (one-hot, if actions are discrete), the reward
-    before and whether an episode ended there (Duan et al. 2016, section 2.2). Actions are
+    before and whether an episode ended there (Duan et al. 2016, section 2.2). Discrete actions are
     distributed as those of `metajax.mlp`.
 
     Args:
         network_of: makes the network for a number of inputs.
         observation_size: numbers in an observation.
         action_space: the environment's.
+        actions: distribution of continuous actions: that of `metajax.mlp` ("unbounded"), of
+            `metajax.squashed` or of `metajax.deterministic`, whose noise is 0.1 here.
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.
         hidden: widths of layers between the network, whose inputs they see, too, and the outputs;
             tanh after each.
-        initial_std: standard deviation at the start, in the policy's action units.
-        minimum_std: smallest standard deviation, in the same units.
+        initial_std: standard deviation at the start, in the policy's action units; of unbounded
+            actions.
+        minimum_std: smallest standard deviation, in the same units; of unbounded actions.
 
     Raises:
-        MetajaxError: an option is unknown or out of range.
+        MetajaxError: an option is unknown or out of range, or actions have no bounds and need some.
     """
     check_at_least(1, observation_size=observation_size)
     check_positive(initial_std=initial_std, minimum_std=minimum_std)
     check_hidden(hidden)
     discrete = isinstance(action_space, Discrete)
     inputs = observation_size + action_space.size + 2
-    network = network_of(inputs)
+    memory_network = network = network_of(inputs)
     if hidden:
         network = _with_hidden(network, inputs, hidden)
     separate = critic == "separate"
+    outputs, spread, distribution_of = _acting(action_space, actions, initial_std, minimum_std)
 
     def init(key: Key[Array, ""]) -> Params:
         actor_key, head_key, critic_key, value_key = jax.random.split(key, 4)
         small = nn.initializers.variance_scaling(0.01, "fan_avg", "uniform")
         params = {
             "actor": network.init(actor_key),
-            "head": init_affine(head_key, network.output_size, action_space.size, small),
+            "head": init_affine(head_key, network.output_size, outputs, small),
         }
-        params |= initial_spread(action_space, initial_std)
+        params |= spread()
         if separate:
             params["critic"] = network.init(critic_key)
         if critic != "none":
@@ -118,7 +127,7 @@ def with_memory(
     def output(params, acting, valuing) -> PolicyOutput:
         chosen = affine(params["head"], acting)
         value = None if critic == "none" else affine(params["value"], valuing)[..., 0]
-        return PolicyOutput(action_distribution(chosen, params, minimum_std), value)
+        return PolicyOutput(distribution_of(chosen, params), value)
 
     def through(advance):
         def run(params, memory, step_input) -> tuple[Memory, PolicyOutput]:
@@ -132,7 +141,24 @@ def with_memory(
 
         return run
 
-    return Policy(init, initial_memory, through(network.step), through(network.unroll))
+    def encode(params, step_input):
+        start = memory_network.initial_memory()
+        return memory_network.unroll(params, start, encoded(step_input))[1]
+
+    encoder = Encoder(memory_network.init, encode, memory_network.output_size)
+    return Policy(init, initial_memory, through(network.step), through(network.unroll), encoder)
+
+
+def _acting(action_space: ActionSpace, actions: Actions, initial_std: float, minimum_std: float):
+    """Return how many outputs say an action, its free parameters, and its distribution."""
+    size, none = action_space.size, lambda: {}
+    if actions == "unbounded" or isinstance(action_space, Discrete):
+        spread = lambda: initial_spread(action_space, initial_std)
+        return size, spread, lambda x, params: action_distribution(x, params, minimum_std)
+    center, half = box_of(f"a policy whose actions are {actions}", action_space)
+    if actions == "squashed":
+        return 2 * size, none, lambda x, params: squashed_normal(x, center, half)
+    return size, none, lambda x, params: noisy_action(x, center, half, _NOISE)
 
 
 def _with_hidden(network: Network, inputs: int, hidden: Sequence[int]) -> Network:

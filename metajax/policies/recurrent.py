@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from metajax._checks import checked
 from metajax.errors import check_at_least
 from metajax.policies.layers import affine, init_affine, orthogonal
-from metajax.policies.memory import Critic, Network, with_memory
+from metajax.policies.memory import Actions, Critic, Network, with_memory
 from metajax.types import ActionSpace, Policy
 
 
@@ -20,6 +20,7 @@ def gru(
     width: int = 64,
     initial_span: float = 2.0,
     bfloat16: bool = False,
+    actions: Actions = "unbounded",
     critic: Critic = "shared",
     hidden: Sequence[int] = (),
     initial_std: float = 1.0,
@@ -44,12 +45,15 @@ def gru(
             update gates, time constants are uniform between 2, where gates are half open, and this
             (Tallec & Ollivier 2018). Where a trial is long, as long as the trial.
         bfloat16: multiply matrices in bfloat16; memory, gates and sums have full precision.
+        actions: distribution of continuous actions: normal ("unbounded"), tanh of one within their
+            bounds ("squashed"), or one action with noise to explore ("deterministic").
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.
         hidden: widths of layers between the network, whose inputs they see, too, and the outputs;
             tanh after each.
-        initial_std: standard deviation at the start, in the policy's action units.
-        minimum_std: smallest standard deviation, in the same units.
+        initial_std: standard deviation at the start, in the policy's action units; of unbounded
+            actions.
+        minimum_std: smallest standard deviation, in the same units; of unbounded actions.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
@@ -60,6 +64,7 @@ def gru(
         network_of,
         observation_size,
         action_space,
+        actions=actions,
         critic=critic,
         hidden=hidden,
         initial_std=initial_std,
@@ -113,6 +118,7 @@ def lstm(
     *,
     width: int = 64,
     bfloat16: bool = False,
+    actions: Actions = "unbounded",
     critic: Critic = "shared",
     hidden: Sequence[int] = (),
     initial_std: float = 1.0,
@@ -127,12 +133,15 @@ def lstm(
         action_space: the environment's.
         width: units of the memory: a cell and an output of this size.
         bfloat16: multiply matrices in bfloat16; memory, gates and sums have full precision.
+        actions: distribution of continuous actions: normal ("unbounded"), tanh of one within their
+            bounds ("squashed"), or one action with noise to explore ("deterministic").
         critic: whether the value is read from the network that chooses the actions ("shared") or
             from another of the same kind ("separate"), or there is none.
         hidden: widths of layers between the network, whose inputs they see, too, and the outputs;
             tanh after each.
-        initial_std: standard deviation at the start, in the policy's action units.
-        minimum_std: smallest standard deviation, in the same units.
+        initial_std: standard deviation at the start, in the policy's action units; of unbounded
+            actions.
+        minimum_std: smallest standard deviation, in the same units; of unbounded actions.
 
     Raises:
         MetajaxError: an option is unknown or out of range.
@@ -153,6 +162,7 @@ def lstm(
         network_of,
         observation_size,
         action_space,
+        actions=actions,
         critic=critic,
         hidden=hidden,
         initial_std=initial_std,

@@ -175,6 +175,37 @@ def _apply_network(params: Params, x: Float[Array, "*batch input"], activation: 
     return affine(params["head"], x)
 
 
+def squashed_normal(
+    outputs: Float[Array, "*batch output"], center: np.ndarray, half: np.ndarray
+) -> SquashedNormal:
+    """Return the distribution whose means, then log standard deviations are a network's outputs.
+
+    Args:
+        outputs: two for each dimension of the action; the latter are clipped to [-20, 2].
+        center: middle of the bounds of actions, `[action]`.
+        half: half of the distance between them, `[action]`.
+    """
+    mean, log_std = jnp.split(outputs, 2, axis=-1)
+    normal = DiagonalNormal(mean, within(log_std, LOWEST_LOG_STD, HIGHEST_LOG_STD))
+    return SquashedNormal(normal, like(mean, center), like(mean, half))
+
+
+def noisy_action(
+    outputs: Float[Array, "*batch action"], center: np.ndarray, half: np.ndarray, noise: float
+) -> NoisyAction:
+    """Return the action that is tanh of a network's outputs within the bounds, with noise.
+
+    Args:
+        outputs: one for each dimension of the action.
+        center: middle of the bounds of actions, `[action]`.
+        half: half of the distance between them, `[action]`.
+        noise: standard deviation of the noise, in halves of that distance.
+    """
+    middle, reach = like(outputs, center), like(outputs, half)
+    normal = DiagonalNormal(middle + reach * jnp.tanh(outputs), jnp.log(noise * reach))
+    return NoisyAction(normal, middle - reach, middle + reach)
+
+
 @checked
 def squashed(
     observation_size: int,
@@ -206,9 +237,7 @@ def squashed(
 
     def step(params, memory, step_input):
         outputs = _apply_network(params, step_input.observation, activation)
-        mean, log_std = jnp.split(outputs, 2, axis=-1)
-        normal = DiagonalNormal(mean, within(log_std, LOWEST_LOG_STD, HIGHEST_LOG_STD))
-        return memory, PolicyOutput(SquashedNormal(normal, like(mean, center), like(mean, half)))
+        return memory, PolicyOutput(squashed_normal(outputs, center, half))
 
     return Policy(init, lambda: (), step, unroll=step)
 
@@ -245,9 +274,7 @@ def deterministic(
 
     def step(params, memory, step_input):
         outputs = _apply_network(params, step_input.observation, activation)
-        middle, reach = like(outputs, center), like(outputs, half)
-        normal = DiagonalNormal(middle + reach * jnp.tanh(outputs), jnp.log(noise * reach))
-        return memory, PolicyOutput(NoisyAction(normal, middle - reach, middle + reach))
+        return memory, PolicyOutput(noisy_action(outputs, center, half, noise))
 
     return Policy(init, lambda: (), step, unroll=step)
 

@@ -9,13 +9,21 @@ from metajax.replay.per_task import (
     sample_task_replay,
 )
 from metajax.replay.ring import Replay, empty_replay, extend_replay, sample_replay
-from metajax.replay.transitions import Steps, Transitions, all_steps, all_transitions, transitions
+from metajax.replay.transitions import (
+    Steps,
+    Transitions,
+    TrialSteps,
+    all_steps,
+    all_transitions,
+    transitions,
+)
 
 __all__ = [
     "Replay",
     "Steps",
     "TaskReplay",
     "Transitions",
+    "TrialSteps",
     "all_steps",
     "all_transitions",
     "can_sample",

@@ -48,6 +48,27 @@ class Steps:
     next_observation: Float[Array, "*batch observation"]
 
 
+@pytree_dataclass
+class TrialSteps:
+    """Whole trials, each one sequence of the steps of all its episodes, with padding behind them.
+
+    What follows an episode's last step is the first of the next one.
+
+    Attributes:
+        step_input: what the policy saw before each action, `[*batch step]`.
+        action: that was taken.
+        reward: of the step.
+        terminated: nothing follows: the trial's last step.
+        valid: the step was played.
+    """
+
+    step_input: StepInput
+    action: Shaped[Array, "..."]
+    reward: Float[Array, "*batch step"]
+    terminated: Bool[Array, "*batch step"]
+    valid: Bool[Array, "*batch step"]
+
+
 def all_steps(trajectory: Trajectory) -> tuple[Steps, Bool[Array, "item"]]:
     """Return the steps of all episodes `[item, ...]`, and which of them were played."""
     all_ = all_transitions(trajectory)

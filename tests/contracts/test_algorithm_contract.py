@@ -70,6 +70,8 @@ VISITS = {
     "replay_capacity": 30,
 }
 
+TRIALS = {"batch": 2, "replay_capacity": 7, "random_trials": 2}
+
 # Of each algorithm: the name of a variant, and its options.
 VARIANTS = {
     "maml": {
@@ -183,6 +185,14 @@ VARIANTS = {
         },
     },
     "snail": {"minibatches=1": natural(1)},
+    "off-policy-rl2": {
+        "": {"learner": outer_steps.sac(**HIDDEN), **TRIALS},
+        "temperature=0.2 critics=3 updates_per_step=0.1": {
+            "learner": outer_steps.sac(temperature=0.2, critics=3, **HIDDEN),
+            "updates_per_step": 0.1,
+            **TRIALS,
+        },
+    },
     "varibad": {
         "minibatches=1 vae_batch=2 replay_capacity=4 state_weight=1.0": {
             "outer": outer(1),
@@ -208,6 +218,7 @@ MEMORIES = {
         value_size=2,
         critic="separate",
     ),
+    "off-policy-rl2": partial(gru, width=4, critic="none", actions="squashed"),
     "varibad": partial(variational, latent=2, width=4, hidden=(4,)),
 }
 CONTINUOUS = make("point-goal", episode_length=LENGTH)

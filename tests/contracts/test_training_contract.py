@@ -366,6 +366,10 @@ def test_cut_interrupted_and_shared_out(name, tmp_path):
             options |= {"outer": trpo(), "objective": whole_trials(critic=critic)}
         if name == "varibad":
             policy = partial(variational, width=4, hidden=(4,))
+        if name == "off-policy-rl2":
+            policy = partial(gru, width=4, critic="none")
+            of_replay = {"batch": 4, "replay_capacity": 40, "random_trials": 5}
+            options = {"episodes": 5, "learner": sac(hidden=(4,)), **of_replay}
     elif name in WITHIN_BOUNDS:
         policy = partial(WITHIN_BOUNDS[name], hidden=(4,))
         options |= {"batch": 4, "replay_capacity": 1000, "random_steps": 10}

@@ -108,13 +108,27 @@ _PULLS = {
     "evaluation": {"every": 100, "tasks": 1000, "final_tasks": 10_000},
 }
 
+# A twentieth of RL²'s pulls, each of which is learned from many times.
+_REMEMBERED_PULLS = {
+    "algorithm": {
+        "episodes": 10,
+        "learner": {"name": "double-q", "learning_rate": 1e-3, "tau": 0.01},
+        "updates_per_step": 0.1,
+        "random_trials": 200,
+        "replay_capacity": 50_000,
+    },
+    "training": {"iterations": 1000, "tasks": 20},
+    "evaluation": {"every": 250, "tasks": 1000, "final_tasks": 10_000, "deterministic": True},
+}
+
 SPECS = (
     FamilySpec(
         "bernoulli-bandit",
         bernoulli_bandit,
         "Duan et al. 2016",
         drawing=_DRAWING,
-        presets=dict.fromkeys(("rl2", "snail", "varibad"), _PULLS),
+        presets=dict.fromkeys(("rl2", "snail", "varibad"), _PULLS)
+        | {"off-policy-rl2": _REMEMBERED_PULLS},
         references=("at_random", "greedy", "thompson", "upper_confidence", "by_index"),
     ),
     FamilySpec(

@@ -234,6 +234,12 @@ _VELOCITY_BY_MEMORY = {
     "training": {"iterations": 1000, "tasks": 40},
     "evaluation": {"every": 100, "tasks": 60},
 }
+# Sizes and schedule of Ni et al. 2022, whose five million steps these are.
+_VELOCITY_REMEMBERED = {
+    "policy": {"width": 128, "hidden": (128, 128)},
+    "training": {"iterations": 500, "tasks": 25},
+    "evaluation": {"every": 50, "tasks": 60, "deterministic": True},
+}
 
 # Rakelly et al. 2019: oyster, configs/cheetah-vel.json and cheetah-dir.json
 _VELOCITY_BY_PEARL = {"family": {"variant": "pearl"}}
@@ -267,7 +273,11 @@ SPECS = (
         variants=tuple(VARIANTS),
         drawing=DRAWING,
         presets=gradient_presets(_VELOCITY)
-        | {"rl2": _VELOCITY_BY_MEMORY, "pearl": _VELOCITY_BY_PEARL},
+        | {
+            "rl2": _VELOCITY_BY_MEMORY,
+            "off-policy-rl2": _VELOCITY_REMEMBERED,
+            "pearl": _VELOCITY_BY_PEARL,
+        },
         references=("oracle_velocity", "observations_only"),
     ),
 )
