@@ -17,12 +17,14 @@ from metajax.adaptation import (
     CRITICS,
     INNER_LOOPS,
     OBJECTIVES,
+    REPLAY_ADAPTATIONS,
     TRIAL_OBJECTIVES,
     BeliefModel,
     ControlVariate,
     Critic,
     InnerLoop,
     Objective,
+    ReplayAdaptation,
     TrialObjective,
 )
 from metajax.errors import MetajaxError, brief, unknown
@@ -41,6 +43,7 @@ NAMED: dict[Any, Mapping[str, Callable[..., Any]]] = {
     Part[ControlVariate]: CONTROL_VARIATES,
     Part[TrialObjective]: TRIAL_OBJECTIVES,
     Part[BeliefModel]: BELIEF_MODELS,
+    Part[ReplayAdaptation]: REPLAY_ADAPTATIONS,
 }
 NAME = "name"
 NONE = "none"

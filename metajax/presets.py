@@ -64,8 +64,12 @@ POLICIES: dict[str, Callable] = {
     **_MEMORIES,
     "variational": variational,
 }
-# Of the algorithms that need one within the bounds of actions; SAC trains "mlp" on discrete ones.
-_WITHIN_BOUNDS = {"sac": ("squashed", "mlp"), "td3": ("deterministic",)}
+# Of the algorithms that need one within the bounds of actions; some train "mlp" on discrete ones.
+_WITHIN_BOUNDS = {
+    "sac": ("squashed", "mlp"),
+    "td3": ("deterministic",),
+    "mql": ("deterministic", "mlp"),
+}
 # Of the algorithms that need one, their own one first; all others train "mlp".
 MEMORY_AGENTS = {
     "rl2": tuple(_MEMORIES),
@@ -87,6 +91,11 @@ OF_ALGORITHM: dict[str, Preset] = {
     "cavia": {"policy": {"context": 2}},
     "sac": _REMEMBERED,
     "td3": _REMEMBERED,
+    # One round before adaptation, whose steps are what is adapted to, and one after it.
+    "mql": {
+        "training": {"tasks": 1, "iterations": 300},
+        "evaluation": {"rounds": 2, "episodes": 1, "tasks": 10, "every": 25, "deterministic": True},
+    },
     # A trust region's critic learns in epochs of its own.
     "rl2": {"outer": {"trpo": {"policy": {"critic": "separate"}}}},
     "snail": {
@@ -394,12 +403,19 @@ def build(config: Mapping[str, Any], *, allow_import: Sequence[str] = ()) -> Exp
     if "trial_length" in inspect.signature(made["policy"]).parameters:
         episodes = _episodes(algorithm_name, made["algorithm"], chosen["algorithm"])
         policy_options["trial_length"] = episodes * env.episode_length
-    policy = made["policy"](env.observation_size, env.action_space, **policy_options)
+    context = _context(made["algorithm"], chosen["algorithm"])
+    policy = made["policy"](env.observation_size + context, env.action_space, **policy_options)
     policy = of_type(Policy, policy_name, policy)
     algorithm = made["algorithm"](env, policy, **built(known["algorithm"], chosen["algorithm"]))
     algorithm = of_type(Algorithm, algorithm_name, algorithm)
     evaluation = Evaluation(**chosen["evaluation"])
     return Experiment(algorithm, family, chosen["training"], evaluation)
+
+
+def _context(algorithm: Callable, chosen: Mapping[str, Any]) -> int:
+    """Return how many numbers a policy sees after an observation: the option "context", or none."""
+    parameters = inspect.signature(algorithm).parameters
+    return chosen.get("context", parameters["context"].default) if "context" in parameters else 0
 
 
 def _episodes(name: str, algorithm: Callable, chosen: Mapping[str, Any]) -> int:

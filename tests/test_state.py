@@ -267,6 +267,13 @@ LARGE = {
     "maml-dqn": lambda capacity: {"updates": 2, "batch": 2, "replay_capacity": capacity},
     "q-prop": with_critic_of_actions,
     "sac": lambda capacity: {"batch": 5, "random_steps": 10, "replay_capacity": capacity},
+    "mql": lambda capacity: {
+        "batch": 5,
+        "random_steps": 10,
+        "context": 3,
+        "history": 2,
+        "replay_capacity": capacity,
+    },
     "varibad": lambda capacity: {"outer": EPOCHS, "vae_batch": 2, "replay_capacity": capacity},
 }
 

@@ -11,6 +11,7 @@ from metajax.adaptation import (
     gradient_steps,
     policy_gradient,
     q_prop,
+    two_phases,
     value_network,
 )
 from metajax.algorithms import ALGORITHMS
@@ -40,6 +41,14 @@ OPTIONS = {
     "dqn": REPLAY,
     "sac": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
     "td3": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
+    "mql": {
+        "adaptation": two_phases(kept_steps=4, batch=2),
+        "context": 3,
+        "history": 2,
+        "batch": 2,
+        "replay_capacity": 64,
+        "random_steps": 2,
+    },
     "maml-dqn": REPLAY,
     "varibad": {
         "model": evidence_lower_bound(state_weight=1.0),
@@ -50,6 +59,7 @@ OPTIONS = {
 POLICIES = {
     "sac": partial(squashed, hidden=(4,)),
     "td3": partial(deterministic, hidden=(4,)),
+    "mql": partial(deterministic, hidden=(4,)),
     "rl2": partial(gru, width=4),
     "snail": partial(
         snail,
@@ -68,12 +78,12 @@ def algorithm_of(name):
     policy = POLICIES.get(name, partial(mlp, hidden=(4,), context=2 * (name == "cavia")))
     env = family.env
     options = {"episodes": EPISODES} | OPTIONS.get(name, {})
-    policy = policy(env.observation_size, env.action_space)
+    policy = policy(env.observation_size + options.get("context", 0), env.action_space)
     return ALGORITHMS[name](env, policy, **options), family
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["maml", "rl2", "dqn"])
+@pytest.mark.parametrize("name", ["maml", "rl2", "dqn", "mql"])
 def test_training_mixes_no_types(name):
     options = {"iterations": 1, "tasks": TASKS, "segment": 1, "devices": 1}
     with jax.numpy_dtype_promotion("strict"):

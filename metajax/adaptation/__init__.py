@@ -24,6 +24,7 @@ from metajax.adaptation.objectives import (
     policy_gradient,
     q_learning,
 )
+from metajax.adaptation.propensity import REPLAY_ADAPTATIONS, ReplayAdaptation, two_phases
 from metajax.adaptation.trials import (
     TRIAL_OBJECTIVES,
     TrialLearner,
@@ -39,6 +40,7 @@ __all__ = [
     "CRITICS",
     "INNER_LOOPS",
     "OBJECTIVES",
+    "REPLAY_ADAPTATIONS",
     "TRIAL_OBJECTIVES",
     "Adapted",
     "Advantages",
@@ -48,6 +50,7 @@ __all__ = [
     "Experience",
     "InnerLoop",
     "Objective",
+    "ReplayAdaptation",
     "TrialLearner",
     "TrialObjective",
     "behaviour_log_probs",
@@ -64,6 +67,7 @@ __all__ = [
     "q_learning",
     "q_prop",
     "trial_learner",
+    "two_phases",
     "value_network",
     "whole_trials",
     "without_gaps",

@@ -12,6 +12,7 @@ from metajax.algorithms.learned_optimizer import learned_optimizer
 from metajax.algorithms.maml import maml
 from metajax.algorithms.meta_lstm import meta_lstm
 from metajax.algorithms.meta_sgd import meta_sgd
+from metajax.algorithms.mql import mql
 from metajax.algorithms.promp import promp
 from metajax.algorithms.reptile import reptile
 from metajax.algorithms.rl2 import rl2, snail
@@ -36,6 +37,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "rl2": rl2,
     "snail": snail,
     "varibad": varibad,
+    "mql": mql,
     "reinforce": reinforce,
     "a2c": a2c,
     "ppo": ppo,
@@ -59,6 +61,7 @@ __all__ = [
     "maml_dqn",
     "meta_lstm",
     "meta_sgd",
+    "mql",
     "ppo",
     "promp",
     "q_prop",

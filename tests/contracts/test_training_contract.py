@@ -17,6 +17,7 @@ from metajax.adaptation import (
     linear,
     policy_gradient,
     q_prop,
+    two_phases,
     value_network,
     whole_trials,
 )
@@ -37,7 +38,7 @@ from metajax.training.sharding import task_mesh
 from metajax.types import Algorithm, TrainState, Trial
 
 FAMILY = make("point-goal", episode_length=4)
-WITHIN_BOUNDS = {"sac": squashed, "td3": deterministic}
+WITHIN_BOUNDS = {"sac": squashed, "td3": deterministic, "mql": deterministic}
 ITERATIONS = 12
 
 
@@ -368,6 +369,8 @@ def test_cut_interrupted_and_shared_out(name, tmp_path):
     elif name in WITHIN_BOUNDS:
         policy = partial(WITHIN_BOUNDS[name], hidden=(4,))
         options |= {"batch": 4, "replay_capacity": 1000, "random_steps": 10}
+        if name == "mql":
+            options |= {"context": 3, "history": 2, "adaptation": two_phases(kept_steps=20)}
     elif "dqn" in name:
         family, options = make("gridnav", episode_length=4), options | {"updates": 3, "batch": 4}
     elif name in ("fomaml", "meta-sgd", "anil", "cavia", "e-maml"):
@@ -383,7 +386,8 @@ def test_cut_interrupted_and_shared_out(name, tmp_path):
     if name == "learned-optimizer":
         options |= {"lifetime": 4, "unroll": 2}
     env = family.env
-    learner = factory(env, policy(env.observation_size, env.action_space), **options)
+    observed = env.observation_size + options.get("context", 0)
+    learner = factory(env, policy(observed, env.action_space), **options)
 
     def state_after(iterations, **options):
         options = {"segment": 4, "devices": 1, "evaluation": None} | options

@@ -234,6 +234,16 @@ _VELOCITY_BY_MEMORY = {
     "training": {"iterations": 1000, "tasks": 40},
     "evaluation": {"every": 100, "tasks": 60},
 }
+# Meta-Q-Learning: 40 units of context and a history of 20 steps are the middle of what the paper's
+# tasks had, networks of two layers of 300 what all of them had. Not tuned.
+_VELOCITY_BY_CONTEXT = {
+    "policy": {"hidden": (300, 300)},
+    "family": {"variant": "pearl"},
+    "algorithm": {"learner": {"hidden": (300, 300)}},
+    # A quarter of a gradient step for each of five tasks' steps.
+    "training": {"iterations": 500, "tasks": 5},
+    "evaluation": {"every": 50, "tasks": 30},
+}
 
 SPECS = (
     FamilySpec(
@@ -252,7 +262,8 @@ SPECS = (
         backends=BACKENDS,
         variants=tuple(VARIANTS),
         drawing=DRAWING,
-        presets=gradient_presets(_VELOCITY) | {"rl2": _VELOCITY_BY_MEMORY},
+        presets=gradient_presets(_VELOCITY)
+        | {"rl2": _VELOCITY_BY_MEMORY, "mql": _VELOCITY_BY_CONTEXT},
         references=("oracle_velocity", "observations_only"),
     ),
 )
