@@ -175,7 +175,7 @@ def two_phases(
         valid: Bool[Array, "item"],
         key: Key[Array, ""],
     ) -> MetaParams:
-        init_key, own_key, kept_key = jax.random.split(key, 3)
+        init_key, learn_key = jax.random.split(key)
         kept: Windows = meta_params.experience
         every = windows_at(own, jnp.arange(len(valid)), encoder.history)
         known = meta_params.policy["encoder"]
@@ -185,37 +185,32 @@ def two_phases(
         strength = 1 - effective_sample_size(weight) if pull is None else pull
         played, count = jnp.argsort(~valid, stable=True), jnp.sum(valid)
 
-        def from_own(key):
-            at = played[jax.random.randint(key, (batch,), 0, count)]
-            return jax.tree.map(lambda x: x[at], every), None
-
-        def from_kept(key):
-            at = jax.random.randint(key, (batch,), 0, kept_steps)
-            return jax.tree.map(lambda x: x[at], kept), weight[at]
-
-        def phase(draw, key, count, carry):
-            def step(index, carry):
-                params, state = carry
-                draw_key, step_key = jax.random.split(jax.random.fold_in(key, index))
-                windows, beta = draw(draw_key)
-                policy, of_encoder, state, _ = learner.improve(
-                    params["policy"],
-                    params["encoder"],
-                    state,
-                    lambda params: Batch(steps_in_context(encoder, params, windows), 0.0, beta),
-                    step_key,
-                )
-                anchor = meta_params.policy, meta_params.critic.get("critic", ())
-                moved = {"encoder": of_encoder, "policy": policy}, state.get("critic", ())
-                params, critic = pulled(anchor, moved, proximal_rate * strength)
-                return params, state | ({"critic": critic} if "critic" in state else {})
-
-            return jax.lax.fori_loop(0, count, step, carry)
+        def step(index, carry):
+            params, state = carry
+            draw_key, step_key = jax.random.split(jax.random.fold_in(learn_key, index))
+            first = index < steps
+            at = jax.random.randint(draw_key, (batch,), 0, jnp.where(first, count, kept_steps))
+            # Of the other phase any steps, which do not count.
+            mine, theirs = played[jnp.minimum(at, count - 1)], jnp.minimum(at, kept_steps - 1)
+            drawn = jax.tree.map(
+                lambda own, old: jnp.where(first, own[mine], old[theirs]), every, kept
+            )
+            beta = jnp.where(first, jnp.ones(batch, weight.dtype), weight[theirs])
+            policy, of_encoder, state, _ = learner.improve(
+                params["policy"],
+                params["encoder"],
+                state,
+                lambda params: Batch(steps_in_context(encoder, params, drawn), 0.0, beta),
+                step_key,
+            )
+            anchor = meta_params.policy, meta_params.critic.get("critic", ())
+            moved = {"encoder": of_encoder, "policy": policy}, state.get("critic", ())
+            params, critic = pulled(anchor, moved, proximal_rate * strength)
+            return params, state | ({"critic": critic} if "critic" in state else {})
 
         params = adapted.policy
         state = learner.init(init_key, params["policy"], params["encoder"]) | adapted.critic
-        own_phase = phase(from_own, own_key, steps, (params, state))
-        params, state = phase(from_kept, kept_key, replay_steps, own_phase)
+        params, state = jax.lax.fori_loop(0, steps + replay_steps, step, (params, state))
         return dataclasses.replace(adapted, policy=params, critic=networks(state))
 
     adapts = steps + replay_steps > 0

@@ -66,8 +66,8 @@ def windows_at(kept: TimedSteps, slot: Int[Array, "item"], history: int) -> Wind
 
     following = steps.next_observation[slot][:, None]
     observation = jnp.concatenate([where_known(steps.observation)[:, 1:], following], axis=1)
-    known = jnp.concatenate([known[:, 1:], jnp.ones_like(known[:, :1])], axis=1)
-    inputs = Recent(observation, where_known(steps.action), where_known(steps.reward), known)
+    seen = jnp.concatenate([known[:, 1:], jnp.ones_like(known[:, :1])], axis=1)
+    inputs = Recent(observation, where_known(steps.action), where_known(steps.reward), seen)
     return Windows(inputs, steps.terminated[slot])
 
 
