@@ -259,6 +259,7 @@ def test_without_steps_nothing_is_adapted(learned):
     assert algorithm.agent.adapt(meta_params, start, trial, KEY) is start
 
 
+@pytest.mark.slow
 def test_each_task_starts_from_the_meta_parameters():
     """What a task returns does not depend on the one before it."""
     algorithm = mql()
@@ -431,13 +432,18 @@ def test_contexts_that_are_learned_from_are_those_that_were_acted_on(family):
     steps = jax.jit(lambda params, windows: steps_in_context(encoder, params, windows))(
         params, windows
     )
-    memory, expected = encoder.initial_memory(), []
     inputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trial.step_input)
-    for index in range(len(valid)):
-        memory = encoder.remember(memory, jax.tree.map(lambda x, i=index: x[i], inputs))
-        expected.append(encoder.encode(params, memory))
+
+    @jax.jit
+    def acted(params, inputs):
+        def step(memory, step_input):
+            memory = encoder.remember(memory, step_input)
+            return memory, encoder.encode(params, memory)
+
+        return jax.lax.scan(step, encoder.initial_memory(), inputs)[1]
+
     size = env.observation_size
-    np.testing.assert_allclose(steps.observation[:, size:], jnp.stack(expected), atol=1e-6)
+    np.testing.assert_allclose(steps.observation[:, size:], acted(params, inputs), atol=1e-6)
     # Within an episode what follows a step is what the next one is taken in.
     inside = np.arange(len(valid)) % env.episode_length < env.episode_length - 1
     following = np.asarray(steps.next_observation)[:-1][inside[:-1]]
@@ -450,12 +456,14 @@ def test_a_context_is_of_the_last_steps_of_the_episode_alone():
     encoder = history_encoder(1, Continuous(1), width=3, history=2)
     params = encoder.init(KEY)
 
+    remember, encode = jax.jit(encoder.remember), jax.jit(encoder.encode)
+
     def context(observations, ends):
         memory = encoder.initial_memory()
         for observation, end in zip(observations, ends, strict=True):
             x = StepInput(jnp.array([observation]), jnp.ones(1), jnp.ones(()), jnp.asarray(end))
-            memory = encoder.remember(memory, x)
-        return np.asarray(encoder.encode(params, memory))
+            memory = remember(memory, x)
+        return np.asarray(encode(params, memory))
 
     base = context([1.0, 2.0, 3.0, 4.0], [False] * 4)
     np.testing.assert_array_equal(base, context([9.0, 2.0, 3.0, 4.0], [False] * 4))
