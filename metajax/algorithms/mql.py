@@ -76,7 +76,7 @@ def mql(
             discrete actions `mlp`, whose logits are values.
         learner: losses and rates, `metajax.outer.td3`; of discrete actions
             `metajax.outer.double_q`.
-        adaptation: how agents learn a new task.
+        adaptation: adaptation to a new task, on its own steps and on remembered ones.
         context: numbers in the context, units of the recurrent network.
         history: steps before the newest one that the context is of.
         episodes: episodes per task and meta-iteration.
