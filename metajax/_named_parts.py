@@ -18,6 +18,7 @@ from metajax.adaptation import (
     CRITICS,
     INNER_LOOPS,
     OBJECTIVES,
+    REPLAY_ADAPTATIONS,
     TRIAL_OBJECTIVES,
     BeliefModel,
     ContextEncoder,
@@ -25,6 +26,7 @@ from metajax.adaptation import (
     Critic,
     InnerLoop,
     Objective,
+    ReplayAdaptation,
     TrialObjective,
 )
 from metajax.errors import MetajaxError, brief, unknown
@@ -44,6 +46,7 @@ NAMED: dict[Any, Mapping[str, Callable[..., Any]]] = {
     Part[TrialObjective]: TRIAL_OBJECTIVES,
     Part[BeliefModel]: BELIEF_MODELS,
     Part[ContextEncoder]: CONTEXT_ENCODERS,
+    Part[ReplayAdaptation]: REPLAY_ADAPTATIONS,
 }
 NAME = "name"
 NONE = "none"

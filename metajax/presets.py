@@ -71,6 +71,7 @@ _WITHIN_BOUNDS = {
     "sac": ("squashed", "mlp"),
     "td3": ("deterministic",),
     "pearl": ("conditioned",),
+    "mql": ("conditioned",),
 }
 # Of the algorithms that need one, their own one first; all others train "mlp".
 MEMORY_AGENTS = {
@@ -98,6 +99,12 @@ OF_ALGORITHM: dict[str, Preset] = {
         "training": {"tasks": 5, "iterations": 500, "training_tasks": 100},
         # The score is that of the last episode, the first by the posterior.
         "evaluation": {"rounds": 3, "episodes": 1, "tasks": 30, "every": 10},
+    },
+    # One round before adaptation, whose steps are what is adapted to, and one after it.
+    "mql": {
+        "policy": {"latent": 30, "actions": "deterministic", "hidden": (256, 256)},
+        "training": {"tasks": 1, "iterations": 300},
+        "evaluation": {"rounds": 2, "episodes": 1, "tasks": 10, "every": 25, "deterministic": True},
     },
     # A trust region's critic learns in epochs of its own.
     "rl2": {"outer": {"trpo": {"policy": {"critic": "separate"}}}},

@@ -162,12 +162,14 @@ class MetaParams:
             asks for it.
         mean_square_reward: running mean of squared rewards, where the policy's input is rewards
             over its root: without it the agent cannot act.
+        experience: some of what meta-training played, where adaptation learns from that again.
     """
 
     policy: Params
     rule: Any = ()
     critic: Any = ()
     mean_square_reward: Any = ()
+    experience: Any = ()
 
 
 @pytree_dataclass
@@ -393,12 +395,15 @@ class Agent(NamedTuple):
       the distribution's mode is taken instead of a sample.
     - `adapt(meta_params, adapted, trajectory, key) -> adapted`: learn from `trajectory[episode,
       time]`; the identity for agents that adapt in their memory.
+    - `episodic`: whether a memory is one of the episode alone: its input says where one starts,
+      and nothing reaches the next but by `adapt`.
     """
 
     init: Callable[[PyTree[Array], Key[Array, ""]], PyTree[Array]]
     initial_memory: Callable[[], Memory]
     act: Callable[..., tuple[Memory, Array, PolicyOutput]]
     adapt: Callable[..., PyTree[Array]]
+    episodic: bool = False
 
 
 class Trial(NamedTuple):

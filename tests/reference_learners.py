@@ -92,7 +92,7 @@ def _critic_step(critics, optimizer, x, target, action=None):
         loss += np.mean(error**2)
         slope = np.zeros_like(values)
         slope[np.arange(count), column] = 2 * error / count
-        of_weights, of_input = critic.backward(slope)
+        of_weights, critic.by_input = critic.backward(slope)
         gradients += of_weights
         arrays += critic.weights
         by_input.append(of_input)
@@ -101,6 +101,52 @@ def _critic_step(critics, optimizer, x, target, action=None):
     for index, critic in enumerate(critics):
         critic.weights = arrays[index * size : (index + 1) * size]
     return loss, sum(by_input)
+
+
+class Gru:
+    """Gated recurrent units (Cho et al. 2014), the reset gate after the recurrent product."""
+
+    def __init__(self, params):
+        self.weights = [
+            np.array(params[part][name], np.float64)
+            for part in ("input", "recurrent")
+            for name in ("kernel", "bias")
+        ]
+
+    def tree(self):
+        """Return the parameters as `metajax` keeps them."""
+        by_name = lambda pair: dict(zip(("kernel", "bias"), pair, strict=True))
+        return {"input": by_name(self.weights[:2]), "recurrent": by_name(self.weights[2:])}
+
+    def __call__(self, sequence):
+        """Return the state after `sequence[time, input]`, from 0."""
+        kernel, bias, recurrent, recurrent_bias = self.weights
+        h, self.past = np.zeros(len(recurrent)), []
+        for x in sequence:
+            from_x, from_h = x @ kernel + bias, h @ recurrent + recurrent_bias
+            (xr, xu, xn), (hr, hu, hn) = np.split(from_x, 3), np.split(from_h, 3)
+            reset, update = 1 / (1 + np.exp(-xr - hr)), 1 / (1 + np.exp(-xu - hu))
+            new = np.tanh(xn + reset * hn)
+            self.past.append((x, h, reset, update, new, hn))
+            h = (1 - update) * new + update * h
+        return h
+
+    def backward(self, slope):
+        """Return gradients by weights of the last call, given that by its result."""
+        gradients = [np.zeros_like(weight) for weight in self.weights]
+        recurrent = self.weights[2]
+        for x, h, reset, update, new, hn in self.past[::-1]:
+            by_new = slope * (1 - update) * (1 - new**2)
+            by_update = slope * (h - new) * update * (1 - update)
+            by_reset = by_new * hn * reset * (1 - reset)
+            by_x = np.concatenate([by_reset, by_update, by_new])
+            by_h = np.concatenate([by_reset, by_update, by_new * reset])
+            for gradient, more in zip(
+                gradients, (np.outer(x, by_x), by_x, np.outer(h, by_h), by_h), strict=True
+            ):
+                gradient += more
+            slope = slope * update + recurrent @ by_h
+        return gradients
 
 
 class Box:

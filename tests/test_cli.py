@@ -398,7 +398,7 @@ def test_list_names_everything():
     assert lines[1] == "observation: 17 numbers, action: 6 numbers, episode: 200 steps"
     assert re.fullmatch(r"[\d.]+k steps per second", lines[2])
     assert lines[3] == "--backend auto, mjx, mujoco, warp, spring, positional, generalized"
-    assert lines[4] == "--variant maml, promp, pearl, varibad"
+    assert lines[4] == "--variant maml, promp, pearl, varibad, mql"
     assert all(spec.source and f"\n  {name:<19}{spec.source}\n" in printed
                for name, spec in FAMILIES.items())  # fmt: skip
 
@@ -539,7 +539,7 @@ def test_an_algorithm_has_the_presets_that_were_written_for_it_and_no_others():
         memory |= {"snail": set(), "varibad": set()}
         nowhere = {name: set() for name in ("maml-dqn", "sac", "td3")}
         pearl = {"halfcheetah-dir", "halfcheetah-vel", "ant-dir", "point-sparse"}
-        others = {"dqn": {"cartpole-params"}, "pearl": pearl}
+        others = {"dqn": {"cartpole-params"}, "mql": {"halfcheetah-vel"}, "pearl": pearl}
         expected = (nowhere | others).get(algorithm, tuned)
         if algorithm in memory:
             expected = memory[algorithm] | {"bernoulli-bandit"}

@@ -119,6 +119,18 @@ def test_target_velocities_cover_the_range_and_held_out_ones_are_apart(variant, 
         np.testing.assert_allclose(deciles, fastest * np.linspace(0.1, 0.9, 9), atol=fastest / 18)
 
 
+def test_velocities_out_of_the_distribution_are_those_of_the_paper():
+    family = halfcheetah_vel(variant="mql")
+    keys = jax.random.split(jax.random.key(0), 5000)
+    ranges = ((family.train, 0.0, 2.5), (family.test, 0.0, 2.5), (family.extrapolate, 2.5, 3.0))
+    for distribution, low, high in ranges:
+        velocity = jax.vmap(distribution.sample)(keys)["velocity"]
+        assert low <= velocity.min() and velocity.max() <= high
+        assert velocity.mean() == pytest.approx((low + high) / 2, abs=(high - low) / 40)
+    with pytest.raises(MetajaxError, match="variant 'mql'"):
+        halfcheetah_dir(variant="mql")
+
+
 def test_both_directions_are_all_the_tasks():
     family = halfcheetah_dir()
     for distribution in (family.train, family.test):

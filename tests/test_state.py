@@ -272,6 +272,12 @@ LARGE = {
         **{"meta_batch": 2, "batch": 2, "context": 2, "replay_capacity": capacity},
     },
     "off-policy-rl2": lambda capacity: {"batch": 2, "replay_capacity": capacity},
+    "mql": lambda capacity: {
+        "batch": 5,
+        "random_steps": 10,
+        "history": 2,
+        "replay_capacity": capacity,
+    },
     "varibad": lambda capacity: {"outer": EPOCHS, "vae_batch": 2, "replay_capacity": capacity},
 }
 

@@ -11,6 +11,7 @@ from metajax.adaptation import (
     gradient_steps,
     policy_gradient,
     q_prop,
+    two_phases,
     value_network,
 )
 from metajax.algorithms import ALGORITHMS
@@ -42,6 +43,13 @@ OPTIONS = {
     "td3": {"batch": 2, "replay_capacity": 64, "random_steps": 2},
     "pearl": {"updates": 1, "meta_batch": 2, "batch": 2, "context": 2},
     "off-policy-rl2": {"batch": 2, "replay_capacity": 8, "random_trials": 2},
+    "mql": {
+        "adaptation": two_phases(kept_steps=4, batch=2),
+        "history": 2,
+        "batch": 2,
+        "replay_capacity": 64,
+        "random_steps": 2,
+    },
     "maml-dqn": REPLAY,
     "varibad": {
         "model": evidence_lower_bound(state_weight=1.0),
@@ -53,6 +61,7 @@ POLICIES = {
     "sac": partial(squashed, hidden=(4,)),
     "td3": partial(deterministic, hidden=(4,)),
     "pearl": partial(conditioned, hidden=(4,)),
+    "mql": partial(conditioned, latent=3, actions="deterministic", hidden=(4,)),
     "rl2": partial(gru, width=4),
     "snail": partial(
         snail,
@@ -80,7 +89,7 @@ def algorithm_of(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["maml", "rl2", "dqn"])
+@pytest.mark.parametrize("name", ["maml", "rl2", "dqn", "mql"])
 def test_training_mixes_no_types(name):
     options = {"iterations": 1, "tasks": TASKS, "segment": 1, "devices": 1}
     with jax.numpy_dtype_promotion("strict"):

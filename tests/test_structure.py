@@ -45,7 +45,7 @@ PUBLIC = """
     StepInput TaskBatch TaskDistribution TaskFamily TrainState Trajectory UpdateRule __version__
     adaptation_curve check_env evaluate load make rollout train
 
-    a2c anil cavia dqn e_maml fomaml learned_optimizer maml maml_dqn meta_lstm meta_sgd
+    a2c anil cavia dqn e_maml fomaml learned_optimizer maml maml_dqn meta_lstm meta_sgd mql
     off_policy_rl2 pearl ppo promp q_prop reinforce reptile rl2 sac snail td3 trpo varibad
     conditioned deterministic gru lstm mlp squashed transformer variational window
     decayed from_optax learned_lstm learned_mlp sgd sum_of_rules

@@ -31,6 +31,7 @@ from metajax.adaptation.posterior import (
     nothing,
     product_of_gaussians,
 )
+from metajax.adaptation.propensity import REPLAY_ADAPTATIONS, ReplayAdaptation, two_phases
 from metajax.adaptation.trials import (
     TRIAL_OBJECTIVES,
     TrialLearner,
@@ -47,6 +48,7 @@ __all__ = [
     "CRITICS",
     "INNER_LOOPS",
     "OBJECTIVES",
+    "REPLAY_ADAPTATIONS",
     "TRIAL_OBJECTIVES",
     "Adapted",
     "Advantages",
@@ -58,6 +60,7 @@ __all__ = [
     "Experience",
     "InnerLoop",
     "Objective",
+    "ReplayAdaptation",
     "TrialLearner",
     "TrialObjective",
     "behaviour_log_probs",
@@ -76,6 +79,7 @@ __all__ = [
     "q_learning",
     "q_prop",
     "trial_learner",
+    "two_phases",
     "value_network",
     "whole_trials",
     "without_gaps",

@@ -12,6 +12,7 @@ from metajax.algorithms.learned_optimizer import learned_optimizer
 from metajax.algorithms.maml import maml
 from metajax.algorithms.meta_lstm import meta_lstm
 from metajax.algorithms.meta_sgd import meta_sgd
+from metajax.algorithms.mql import mql
 from metajax.algorithms.off_policy_rl2 import off_policy_rl2
 from metajax.algorithms.pearl import pearl
 from metajax.algorithms.promp import promp
@@ -40,6 +41,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "off-policy-rl2": off_policy_rl2,
     "varibad": varibad,
     "pearl": pearl,
+    "mql": mql,
     "reinforce": reinforce,
     "a2c": a2c,
     "ppo": ppo,
@@ -63,6 +65,7 @@ __all__ = [
     "maml_dqn",
     "meta_lstm",
     "meta_sgd",
+    "mql",
     "off_policy_rl2",
     "pearl",
     "ppo",

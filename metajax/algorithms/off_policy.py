@@ -7,16 +7,17 @@ for as many steps as it had.
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Key, PyTree
 
 from metajax._checks import checked
 from metajax.envs.rollouts import over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses.returns import masked_mean
-from metajax.outer.off_policy import Batch, OffPolicyLearner, State
+from metajax.outer.off_policy import Batch, OffPolicyLearner, improve_often
 from metajax.outer.views import has_memory
 from metajax.replay import Steps, all_steps, empty_replay, extend_replay, sample_replay
 from metajax.steps import count_update
@@ -33,14 +34,78 @@ from metajax.types import (
     Scalar,
     TaskBatch,
     TrainState,
+    Trajectory,
     Trial,
 )
 
 
+class Remembering(NamedTuple):
+    """What an algorithm remembers, and how it learns from that.
+
+    - `init(key) -> (meta_params, learner)`;
+    - `behaviour`: the policy that explores, with the parameters `meta_params.policy`; its memory
+      starts anew in every episode;
+    - `items(trajectory) -> (items[item], valid[item])`: what is kept of the episodes on a task;
+    - `improve(params, learner, replay, key) -> (params, learner, metrics)`: one gradient step;
+    - `metrics`: the names of those;
+    - `finish(params, learner, meta_params, replay, key) -> meta_params`: those after all of them,
+      from those before;
+    - `agent`: what is learned.
+    """
+
+    init: Callable[[Key[Array, ""]], tuple[MetaParams, PyTree[Array]]]
+    behaviour: Policy
+    items: Callable[[Trajectory], tuple[PyTree[Array], Bool[Array, "item"]]]
+    improve: Callable[..., tuple[Params, PyTree[Array], Metrics]]
+    metrics: tuple[str, ...]
+    finish: Callable[..., MetaParams]
+    agent: Agent
+
+
+def step_by_step(
+    env: Env, policy: Policy, learner: Part[OffPolicyLearner], batch: int
+) -> Remembering:
+    """Return how a policy without a memory learns: from single steps, all alike.
+
+    Args:
+        env: the environment that all tasks share.
+        policy: without a memory.
+        learner: how it moves on remembered steps.
+        batch: remembered steps in each gradient step.
+
+    Raises:
+        MetajaxError: the policy has a memory, or is not for this environment or the learner.
+    """
+    if has_memory(policy):
+        raise MetajaxError(
+            "single steps train policies without a memory; off-policy-rl2 trains those with one."
+        )
+    learner_of = learner.build(env, policy)
+
+    def init(key):
+        policy_key, learner_key = jax.random.split(key)
+        params = policy.init(policy_key)
+        return MetaParams(params), learner_of.init(learner_key, params, ())
+
+    def improve(params, state, replay, key):
+        batch_key, step_key = jax.random.split(key)
+        drawn: Steps = sample_replay(replay, batch_key, batch)
+        params, _, state, found = learner_of.improve(
+            params, (), state, lambda _: Batch(drawn), step_key
+        )
+        return params, state, found
+
+    def finish(params, state, meta_params, replay, key):
+        del state, meta_params, replay, key
+        return MetaParams(params)
+
+    behaviour, metrics = learner_of.behaviour, learner_of.metrics
+    return Remembering(init, behaviour, all_steps, improve, metrics, finish, _agent(policy))
+
+
 def off_policy(
     env: Env,
-    policy: Policy,
-    learner: Part[OffPolicyLearner],
+    remembered: Remembering,
     *,
     name: str,
     episodes: int,
@@ -53,8 +118,7 @@ def off_policy(
 
     Args:
         env: the environment that all tasks share.
-        policy: without a memory.
-        learner: how it moves on remembered steps.
+        remembered: what is remembered, and how it is learned from.
         name: of the algorithm.
         episodes: per task and meta-iteration.
         updates_per_step: gradient steps per environment step.
@@ -64,8 +128,7 @@ def off_policy(
             drawn uniformly.
 
     Raises:
-        MetajaxError: an option is out of range, or the policy has a memory, or is not for this
-            environment.
+        MetajaxError: an option is out of range.
     """
     check_at_least(1, episodes=episodes, batch=batch, replay_capacity=replay_capacity)
     check_at_least(0, random_steps=random_steps)
@@ -76,111 +139,70 @@ def off_policy(
             f"replay_capacity is {replay_capacity}; it must hold the {needed} steps (random_steps, "
             "or a batch) that are there before anything is learned."
         )
-    if has_memory(policy):
-        raise MetajaxError(
-            f"{name} trains policies without a memory; off-policy-rl2 trains those with one."
-        )
-    learner_of = learner.build(env, policy)
-    trial = Trial(1, episodes, 0)
+    trial, behaviour = Trial(1, episodes, 0), remembered.behaviour
 
     def act(params, memory, step_input, key, uniform):
-        _, output = learner_of.behaviour.step(params, (), step_input)
+        memory, output = behaviour.step(params, memory, step_input)
         action = output.distribution.sample(key)
         return memory, jnp.where(uniform, uniform_action(env, key), action), output
 
     def play(shared, task, key):
         params, uniform = shared
         playing = lambda memory, x, key: act(params, memory, x, key, uniform)
-        trajectory = rollout(key, env, task, playing, (), episodes=episodes, parallel=True)
+        start = behaviour.initial_memory()
+        trajectory = rollout(key, env, task, playing, start, episodes=episodes, parallel=True)
         entropy = masked_mean(trajectory.output.distribution.entropy(), trajectory.valid)
         returns = jnp.mean(undiscounted_returns(trajectory))
-        return all_steps(trajectory), {"return": returns, "entropy": entropy}
+        return remembered.items(trajectory), {"return": returns, "entropy": entropy}
 
     def collect(params, tasks: TaskBatch, key, uniform):
         keys = jax.random.split(key, len(tasks))
-        steps, found = over_tasks(play, (params, uniform), tasks.task, keys)
-        flat = jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), steps)
+        items, found = over_tasks(play, (params, uniform), tasks.task, keys)
+        flat = jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), items)
         return *flat, jax.tree.map(jnp.mean, found)
 
     @checked
     def init(key, tasks: TaskBatch) -> TrainState:
-        policy_key, learner_key = jax.random.split(key)
-        params = policy.init(policy_key)
+        meta_params, learner = remembered.init(key)
         random = jnp.ones((), bool)
-        steps, valid, _ = jax.eval_shape(collect, params, tasks, key, random)
+        items, valid, _ = jax.eval_shape(collect, meta_params.policy, tasks, key, random)
         if len(valid) > replay_capacity:
             raise MetajaxError(
                 f"replay_capacity is {replay_capacity}; it must have room for the {len(valid)} "
                 "steps of one meta-iteration."
             )
-        return TrainState(
-            MetaParams(params),
-            learner_of.init(learner_key, params, ()),
-            replay=empty_replay(steps, replay_capacity),
-        )
+        return TrainState(meta_params, learner, replay=empty_replay(items, replay_capacity))
 
     @checked
     def update(state: TrainState, tasks: TaskBatch, key):
         play_key, learn_key = jax.random.split(key)
         params = state.meta_params.policy
         uniform = state.replay.size < random_steps
-        steps, valid, measured = collect(params, tasks, play_key, uniform)
-        replay = extend_replay(state.replay, steps, valid)
-        played = jnp.sum(valid, dtype=steps.reward.dtype)
+        items, valid, measured = collect(params, tasks, play_key, uniform)
+        replay = extend_replay(state.replay, items, valid)
+        played = jnp.sum(valid, dtype=measured["return"].dtype)
         due = jnp.floor(updates_per_step * played)
         due = jnp.where(replay.size >= needed, due, 0.0)
 
-        def draw(key) -> Batch:
-            steps: Steps = sample_replay(replay, key, batch)
-            return Batch(steps)
-
         params, learner, found = improve_often(
-            learner_of, params, state.learner, draw, due, learn_key
+            lambda params, learner, key: remembered.improve(params, learner, replay, key),
+            (params, state.learner),
+            remembered.metrics,
+            due,
+            learn_key,
         )
+        finish_key = jax.random.fold_in(learn_key, due.astype(jnp.int32))
         new_state = dataclasses.replace(
             state,
-            meta_params=MetaParams(params),
+            meta_params=remembered.finish(params, learner, state.meta_params, replay, finish_key),
             learner=learner,
             replay=replay,
             environment_steps=count_update(state.environment_steps, len(tasks), trial, env),
         )
         return new_state, measured | found | {"updates": due, "valid_steps": played}
 
-    metrics = ("return", "entropy", "updates", "valid_steps", *learner_of.metrics)
-    return Algorithm(init, update, _agent(policy), name, trial, metrics)
-
-
-def improve_often(
-    learner: OffPolicyLearner,
-    params: Params,
-    state: State,
-    draw: Callable[[Key[Array, ""]], Batch],
-    updates: Float[Array, ""],
-    key: Key[Array, ""],
-) -> tuple[Params, State, Metrics]:
-    """Return policy and learner after gradient steps, and the means of what these measured.
-
-    Args:
-        learner: whose steps they are.
-        params: of the policy.
-        state: the learner's.
-        draw: what a step learns from.
-        updates: how many, a whole number.
-        key: consumed.
-    """
-
-    def learn(index, carry):
-        params, state, totals = carry
-        batch_key, step_key = jax.random.split(jax.random.fold_in(key, index))
-        batch = draw(batch_key)
-        params, _, state, found = learner.improve(params, (), state, lambda _: batch, step_key)
-        return params, state, jax.tree.map(jnp.add, totals, found)
-
-    totals = dict.fromkeys(learner.metrics, jnp.zeros(()))
-    params, state, totals = jax.lax.fori_loop(
-        0, updates.astype(jnp.int32), learn, (params, state, totals)
-    )
-    return params, state, jax.tree.map(lambda total: total / jnp.maximum(updates, 1.0), totals)
+    metrics = ("return", "entropy", "updates", "valid_steps", *remembered.metrics)
+    return Algorithm(init, update, remembered.agent, name, trial, metrics)
 
 
 def uniform_action(env: Env, key: Key[Array, ""]) -> Array:

@@ -15,12 +15,12 @@ from metajax import outer as learners
 from metajax._checks import checked
 from metajax.adaptation import without_gaps
 from metajax.adaptation.memory_agent import memory_agent, policy_input, tracked
-from metajax.algorithms.off_policy import improve_often, uniform_action
+from metajax.algorithms.off_policy import uniform_action
 from metajax.envs.rollouts import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses.returns import last_steps, masked_mean
 from metajax.outer import OffPolicyLearner
-from metajax.outer.off_policy import Batch
+from metajax.outer.off_policy import Batch, improve_often
 from metajax.outer.views import has_memory
 from metajax.replay import TrialSteps, empty_replay, extend_replay, sample_replay
 from metajax.steps import count_update
@@ -132,12 +132,16 @@ def off_policy_rl2(
         due = jnp.maximum(jnp.floor(updates_per_step * played), 1.0)
         due = jnp.where(replay.size >= needed, due, 0.0)
 
-        def draw(key) -> Batch:
-            return trial_batch(meta_params, sample_replay(replay, key, batch))
+        def improve(params, learned, key):
+            batch_key, step_key = jax.random.split(key)
+            drawn = trial_batch(meta_params, sample_replay(replay, batch_key, batch))
+            params, _, learned, found = learner_of.improve(
+                params, (), learned, lambda _: drawn, step_key
+            )
+            return params, learned, found
 
-        params, learned, found = improve_often(
-            learner_of, meta_params.policy, state.learner, draw, due, learn_key
-        )
+        start = meta_params.policy, state.learner
+        params, learned, found = improve_often(improve, start, learner_of.metrics, due, learn_key)
         new_state = dataclasses.replace(
             state,
             meta_params=dataclasses.replace(meta_params, policy=params),

@@ -21,7 +21,7 @@ from metajax.envs.rollouts import over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, unknown
 from metajax.losses.returns import masked_mean
 from metajax.outer import OffPolicyLearner
-from metajax.outer.off_policy import Batch
+from metajax.outer.off_policy import Batch, improve_often
 from metajax.policies.conditioned import with_latent, without_memory
 from metajax.replay import (
     Steps,
@@ -321,11 +321,8 @@ def _learn(draw, learner_of: OffPolicyLearner, updates: int):
     """
 
     def learn(params, learner, replay, slots: int, warm, key):
-        due = jnp.where(warm, 0, updates)
-
-        def step(index, carry):
-            params, learner, totals = carry
-            batch_key, step_key = jax.random.split(jax.random.fold_in(key, index))
+        def step(params, learner, key):
+            batch_key, step_key = jax.random.split(key)
             batch_of = draw(replay, slots, batch_key)
             divergence = batch_of(params["encoder"])[1]
             of_policy, of_encoder, learner, found = learner_of.improve(
@@ -335,14 +332,13 @@ def _learn(draw, learner_of: OffPolicyLearner, updates: int):
                 lambda encoder: batch_of(encoder)[0],
                 step_key,
             )
-            totals = jax.tree.map(jnp.add, totals, found | {"belief_kl": divergence})
-            return {"policy": of_policy, "encoder": of_encoder}, learner, totals
+            params = {"policy": of_policy, "encoder": of_encoder}
+            return params, learner, found | {"belief_kl": divergence}
 
-        totals = dict.fromkeys((*learner_of.metrics, "belief_kl"), jnp.zeros(()))
-        params, learner, totals = jax.lax.fori_loop(0, due, step, (params, learner, totals))
-        count = due.astype(totals["belief_kl"].dtype)
-        found = jax.tree.map(lambda total: total / jnp.maximum(count, 1.0), totals)
-        return params, learner, found | {"updates": count}
+        due = jnp.where(warm, 0.0, float(updates))
+        names = (*learner_of.metrics, "belief_kl")
+        params, learner, found = improve_often(step, (params, learner), names, due, key)
+        return params, learner, found | {"updates": due}
 
     return learn
 

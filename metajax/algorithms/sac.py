@@ -2,7 +2,7 @@
 
 from metajax import outer as learners
 from metajax._checks import checked
-from metajax.algorithms.off_policy import off_policy
+from metajax.algorithms.off_policy import off_policy, step_by_step
 from metajax.outer import OffPolicyLearner
 from metajax.parts import check_made
 from metajax.types import Algorithm, Env, Part, Policy, Scalar
@@ -38,8 +38,7 @@ def sac(
     check_made("SAC", learner, "learner", be=learners.sac)
     return off_policy(
         env,
-        policy,
-        learner,
+        step_by_step(env, policy, learner, batch),
         name="sac",
         episodes=episodes,
         updates_per_step=updates_per_step,

@@ -153,6 +153,35 @@ def critic_step(
     return trained, optimizer_state, metrics | {"meta_gradient_norm": optax.tree.norm(gradient)}
 
 
+def improve_often(
+    improve: Callable[[Params, State, Key[Array, ""]], tuple[Params, State, Metrics]],
+    learned: tuple[Params, State],
+    metrics: tuple[str, ...],
+    updates: Float[Array, ""],
+    key: Key[Array, ""],
+) -> tuple[Params, State, Metrics]:
+    """Return parameters and learner after gradient steps, and the means of what these measured.
+
+    Args:
+        improve: one of them.
+        learned: parameters and the learner's state.
+        metrics: names of what a step measures.
+        updates: how many there are, a whole number.
+        key: consumed.
+    """
+
+    def step(index, carry):
+        params, state, totals = carry
+        params, state, found = improve(params, state, jax.random.fold_in(key, index))
+        return params, state, jax.tree.map(jnp.add, totals, found)
+
+    totals = dict.fromkeys(metrics, jnp.zeros(()))
+    params, state, totals = jax.lax.fori_loop(
+        0, updates.astype(jnp.int32), step, (*learned, totals)
+    )
+    return params, state, jax.tree.map(lambda total: total / jnp.maximum(updates, 1.0), totals)
+
+
 METRICS = ("q_loss", "q_value", "meta_gradient_norm")
 
 

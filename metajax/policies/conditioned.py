@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from metajax._checks import checked
 from metajax.errors import MetajaxError, check_at_least
 from metajax.policies.mlp import Activation, mlp
-from metajax.policies.squashed import squashed
+from metajax.policies.squashed import deterministic, squashed
 from metajax.types import ActionSpace, Discrete, Policy, StepInput
 
 
@@ -19,18 +20,21 @@ def conditioned(
     action_space: ActionSpace,
     *,
     latent: int = 5,
+    actions: Literal["squashed", "deterministic"] = "squashed",
     hidden: Sequence[int] = (300, 300, 300),
     activation: Activation = "relu",
 ) -> Policy:
-    """Return the policy of PEARL (Rakelly et al. 2019): it acts on an observation and a latent.
+    """Return a policy that acts on an observation and a latent, as PEARL's does.
 
-    The latent variable `[latent]` is its memory, which no step changes. Continuous actions have a
-    tanh-squashed normal distribution, see `squashed`; discrete ones have logits.
+    The latent variable `[latent]` (Rakelly et al. 2019; the context of Fakoor et al. 2020) is its
+    memory, which no step changes. Discrete actions have logits.
 
     Args:
         observation_size: numbers in an observation.
         action_space: the environment's; continuous with finite bounds, or discrete.
         latent: numbers in the latent variable.
+        actions: distribution of continuous actions, that of `metajax.squashed` or of
+            `metajax.deterministic`.
         hidden: widths of the hidden layers.
         activation: activation function after each hidden layer.
 
@@ -38,7 +42,8 @@ def conditioned(
         MetajaxError: an option is unknown or out of range, or actions have no bounds.
     """
     check_at_least(1, observation_size=observation_size, latent=latent)
-    network = mlp if isinstance(action_space, Discrete) else squashed
+    networks = {"squashed": squashed, "deterministic": deterministic}
+    network = mlp if isinstance(action_space, Discrete) else networks[actions]
     policy = network(observation_size + latent, action_space, hidden=hidden, activation=activation)
 
     def step(params, memory, step_input):

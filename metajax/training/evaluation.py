@@ -162,7 +162,8 @@ def _check_episodes(env: Env, episodes: int) -> None:
 
 def has_memory(agent: Agent) -> bool:
     """Return whether an agent adapts inside a memory, which is kept through a trial."""
-    return bool(jax.tree.leaves(jax.eval_shape(agent.initial_memory)))
+    kept = jax.tree.leaves(jax.eval_shape(agent.initial_memory))
+    return bool(kept) and not agent.episodic
 
 
 def _trial(agent: Agent, env: Env, meta_params, task: Task, key, rounds, episodes, deterministic):

@@ -17,6 +17,7 @@ from metajax.adaptation import (
     product_of_gaussians,
     q_learning,
     q_prop,
+    two_phases,
     value_network,
     whole_trials,
 )
@@ -176,6 +177,14 @@ VARIANTS = {
             **VISITS,
         }
     },
+    "mql": {
+        "history=2": {
+            "learner": outer_steps.td3(**HIDDEN),
+            "adaptation": two_phases(steps=2, replay_steps=3, batch=4, kept_steps=6),
+            "history": 2,
+            **REMEMBERED,
+        }
+    },
     "rl2": {
         "minibatches=3": {"outer": outer(3)},
         "minibatches=1 outer=trpo": natural(1),
@@ -205,8 +214,9 @@ VARIANTS = {
 # Of MAML's combinations, those that have every outer step and every critic once.
 QUICK = ("outer=trpo baseline=linear", "outer=ppo baseline=value_network")
 QUICK += ("outer=adam baseline=none", "outer=adam estimator=pathwise")
-JOINT = ("reinforce", "a2c", "ppo", "trpo", "q-prop", "dqn", "sac", "td3")
-WITHIN_BOUNDS = {"sac": squashed, "td3": deterministic}
+JOINT = ("reinforce", "a2c", "ppo", "trpo", "q-prop", "dqn", "sac", "td3", "mql")
+IN_CONTEXT = partial(conditioned, latent=2, actions="deterministic")
+WITHIN_BOUNDS = {"sac": squashed, "td3": deterministic, "mql": IN_CONTEXT}
 # Agents that adapt in their memory, with memories that fit a trial.
 MEMORIES = {
     "rl2": partial(gru, width=4, critic="separate"),
@@ -320,7 +330,8 @@ def test_every_parameter_is_trained(case):
     before, after = (jax.tree_util.tree_leaves_with_path(states[i].meta_params) for i in (0, 2))
     for (path, a), (_, b) in zip(before, after, strict=True):
         name = jax.tree_util.keystr(path)
-        assert np.any(a != b) or name.endswith("['context']"), name
+        is_trained = not name.startswith(".experience") and not name.endswith("['context']")
+        assert np.any(a != b) or not is_trained, name
 
 
 def test_the_same_key_gives_the_same_update(case):
@@ -391,5 +402,5 @@ def test_its_agent_adapts(case):
         return [jax.tree.leaves(x)[0] for x in said]
 
     before, after = trial(jax.random.key(5))
-    learns = algorithm.name not in WITHIN_BOUNDS  # these act as they were trained
+    learns = algorithm.name not in ("sac", "td3")  # these act as they were trained
     assert jnp.all(jnp.isfinite(after)) and jnp.any(before != after) == learns

@@ -17,6 +17,7 @@ from metajax.adaptation import (
     linear,
     policy_gradient,
     q_prop,
+    two_phases,
     value_network,
     whole_trials,
 )
@@ -379,6 +380,10 @@ def test_cut_interrupted_and_shared_out(name, tmp_path):
         options = dict.fromkeys(("initial_episodes", "prior_episodes", "updates"), 1)
         options |= {"meta_batch": 4, "batch": 4, "context": 4}
         options |= {"learner": sac(value_network=True, hidden=(4,))}
+    elif name == "mql":
+        policy = partial(conditioned, latent=3, actions="deterministic", hidden=(4,))
+        options |= {"batch": 4, "replay_capacity": 1000, "random_steps": 10}
+        options |= {"history": 2, "adaptation": two_phases(kept_steps=20)}
     elif "dqn" in name:
         family, options = make("gridnav", episode_length=4), options | {"updates": 3, "batch": 4}
     elif name in ("fomaml", "meta-sgd", "anil", "cavia", "e-maml"):

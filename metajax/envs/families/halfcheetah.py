@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -37,6 +38,8 @@ class Variant(NamedTuple):
         seed: of the 130 target velocities there are, the last 30 held out; None for all of the
             range.
         control_cost: weight of the squared controls.
+        beyond: velocities to extrapolate to are U[max_velocity, beyond]; None for the quarter of
+            the range that follows it.
     """
 
     max_velocity: float
@@ -44,6 +47,7 @@ class Variant(NamedTuple):
     action_scale: float
     seed: int | None = None
     control_cost: float = 0.05
+    beyond: float | None = None
 
 
 VARIANTS = {
@@ -57,7 +61,10 @@ VARIANTS = {
     "varibad": Variant(3.0, 200, 1.0),
 }
 
-
+VEL_VARIANTS = VARIANTS | {
+    # Fakoor et al. 2020: tasks out of the distribution, of their two the nearer ones
+    "mql": Variant(2.5, 200, 1.0, beyond=3.0),
+}
 DIR_VARIANTS = VARIANTS | {
     # HalfCheetah-v5 of Gymnasium: one task, to compare with what learns one task
     "gymnasium": Variant(0.0, 1000, 1.0, control_cost=0.1),
@@ -106,7 +113,8 @@ def halfcheetah_vel(
 
     Reward of a step: -|Δx/dt - v| - 0.05·||control||², with v the task {"velocity": v} in m/s.
     Held-out tasks have velocities in the held-out strips of the range (`metajax.envs.splits`);
-    variant "pearl" has the paper's own 100 and 30 velocities. Beyond is the quarter that follows.
+    variant "pearl" has the paper's own 100 and 30 velocities. Beyond is the quarter that follows;
+    in variant "mql", whose range ends at 2.5 m/s, U[2.5, 3], on which the paper tests.
 
     The body is Gymnasium's half_cheetah.xml, 5 substeps of 0.01 s per step. A reset adds
     U(-0.1, 0.1) to the positions and 0.1·N(0, 1) to the velocities; episodes never terminate. The
@@ -116,7 +124,7 @@ def halfcheetah_vel(
 
     Args:
         backend: the physics engine; "auto" is mjx on an accelerator and mujoco on a CPU.
-        variant: paper whose ranges, horizon and action scale are taken, a key of `VARIANTS`.
+        variant: paper whose ranges, horizon and action scale are taken, a key of `VEL_VARIANTS`.
         episode_length: steps per episode, instead of the variant's.
 
     Raises:
@@ -127,6 +135,10 @@ def halfcheetah_vel(
         def sample(key: Key[Array, ""], *, split: Split):
             return {"velocity": uniform(key, 0.0, chosen.max_velocity, split=split)}
 
+        if chosen.beyond is not None:
+            low, high = chosen.max_velocity, chosen.beyond
+            above = lambda key: {"velocity": jax.random.uniform(key, minval=low, maxval=high)}
+            return three_splits(sample) | {"extrapolate": TaskDistribution(above)}
         if chosen.seed is None:
             return three_splits(sample)
         velocities = np.random.RandomState(chosen.seed).uniform(0, chosen.max_velocity, 130)
@@ -138,7 +150,7 @@ def halfcheetah_vel(
         "halfcheetah-vel-v1",
         lambda task, velocity: -jnp.abs(velocity - task["velocity"]),
         splits,
-        VARIANTS,
+        VEL_VARIANTS,
         backend=backend,
         variant=variant,
         episode_length=episode_length,
@@ -254,6 +266,14 @@ _DIRECTION_BY_PEARL = {
     },
     "evaluation": {"tasks": 8},
 }
+# The networks of the paper's tasks: two layers of 300, a context of 30. Nothing else was tuned.
+_VELOCITY_BY_CONTEXT = {
+    "policy": {"hidden": (300, 300)},
+    "family": {"variant": "pearl"},
+    "algorithm": {"learner": {"hidden": (300, 300)}},
+    "training": {"iterations": 500, "tasks": 5},
+    "evaluation": {"every": 50, "tasks": 30},
+}
 
 SPECS = (
     FamilySpec(
@@ -270,13 +290,14 @@ SPECS = (
         halfcheetah_vel,
         "Finn et al. 2017",
         backends=BACKENDS,
-        variants=tuple(VARIANTS),
+        variants=tuple(VEL_VARIANTS),
         drawing=DRAWING,
         presets=gradient_presets(_VELOCITY)
         | {
             "rl2": _VELOCITY_BY_MEMORY,
             "off-policy-rl2": _VELOCITY_REMEMBERED,
             "pearl": _VELOCITY_BY_PEARL,
+            "mql": _VELOCITY_BY_CONTEXT,
         },
         references=("oracle_velocity", "observations_only"),
     ),
