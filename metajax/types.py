@@ -326,8 +326,7 @@ class Encoder(NamedTuple):
 class Policy(NamedTuple):
     """A policy, with or without memory; `unroll` equals a scan of `step` over time.
 
-    `encoder` is another network of its memory's kind, for critics that encode trials; None where
-    there is none.
+    `encoder` is another network of its memory's kind, for critics that encode trials.
     """
 
     init: Callable[[Key[Array, ""]], Params]
@@ -395,8 +394,7 @@ class Agent(NamedTuple):
       the distribution's mode is taken instead of a sample.
     - `adapt(meta_params, adapted, trajectory, key) -> adapted`: learn from `trajectory[episode,
       time]`; the identity for agents that adapt in their memory.
-    - `episodic`: whether a memory is one of the episode alone: its input says where one starts,
-      and nothing reaches the next but by `adapt`.
+    - `episodic`: whether a memory is one of the episode alone; only `adapt` outlives it.
     """
 
     init: Callable[[PyTree[Array], Key[Array, ""]], PyTree[Array]]

@@ -84,7 +84,7 @@ def _critic_step(critics, optimizer, x, target, action=None):
     """
     count = len(target)
     column = np.zeros(count, int) if action is None else action
-    gradients, arrays, by_input = [], [], []
+    gradients, arrays = [], []
     loss = 0.0
     for critic in critics:
         values = critic(x)
@@ -95,12 +95,11 @@ def _critic_step(critics, optimizer, x, target, action=None):
         of_weights, critic.by_input = critic.backward(slope)
         gradients += of_weights
         arrays += critic.weights
-        by_input.append(of_input)
     arrays = optimizer.step(arrays, gradients)
     size = len(critics[0].weights)
     for index, critic in enumerate(critics):
         critic.weights = arrays[index * size : (index + 1) * size]
-    return loss, sum(by_input)
+    return loss, sum(critic.by_input for critic in critics)
 
 
 class Gru:

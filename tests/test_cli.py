@@ -228,6 +228,7 @@ def test_training_from_python_prints_unless_it_is_to_be_silent(cache, capsys):
         package.train(algorithm, family, report="prnt")
 
 
+@pytest.mark.slow
 def test_the_best_agent_is_kept_reported_and_loaded(tmp_path, cache):
     directory = tmp_path / "run"
     options = [*TINY, "--iterations", 6, "--run-directory", directory, "--seed", 3]

@@ -79,7 +79,7 @@ def test_every_number_among_the_options_of_an_algorithm_may_be_traced(name):
 @pytest.mark.parametrize(
     ("name", "options", "swept"),
     [
-        (
+        slow(
             "maml",
             {"outer": adam()},
             "outer.learning_rate inner.rule.learning_rate inner.objective.discount "

@@ -206,6 +206,7 @@ def learned(meta_learned):
     return algorithm, state.meta_params, trials
 
 
+@pytest.mark.slow
 def test_the_first_phase_learns_from_the_tasks_own_steps_alone(learned):
     algorithm, meta_params, (trial, other) = learned
     found = after(algorithm, meta_params, trial)
@@ -415,7 +416,11 @@ def test_updates_with_a_context_are_their_equations():
                     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", [FAMILY, TABULAR], ids=["continuous", "discrete"])
+@pytest.mark.parametrize(
+    "family",
+    [FAMILY, pytest.param(TABULAR, marks=pytest.mark.slow)],
+    ids=["continuous", "discrete"],
+)
 def test_contexts_that_are_learned_from_are_those_that_were_acted_on(family):
     """Also where an episode is longer than the history, and where the trial goes on."""
     algorithm = mql(family)
@@ -526,6 +531,7 @@ def test_a_step_that_was_left_out_ends_what_is_known():
 # --- the algorithm -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_discrete_actions_are_learned_and_adapted_to():
     algorithm = mql(TABULAR, adaptation=adaptation(pull=0.0))
     state, metrics, tasks = trained(algorithm, TABULAR)

@@ -368,7 +368,13 @@ def assert_equal(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+def one_quick(names):
+    """Return cases of which all but the first are slow tests."""
+    first, *rest = names
+    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in rest)]
+
+
+@pytest.mark.parametrize("name", one_quick(LEARNERS))
 def test_a_learner_on_trials_is_its_equations_step_by_step(name):
     learner, space, params, state, by_hand = started(name)
     improve = improving(learner)
@@ -387,7 +393,7 @@ def test_a_learner_on_trials_is_its_equations_step_by_step(name):
         assert abs(expected) > 0.01
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", one_quick(LEARNERS))
 def test_padding_changes_nothing(name):
     """Whatever is in it; and where nothing is drawn, however long it is."""
     learner, space, params, state, _ = started(name)
@@ -399,7 +405,7 @@ def test_padding_changes_nothing(name):
     assert float(other[3]["q_loss"]) != pytest.approx(float(found[3]["q_loss"]), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sac", "td3", "sac-discrete"])
+@pytest.mark.parametrize("name", one_quick(["sac", "td3", "sac-discrete"]))
 def test_policy_and_critics_share_no_parameters(name):
     """Neither one's loss moves the other: a rate of almost nothing keeps each where it was."""
     _, space, actions, _ = LEARNERS[name]
@@ -488,6 +494,7 @@ def test_it_learns_once_it_has_seen_enough_and_as_often_as_it_is_told():
         state = new
 
 
+@pytest.mark.slow
 def test_first_actions_are_uniform():
     family = make("point-goal", episode_length=5)
     env = family.env
@@ -517,7 +524,7 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize("name", one_quick(MEMORIES))
 def test_critics_have_the_policys_memory_and_look_at_no_later_step(name):
     """What later steps hold does not change a value, what earlier ones hold does."""
     policy = MEMORIES[name](OBSERVED, SPACE, critic="none", actions="squashed")

@@ -117,7 +117,7 @@ def same(one, other):
 def test_the_configuration_of_an_algorithm_says_how_its_parts_were_made(algorithm):
     """Wherever it has presets, and where it has none: described, kept as JSON, and made again."""
     for family in FAMILIES:
-        if family != "ant-dir" and algorithm not in FAMILIES[family].presets:
+        if family != "swimmer-vel" and algorithm not in FAMILIES[family].presets:
             continue
         config = presets.default_config(algorithm, family)
         read = json.loads(json.dumps(config))
@@ -137,10 +137,10 @@ def test_the_configuration_of_an_algorithm_says_how_its_parts_were_made(algorith
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_without_a_preset_the_parts_are_those_of_the_signature(algorithm):
-    known = presets.options(algorithm, "ant-dir")["algorithm"]
+    known = presets.options(algorithm, "swimmer-vel")["algorithm"]
     values = {name: option.default for name, option in known.items()}
     made = built(
-        known, presets.checked_config(presets.default_config(algorithm, "ant-dir"))["algorithm"]
+        known, presets.checked_config(presets.default_config(algorithm, "swimmer-vel"))["algorithm"]
     )
     parameters = inspect.signature(ALGORITHMS[algorithm]).parameters
     assert values.keys() <= parameters.keys()

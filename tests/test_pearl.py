@@ -139,7 +139,7 @@ def layers(params):
     return {"body": params[:-1], "head": params[-1]}
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("reduction", ["sum", pytest.param("mean", marks=pytest.mark.slow)])
 def test_pearl_is_its_equations(reduction):
     """A meta-iteration's gradient steps, from what it remembers, in double precision."""
     with jax.enable_x64(True):
@@ -227,7 +227,9 @@ def drawn(replay, key, index):
 
 
 @pytest.mark.parametrize(
-    "learner", [sac(hidden=(5,), temperature=0.5), double_q()], ids=["sac", "double-q"]
+    "learner",
+    [pytest.param(sac(hidden=(5,), temperature=0.5), marks=pytest.mark.slow), double_q()],
+    ids=["sac", "double-q"],
 )
 def test_discrete_actions_are_learned_and_encoded(learner):
     """And the encoder moves by the critics' loss, or that of the Q-network."""

@@ -22,7 +22,7 @@ from metajax.losses.returns import last_steps, masked_mean
 from metajax.outer import OffPolicyLearner
 from metajax.outer.off_policy import Batch, improve_often
 from metajax.outer.views import has_memory
-from metajax.replay import TrialSteps, empty_replay, extend_replay, sample_replay
+from metajax.replay import Replay, TrialSteps, empty_replay, extend_replay, sample_replay
 from metajax.steps import count_update
 from metajax.types import (
     Algorithm,
@@ -132,14 +132,7 @@ def off_policy_rl2(
         due = jnp.maximum(jnp.floor(updates_per_step * played), 1.0)
         due = jnp.where(replay.size >= needed, due, 0.0)
 
-        def improve(params, learned, key):
-            batch_key, step_key = jax.random.split(key)
-            drawn = trial_batch(meta_params, sample_replay(replay, batch_key, batch))
-            params, _, learned, found = learner_of.improve(
-                params, (), learned, lambda _: drawn, step_key
-            )
-            return params, learned, found
-
+        improve = _gradient_step(learner_of, meta_params, replay, batch)
         start = meta_params.policy, state.learner
         params, learned, found = improve_often(improve, start, learner_of.metrics, due, learn_key)
         new_state = dataclasses.replace(
@@ -163,6 +156,22 @@ def off_policy_rl2(
     own = ("return_before", "return_after", "entropy", "updates", "valid_steps")
     metrics = (*own, *learner_of.metrics)
     return Algorithm(init, update, agent, "off-policy-rl2", trial, metrics)
+
+
+def _gradient_step(
+    learner_of: OffPolicyLearner, meta_params: MetaParams, replay: Replay, batch: int
+):
+    """Return one on so many trials of a replay, for `improve_often`."""
+
+    def improve(params, learned, key):
+        batch_key, step_key = jax.random.split(key)
+        drawn = trial_batch(meta_params, sample_replay(replay, batch_key, batch))
+        params, _, learned, found = learner_of.improve(
+            params, (), learned, lambda _: drawn, step_key
+        )
+        return params, learned, found
+
+    return improve
 
 
 def trial_steps(trajectory: Trajectory) -> TrialSteps:

@@ -10,6 +10,7 @@ import pytest
 import metajax.policies
 from metajax.policies import (
     DiagonalNormal,
+    conditioned,
     deterministic,
     gru,
     lstm,
@@ -28,6 +29,7 @@ POLICIES = {
     "mlp": lambda space: mlp(SIZE, space, hidden=(4,)),
     "squashed": lambda space: squashed(SIZE, space, hidden=(4,)),
     "deterministic": lambda space: deterministic(SIZE, space, hidden=(4,)),
+    "conditioned": lambda space: conditioned(SIZE, space, latent=2, hidden=(4,)),
     "gru": lambda space: gru(SIZE, space, width=4),
     "lstm": lambda space: lstm(SIZE, space, width=4, critic="separate", hidden=(4,)),
     "snail": lambda space: snail(SIZE, space, trial_length=TIME, filters=3, key_size=2),
@@ -41,7 +43,7 @@ CONTINUOUS, DISCRETE = Continuous(2), Discrete(3)
 # Both kinds of actions for one without and one with a memory.
 BOUNDED = ("squashed", "deterministic")  # of continuous actions alone
 CASES = [(name, DISCRETE) for name in POLICIES if name not in BOUNDED]
-CASES += [(name, CONTINUOUS) for name in ("mlp", "gru", *BOUNDED)]
+CASES += [(name, CONTINUOUS) for name in ("mlp", "conditioned", "gru", *BOUNDED)]
 
 
 def test_every_policy_is_covered():

@@ -323,7 +323,7 @@ def on_devices(count, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"outer": adam(), "inner": over(linear())},
+        pytest.param({"outer": adam(), "inner": over(linear())}, marks=pytest.mark.slow),
         pytest.param({"outer": ppo(), "inner": VALUES}, marks=pytest.mark.slow),
         pytest.param({"outer": trpo(), "inner": over(None)}, marks=pytest.mark.slow),
     ],
