@@ -69,6 +69,7 @@ SPLIT_OF_VARIANT = {
     ("halfcheetah-vel", "promp"): lambda task: (task["velocity"], 0.0, 3.0),
     ("halfcheetah-vel", "varibad"): lambda task: (task["velocity"], 0.0, 3.0),
     ("halfcheetah-vel", "pearl"): "finite",
+    ("halfcheetah-vel", "mql"): lambda task: (task["velocity"], 0.0, 2.5),
     ("halfcheetah-dir", "gymnasium"): None,
     ("hopper-params", "gymnasium"): None,
     ("hopper-params", "pearl"): "finite",
