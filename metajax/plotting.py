@@ -105,7 +105,10 @@ def load_curves(path: str | Path) -> Curves:
     # Runs from before joint training had a metric of its own wrote the same number twice.
     joint = all(len(found) == 1 or found[0] == found[1] for found in returns)
     name, family = (config.get(f"{what}_name") for what in ("algorithm", "family"))
-    inner_steps = 0 if joint else config.get("algorithm", {}).get("inner_steps", 1)
+    options = config.get("algorithm", {})
+    # PEARL's agents draw on their posterior from this episode on.
+    trained = options.get("inner_steps", options.get("exploration_episodes", 1))
+    inner_steps = 0 if joint else trained
     iterations = [record["iteration"] for record in training]
     steps = np.array([record["environment_steps"] for record in training]) / after.shape[1]
     steps_at = lambda at: np.interp(at, [0, *iterations], [0.0, *steps])

@@ -22,6 +22,7 @@ def write_run(
     joint=False,
     measured=(),
     rounds=3,
+    named="inner_steps",
 ):
     """Make a run with random metrics; return them. What is measured is the return halved."""
     generator = np.random.default_rng(0)
@@ -31,7 +32,7 @@ def write_run(
     config = {
         "algorithm_name": algorithm,
         "family_name": family,
-        "algorithm": {"inner_steps": inner_steps},
+        "algorithm": {named: inner_steps},
     }
     with create_run(path, config) as run, MetricsLog(run.metrics, iteration=-1) as log:
         for index in range(ITERATIONS):
@@ -85,11 +86,13 @@ def test_learning_curves_are_means_over_seeds_with_the_range_around_them(tmp_pat
         assert here.max() == pytest.approx(after[index].max())
 
 
-@pytest.mark.parametrize("inner_steps", [1, 2])
+@pytest.mark.parametrize(
+    ("inner_steps", "named"), [(1, "inner_steps"), (2, "inner_steps"), (2, "exploration_episodes")]
+)
 def test_held_out_points_are_interquartile_means_after_the_trained_steps(
-    tmp_path, figures, inner_steps
+    tmp_path, figures, inner_steps, named
 ):
-    _, _, held_out = write_run(tmp_path / "run", inner_steps=inner_steps)
+    _, _, held_out = write_run(tmp_path / "run", inner_steps=inner_steps, named=named)
     plotting.plot_run(tmp_path / "run", "unused.png")
     (container,) = figures[0].axes[0].containers
     assert container.get_label() == f"held-out tasks after {inner_steps} step" + (
