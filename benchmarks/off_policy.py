@@ -9,8 +9,9 @@ evaluation, the first by the posterior.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import common
 import matplotlib
@@ -80,32 +81,73 @@ def configuration(name: str, seeds: int, steps: int) -> dict[str, Any]:
     return config
 
 
+class Published(NamedTuple):
+    """Returns by others after so many environment steps, and what they are."""
+
+    source: str
+    label: str
+    axis: str
+    steps: Sequence[int]
+    returns: Sequence[float]
+
+
+def published(name: str) -> Published:
+    if name in PEARL:
+        return Published(
+            "github.com/x35f/meta_rl, results/pearl, one seed",
+            "PEARL by x35f/meta_rl, one seed",
+            "held-out return of the last episode",
+            **PEARL[name],
+        )
+    return Published(
+        "Fujimoto et al. 2018, ten seeds, github.com/sfujim/TD3",
+        "TD3 by its authors, mean of 10 seeds",
+        "return, deterministic actions",
+        STEPS,
+        AUTHORS[name.partition("-")[2]],
+    )
+
+
 def curve(directory: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps that were played until each evaluation, and the returns `[point, seed]`."""
+    """Return the steps that were played until each evaluation, and the returns `[point, seed]`.
+
+    Returns are those of the last round, PEARL's first by the posterior. An episode that is over
+    early counts what was played of it, where that is measured.
+    """
     records = read_metrics(directory / "metrics.jsonl")
-    played = {r["iteration"]: np.array(r["valid_steps"]) for r in records if "valid_steps" in r}
-    total = np.cumsum([played[i] for i in sorted(played)], axis=0)
+    training = {r["iteration"]: r for r in records if "environment_steps" in r}
     evaluated = [
-        (r["iteration"], r.get("held_out", r.get("final_held_out")))
+        (r["iteration"], np.array(r.get("held_out", r.get("final_held_out"))))
         for r in records
         if "held_out" in r or "final_held_out" in r
     ]
+    seeds = len(evaluated[0][1])
+    counted = [training[iteration] for iteration in sorted(training)]
+    if "valid_steps" in counted[0]:
+        total = np.cumsum([r["valid_steps"] for r in counted], axis=0)
+    else:
+        total = np.array([[r["environment_steps"] / seeds] * seeds for r in counted])
     steps = np.array([total[iteration - 1] for iteration, _ in evaluated])
-    return steps, np.array([np.mean(found, axis=(1, 2)) for _, found in evaluated])
+    return steps, np.array([np.mean(found[:, :, -1], axis=1) for _, found in evaluated])
 
 
 def draw(name: str, steps: np.ndarray, returns: np.ndarray, path: Path) -> None:
-    robot = name.partition("-")[2]
+    other = published(name)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for index, (x, y) in enumerate(zip(steps.T, returns.T, strict=True)):
         axes.plot(x, y, linewidth=1, label=f"{name}, seed {index}")
-    axes.plot(STEPS, AUTHORS[robot], "k.--", label="TD3 by its authors, mean of 10 seeds")
-    axes.set_xlim(0, 1.05 * max(steps.max(), STEPS[0]))
+    axes.plot(other.steps, other.returns, "k.--", label=other.label)
+    axes.set_xlim(0, 1.05 * max(steps.max(), other.steps[0]))
     axes.set_xlabel("environment steps")
-    axes.set_ylabel("return, deterministic actions")
+    axes.set_ylabel(other.axis)
     axes.legend()
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def progress(metrics: dict[str, np.ndarray]) -> str:
+    """Return what a segment's last iteration returned, of each seed."""
+    return ", ".join(f"{n} {x[-1]}" for n, x in metrics.items() if n.startswith("return"))
 
 
 def main():
@@ -119,7 +161,7 @@ def main():
         directory = common.RUNS / name
         config = configuration(name, arguments.seeds, arguments.steps)
         if not arguments.as_it_stands:
-            common.train_or_resume(directory, config, lambda p: f"{p.metrics['return'][-1]}")
+            common.train_or_resume(directory, config, lambda p: progress(p.metrics))
         steps, returns = curve(directory)
         result = {
             "command": f"python benchmarks/off_policy.py {name} --seeds {arguments.seeds} "
@@ -127,11 +169,7 @@ def main():
             "config": config,
             "steps_per_seed": steps.tolist(),
             "returns_per_seed": returns.round(1).tolist(),
-            "published": {
-                "source": "Fujimoto et al. 2018, ten seeds, github.com/sfujim/TD3",
-                "steps": STEPS,
-                "returns": AUTHORS[name.partition("-")[2]],
-            },
+            "published": published(name)._asdict(),
         }
         path = common.save(name, result)
         draw(name, steps, returns, path.with_suffix(".png"))
