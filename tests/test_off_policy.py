@@ -69,12 +69,6 @@ def critic_of(params, index):
     return reference.Perceptron(jax.tree.map(lambda x: x[index], params))
 
 
-def far_from_zero(params, seed=0):
-    """Return networks whose last layers say something: those at the start hardly do."""
-    random = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape) / 2), params)
-
-
 def listed(params):
     """Return a network whose hidden layers are a list: those of `mlp` have names."""
     body = params["body"]
@@ -84,10 +78,10 @@ def listed(params):
 def compare(learner, policy, noise_of, ours, space=SPACE):
     """Compare updates in double precision, one after the other, on other steps each."""
     learner = learner.build(env_of(space), policy)
-    params = far_from_zero(policy.init(jax.random.key(0)))
+    params = reference.far_from_zero(policy.init(jax.random.key(0)))
     state = learner.init(jax.random.key(1), params, ())
-    critic = far_from_zero(state["critic"])
-    value = far_from_zero(state.get("value", ()))
+    critic = reference.far_from_zero(state["critic"])
+    value = reference.far_from_zero(state.get("value", ()))
     target = critic if "log_temperature" in state else (params, critic)
     state = state | {"critic": critic, "target": value or target}
     if value:
@@ -152,7 +146,9 @@ def test_sac_with_a_value_network_is_its_equations():
 def test_double_q_is_its_equations():
     with jax.enable_x64(True):
         learner = double_q(0.01, **NUMBERS).build(env_of(DISCRETE), Q_POLICY)
-        params, target = (far_from_zero(Q_POLICY.init(jax.random.key(i)), i) for i in range(2))
+        params, target = (
+            reference.far_from_zero(Q_POLICY.init(jax.random.key(i)), i) for i in range(2)
+        )
         state = learner.init(jax.random.key(1), params, ()) | {"target": target}
         checked = reference.DoubleQ(
             *(reference.Perceptron(listed(of)) for of in (params, target)), rate=0.01, **NUMBERS
@@ -189,9 +185,9 @@ def test_sac_with_a_subset_of_critics_is_its_equations(critics):
     options = {"critics": critics, "subset": 2, "temperature": 0.7, **RATES, **NETWORKS}
     with jax.enable_x64(True):
         learner = sac(**options).build(env_of(SPACE), policy)
-        params, steps = far_from_zero(policy.init(jax.random.key(0))), steps_of(0)
+        params, steps = reference.far_from_zero(policy.init(jax.random.key(0))), steps_of(0)
         state = learner.init(jax.random.key(1), params, ())
-        critic, target = (far_from_zero(state["critic"], seed) for seed in (1, 2))
+        critic, target = (reference.far_from_zero(state["critic"], seed) for seed in (1, 2))
         state |= {"critic": critic, "target": target}
         improve = jax.jit(
             lambda *of: learner.improve(of[0], (), of[1], lambda _: Batch(of[2]), KEY)
@@ -319,11 +315,11 @@ def test_what_steps_are_made_from_learns_from_the_critics_alone():
     values = q_networks(OBSERVED, SPACE, **NETWORKS)
     with jax.enable_x64(True):
         learner = sac(**NETWORKS).build(env_of(SPACE), policy)
-        params = far_from_zero(policy.init(jax.random.key(0)))
+        params = reference.far_from_zero(policy.init(jax.random.key(0)))
         encoder, steps = jnp.array([0.5, -1.0, 2.0]), steps_of(0)
         steps = dataclasses.replace(steps, terminated=np.ones(BATCH, bool))
         state = learner.init(jax.random.key(1), params, encoder)
-        critic = state["critic"] = far_from_zero(state["critic"])
+        critic = state["critic"] = reference.far_from_zero(state["critic"])
 
         def steps_from(encoder):
             seen = steps.observation * jnp.broadcast_to(encoder, steps.observation.shape)

@@ -65,12 +65,6 @@ def batch(index, space, length=LENGTHS[0], padding=None) -> TrialSteps:
     return TrialSteps(step_input, actions(), numbers(), last, valid)
 
 
-def far_from_zero(params, seed=0):
-    """Return networks whose outputs are not small, as those at the start are."""
-    random = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape) / 2), params)
-
-
 # --- one step after the other --------------------------------------------------------------------
 
 
@@ -342,11 +336,11 @@ def started(name):
     learner, space, actions, by_hand = LEARNERS[name]
     policy = gru(OBSERVED, space, width=WIDTH, critic="none", actions=actions)
     learner = learner.build(env_of(space), policy)
-    params = far_from_zero(policy.init(jax.random.key(0)), 1)
+    params = reference.far_from_zero(policy.init(jax.random.key(0)), 1)
     state = learner.init(jax.random.key(1), params, ())
     if "critic" not in state:
         return learner, space, params, state, by_hand(space, params, None)
-    critic = far_from_zero(state["critic"], 2)
+    critic = reference.far_from_zero(state["critic"], 2)
     target = (params, critic) if isinstance(state["target"], tuple) else critic
     state |= {"critic": critic, "target": target}
     return learner, space, params, state, by_hand(space, params, critic)
@@ -531,7 +525,7 @@ def test_critics_have_the_policys_memory_and_look_at_no_later_step(name):
     learner = sac(critics=3, **NETWORKS).build(env_of(SPACE), policy)
     params = policy.init(jax.random.key(0))
     state = learner.init(jax.random.key(1), params, ())
-    encoder, memory = policy.encoder, far_from_zero(state["critic"]["memory"])
+    encoder, memory = policy.encoder, reference.far_from_zero(state["critic"]["memory"])
     x = jax.tree.map(lambda x: jnp.asarray(x[0]), batch(0, SPACE).step_input)
     encode = jax.jit(encoder.encode)
     found = encode(memory, x)

@@ -130,11 +130,6 @@ def test_the_next_observation_is_encoded_where_it_is_asked_for(seen):
 # --- updates -------------------------------------------------------------------------------------
 
 
-def far_from_zero(params, seed):
-    random = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape) / 2), params)
-
-
 def layers(params):
     return {"body": params[:-1], "head": params[-1]}
 
@@ -154,9 +149,9 @@ def test_pearl_is_its_equations(reduction):
         for index in range(2):  # the first visits: 2·4 episodes, in 6 each
             state, metrics = update(state, tasks, jax.random.key(index))
             assert int(metrics["updates"]) == 0
-        params = far_from_zero(state.meta_params.policy, 0)
+        params = reference.far_from_zero(state.meta_params.policy, 0)
         of = state.learner["learner"]
-        critic, value, slow = (far_from_zero(of[n], i) for i, n in enumerate(CRITICS))
+        critic, value, slow = (reference.far_from_zero(of[n], i) for i, n in enumerate(CRITICS))
         of = of | {"critic": critic, "value": value, "target": slow}
         state = dataclasses.replace(
             state,

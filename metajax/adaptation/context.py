@@ -14,10 +14,17 @@ from jaxtyping import Array, Float, Key
 from metajax.errors import MetajaxError, check_at_least, is_off
 from metajax.parts import part
 from metajax.policies.distributions import DiagonalNormal
-from metajax.policies.layers import affine, check_hidden, init_affine, init_perceptron, perceptron
+from metajax.policies.layers import (
+    action_input,
+    affine,
+    check_hidden,
+    init_affine,
+    init_perceptron,
+    perceptron,
+)
 from metajax.policies.variational import belief, standard_normal
 from metajax.replay import Transitions
-from metajax.types import Discrete, Env, Metrics, Params, Part, Policy, Scalar
+from metajax.types import Env, Metrics, Params, Part, Policy, Scalar
 
 
 class BeliefModel(NamedTuple):
@@ -86,9 +93,7 @@ def evidence_lower_bound(
         def log_likelihood(decoders, latent, step: Transitions):
             """Return that of what followed a step, of variance 1, weighted and up to a constant."""
             here, there = step.step_input.observation, step.next_input.observation
-            action = step.action
-            if isinstance(env.action_space, Discrete):
-                action = jax.nn.one_hot(action, env.action_space.size)
+            action = action_input(env.action_space, step.action)
             reward = _decode(decoders["reward"], latent, here, action, there)[0]
             likelihood = -((reward - step.reward) ** 2) / 2
             if weighs_state:

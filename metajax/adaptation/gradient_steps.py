@@ -25,7 +25,9 @@ from metajax.envs.rollouts import check_policy, over_tasks, rollout, undiscounte
 from metajax.errors import MetajaxError, check_at_least, is_off
 from metajax.losses import returns
 from metajax.outer.trust_region import fisher_vector_product, natural_step
+from metajax.outer.views import has_memory
 from metajax.parts import part
+from metajax.policies.distributions import chosen_action
 from metajax.rules import decayed, sgd
 from metajax.types import (
     Agent,
@@ -201,9 +203,7 @@ def _inner_loop(
 
     def act(adapted: Adapted, memory, step_input, key):
         memory, output = policy.step(adapted.policy, memory, step_input)
-        distribution = output.distribution
-        action = distribution.mode() if key is None else distribution.sample(key)
-        return memory, action, output
+        return memory, chosen_action(output.distribution, key), output
 
     def adapt(meta_params: MetaParams, adapted: Adapted, trajectory: Trajectory, key) -> Adapted:
         del key
@@ -331,7 +331,7 @@ def metric_names(loop: InnerLoop, rounds: int) -> tuple[str, ...]:
 
 def _check_parts(env: Env, policy: Policy, adapts: Adapts) -> None:
     params, _ = check_policy(env, policy)
-    if jax.tree.leaves(jax.eval_shape(policy.initial_memory)):
+    if has_memory(policy):
         raise MetajaxError(
             "gradient steps adapt policies without a memory, such as metajax.policies.mlp; "
             "metajax.algorithms.rl2 trains those with one."

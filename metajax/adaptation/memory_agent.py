@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metajax.losses import returns
+from metajax.policies.distributions import chosen_action
 from metajax.types import Agent, MetaParams, Policy, StepInput, Trajectory
 
 
@@ -14,9 +15,7 @@ def memory_agent(policy: Policy) -> Agent:
 
     def act(adapted: MetaParams, memory, step_input: StepInput, key):
         memory, output = policy.step(adapted.policy, memory, policy_input(adapted, step_input))
-        distribution = output.distribution
-        action = distribution.mode() if key is None else distribution.sample(key)
-        return memory, action, output
+        return memory, chosen_action(output.distribution, key), output
 
     def adapt(meta_params: MetaParams, adapted: MetaParams, trajectory: Trajectory, key):
         del meta_params, trajectory, key

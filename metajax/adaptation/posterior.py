@@ -11,9 +11,9 @@ from metajax._kinks import within
 from metajax.parts import part
 from metajax.policies.conditioned import latent_size
 from metajax.policies.distributions import DiagonalNormal
-from metajax.policies.layers import affine, check_hidden, init_affine
+from metajax.policies.layers import action_input, affine, check_hidden, init_perceptron
 from metajax.replay import Steps
-from metajax.types import Discrete, Env, Params, Part, Policy, pytree_dataclass
+from metajax.types import Env, Params, Part, Policy, pytree_dataclass
 
 LOWEST_VARIANCE = 1e-7
 
@@ -33,6 +33,10 @@ class Evidence:
     def __add__(self, other: "Evidence") -> "Evidence":
         """Return what the steps of both say."""
         return jax.tree.map(jnp.add, self, other)
+
+    def where(self, counts: Bool[Array, "*batch"]) -> "Evidence":
+        """Return what is said where it counts, and nothing elsewhere."""
+        return jax.tree.map(lambda x: jnp.where(counts[..., None], x, jnp.zeros_like(x)), self)
 
     def posterior(self) -> DiagonalNormal:
         """Return the normal distribution that is the product; N(0, I) where there is no step."""
@@ -80,10 +84,6 @@ def product_of_gaussians(
         inputs = env.observation_size * (1 + next_observation) + env.action_space.size + 1
         sizes = [inputs, *hidden, 2 * latent]
 
-        def init(key):
-            keys = jax.random.split(key, len(sizes) - 1)
-            return [init_affine(*layer) for layer in zip(keys, sizes[:-1], sizes[1:], strict=True)]
-
         def evidence(
             params: Params, steps: Steps, valid: Bool[Array, "*batch step"] | None = None
         ) -> Evidence:
@@ -97,15 +97,13 @@ def product_of_gaussians(
                 mean = jnp.where(valid[..., None], mean, 0.0)
             return Evidence(jnp.sum(precision, axis=-2), jnp.sum(mean * precision, axis=-2))
 
-        return ContextEncoder(init, evidence, latent)
+        return ContextEncoder(lambda key: init_perceptron(key, sizes), evidence, latent)
 
     return Part(build)
 
 
 def _inputs(env: Env, steps: Steps, next_observation: bool) -> Float[Array, "*batch input"]:
-    action = steps.action
-    if isinstance(env.action_space, Discrete):
-        action = jax.nn.one_hot(action, env.action_space.size)
+    action = action_input(env.action_space, steps.action)
     parts = [steps.observation, action, steps.reward[..., None]]
     return jnp.concatenate([*parts, *[steps.next_observation] * next_observation], axis=-1)
 

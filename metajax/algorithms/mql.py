@@ -19,6 +19,7 @@ from metajax.errors import MetajaxError, check_at_least
 from metajax.outer import OffPolicyLearner, td3
 from metajax.outer.off_policy import Batch
 from metajax.policies.conditioned import latent_size, with_latent, without_memory
+from metajax.policies.distributions import chosen_action
 from metajax.policies.history import HistoryEncoder, history_encoder
 from metajax.replay import (
     no_windows,
@@ -164,8 +165,7 @@ def _in_context(encoder: HistoryEncoder, policy: Policy, init) -> Policy:
 def _agent(policy: Policy, adapt) -> Agent:
     def act(adapted: MetaParams, memory, step_input, key):
         memory, output = policy.step(adapted.policy, memory, step_input)
-        of = output.distribution
-        return memory, of.mode() if key is None else of.sample(key), output
+        return memory, chosen_action(output.distribution, key), output
 
     return Agent(
         init=lambda meta_params, key: dataclasses.replace(meta_params, experience=()),

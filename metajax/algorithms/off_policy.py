@@ -17,9 +17,10 @@ from metajax._checks import checked
 from metajax.envs.rollouts import over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses.returns import masked_mean
-from metajax.outer.off_policy import Batch, OffPolicyLearner, improve_often
+from metajax.outer.off_policy import Batch, OffPolicyLearner, improve_often, learning_from
 from metajax.outer.views import has_memory
-from metajax.replay import Steps, all_steps, empty_replay, extend_replay, sample_replay
+from metajax.policies.distributions import chosen_action
+from metajax.replay import all_steps, empty_replay, extend_replay, sample_replay
 from metajax.steps import count_update
 from metajax.types import (
     Agent,
@@ -88,12 +89,8 @@ def step_by_step(
         return MetaParams(params), learner_of.init(learner_key, params, ())
 
     def improve(params, state, replay, key):
-        batch_key, step_key = jax.random.split(key)
-        drawn: Steps = sample_replay(replay, batch_key, batch)
-        params, _, state, found = learner_of.improve(
-            params, (), state, lambda _: Batch(drawn), step_key
-        )
-        return params, state, found
+        draw = lambda key: Batch(sample_replay(replay, key, batch))
+        return learning_from(learner_of, draw)(params, state, key)
 
     def finish(params, state, meta_params, replay, key):
         del state, meta_params, replay, key
@@ -130,15 +127,9 @@ def off_policy(
     Raises:
         MetajaxError: an option is out of range.
     """
-    check_at_least(1, episodes=episodes, batch=batch, replay_capacity=replay_capacity)
-    check_at_least(0, random_steps=random_steps)
+    check_at_least(1, episodes=episodes)
     check_positive(updates_per_step=updates_per_step)
-    needed = max(random_steps, batch)
-    if replay_capacity < needed:
-        raise MetajaxError(
-            f"replay_capacity is {replay_capacity}; it must hold the {needed} steps (random_steps, "
-            "or a batch) that are there before anything is learned."
-        )
+    needed = needed_at_first("steps", batch, replay_capacity, random_steps)
     trial, behaviour = Trial(1, episodes, 0), remembered.behaviour
 
     def act(params, memory, step_input, key, uniform):
@@ -205,6 +196,29 @@ def off_policy(
     return Algorithm(init, update, remembered.agent, name, trial, metrics)
 
 
+def needed_at_first(what: str, batch: int, replay_capacity: int, random: int) -> int:
+    """Return how many items are remembered before anything is learned.
+
+    Args:
+        what: "steps" or "trials".
+        batch: of them in a gradient step.
+        replay_capacity: of them in all.
+        random: of them with actions drawn uniformly, the option "random_" and `what`.
+
+    Raises:
+        MetajaxError: a number is out of range, or there is no room for them.
+    """
+    check_at_least(1, batch=batch, replay_capacity=replay_capacity)
+    check_at_least(0, **{f"random_{what}": random})
+    needed = max(random, batch)
+    if replay_capacity < needed:
+        raise MetajaxError(
+            f"replay_capacity is {replay_capacity}; it must hold the {needed} {what} "
+            f"(random_{what}, or a batch) that are there before anything is learned."
+        )
+    return needed
+
+
 def uniform_action(env: Env, key: Key[Array, ""]) -> Array:
     """Return an action drawn uniformly; `key` is consumed."""
     space = env.action_space
@@ -219,8 +233,7 @@ def _agent(policy: Policy) -> Agent:
 
     def act(adapted, memory, step_input, key):
         memory, output = policy.step(adapted, memory, step_input)
-        of = output.distribution
-        return memory, of.mode() if key is None else of.sample(key), output
+        return memory, chosen_action(output.distribution, key), output
 
     return Agent(
         init=lambda meta_params, key: meta_params.policy,

@@ -15,14 +15,14 @@ from metajax import outer as learners
 from metajax._checks import checked
 from metajax.adaptation import without_gaps
 from metajax.adaptation.memory_agent import memory_agent, policy_input, tracked
-from metajax.algorithms.off_policy import uniform_action
+from metajax.algorithms.off_policy import needed_at_first, uniform_action
 from metajax.envs.rollouts import check_policy, over_tasks, rollout, undiscounted_returns
 from metajax.errors import MetajaxError, check_at_least, check_positive
 from metajax.losses.returns import last_steps, masked_mean
 from metajax.outer import OffPolicyLearner
-from metajax.outer.off_policy import Batch, improve_often
+from metajax.outer.off_policy import Batch, improve_often, learning_from
 from metajax.outer.views import has_memory
-from metajax.replay import Replay, TrialSteps, empty_replay, extend_replay, sample_replay
+from metajax.replay import TrialSteps, empty_replay, extend_replay, sample_replay
 from metajax.steps import count_update
 from metajax.types import (
     Algorithm,
@@ -72,15 +72,9 @@ def off_policy_rl2(
         MetajaxError: an option is unknown or out of range, or the policy has no memory, has a
             critic, or is not one that the learner can train.
     """
-    check_at_least(1, episodes=episodes, batch=batch, replay_capacity=replay_capacity)
-    check_at_least(0, random_trials=random_trials)
+    check_at_least(1, episodes=episodes)
     check_positive(updates_per_step=updates_per_step)
-    needed = max(random_trials, batch)
-    if replay_capacity < needed:
-        raise MetajaxError(
-            f"replay_capacity is {replay_capacity}; it must hold the {needed} trials "
-            "(random_trials, or a batch) that are there before anything is learned."
-        )
+    needed = needed_at_first("trials", batch, replay_capacity, random_trials)
     _check_policy(env, policy)
     learner_of = learner.build(env, policy)
     agent = memory_agent(learner_of.behaviour)
@@ -132,7 +126,8 @@ def off_policy_rl2(
         due = jnp.maximum(jnp.floor(updates_per_step * played), 1.0)
         due = jnp.where(replay.size >= needed, due, 0.0)
 
-        improve = _gradient_step(learner_of, meta_params, replay, batch)
+        draw = lambda key: trial_batch(meta_params, sample_replay(replay, key, batch))
+        improve = learning_from(learner_of, draw)
         start = meta_params.policy, state.learner
         params, learned, found = improve_often(improve, start, learner_of.metrics, due, learn_key)
         new_state = dataclasses.replace(
@@ -156,22 +151,6 @@ def off_policy_rl2(
     own = ("return_before", "return_after", "entropy", "updates", "valid_steps")
     metrics = (*own, *learner_of.metrics)
     return Algorithm(init, update, agent, "off-policy-rl2", trial, metrics)
-
-
-def _gradient_step(
-    learner_of: OffPolicyLearner, meta_params: MetaParams, replay: Replay, batch: int
-):
-    """Return one on so many trials of a replay, for `improve_often`."""
-
-    def improve(params, learned, key):
-        batch_key, step_key = jax.random.split(key)
-        drawn = trial_batch(meta_params, sample_replay(replay, batch_key, batch))
-        params, _, learned, found = learner_of.improve(
-            params, (), learned, lambda _: drawn, step_key
-        )
-        return params, learned, found
-
-    return improve
 
 
 def trial_steps(trajectory: Trajectory) -> TrialSteps:

@@ -250,8 +250,7 @@ def _collect(play, encoding: ContextEncoder, visit: Visit, context: int):
             task = jax.tree.map(lambda x: x[slot], tasks.finite)
             infers = jnp.asarray(by_posterior)[index] & ~warm & can_sample(replay["context"], slot)
             steps: Steps = sample_task_replay(replay["context"], slot, draw_key, context)
-            known = encoding.evidence(params["encoder"], steps).posterior()
-            belief = jax.tree.map(lambda x: jnp.where(infers[:, None], x, jnp.zeros_like(x)), known)
+            belief = encoding.evidence(params["encoder"], steps).where(infers).posterior()
             keys = jax.random.split(play_key, count)
             items, valid, found = over_tasks(play, params, task, belief.sample(latent_key), keys)
             kept = {"context": valid & (warm | jnp.asarray(is_context)[index]), "steps": valid}
@@ -368,12 +367,7 @@ def _agent(policy: Policy, encoding: ContextEncoder, exploration_episodes: int) 
         episodes = adapted["episodes"] + jnp.sum(
             jnp.any(trajectory.valid, axis=-1), dtype=jnp.int32
         )
-        prior = jax.tree.map(jnp.zeros_like, evidence.posterior())
-        belief = jax.tree.map(
-            lambda x, y: jnp.where(episodes >= exploration_episodes, x, y),
-            evidence.posterior(),
-            prior,
-        )
+        belief = evidence.where(episodes >= exploration_episodes).posterior()
         return adapted | {
             "evidence": evidence,
             "episodes": episodes,

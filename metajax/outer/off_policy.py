@@ -182,6 +182,20 @@ def improve_often(
     return params, state, jax.tree.map(lambda total: total / jnp.maximum(updates, 1.0), totals)
 
 
+def learning_from(
+    learner: OffPolicyLearner, draw: Callable[[Key[Array, ""]], Batch]
+) -> Callable[[Params, State, Key[Array, ""]], tuple[Params, State, Metrics]]:
+    """Return one gradient step of a policy on what is drawn, for `improve_often`."""
+
+    def improve(params, state, key):
+        batch_key, step_key = jax.random.split(key)
+        batch = draw(batch_key)
+        params, _, state, found = learner.improve(params, (), state, lambda _: batch, step_key)
+        return params, state, found
+
+    return improve
+
+
 METRICS = ("q_loss", "q_value", "meta_gradient_norm")
 
 

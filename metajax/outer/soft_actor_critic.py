@@ -29,8 +29,8 @@ from metajax.outer.off_policy import (
 from metajax.outer.views import Remembered, Views, has_memory, views_of
 from metajax.parts import part
 from metajax.policies.distributions import Categorical
-from metajax.policies.mlp import Activation
-from metajax.policies.squashed import QNetworks, SquashedNormal, StateValues, value_of_states
+from metajax.policies.mlp import Activation, ValueNetwork
+from metajax.policies.squashed import QNetworks, SquashedNormal, value_of_states
 from metajax.types import Discrete, Env, Params, Part, Policy, Scalar
 
 
@@ -148,7 +148,7 @@ def _lowest_of(subset: int, key: Key[Array, ""]) -> Callable[[Array], Array]:
 
 
 def _soft_learner(
-    policy: Policy, soft: "_SoftPolicy", values: StateValues | None, of: _Numbers
+    policy: Policy, soft: "_SoftPolicy", values: ValueNetwork | None, of: _Numbers
 ) -> OffPolicyLearner:
     """Return the learner of a policy, whose critics have a value network beside them or not."""
     views = soft.views

@@ -6,6 +6,7 @@ summed over the action's own axis, never averaged.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +133,11 @@ class EpsilonGreedy:
         return Categorical(
             jnp.where(possible, jnp.log(epsilon / count + (1 - epsilon) * greedy), -jnp.inf)
         )
+
+
+def chosen_action(distribution: Any, key: Key[Array, ""] | None) -> Array:
+    """Return an action that is drawn, or without a key the distribution's mode."""
+    return distribution.mode() if key is None else distribution.sample(key)
 
 
 def initial_spread(action_space: ActionSpace, initial_std: float) -> dict[str, Array]:

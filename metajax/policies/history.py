@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from metajax._checks import checked
 from metajax.errors import check_at_least
+from metajax.policies.layers import action_input
 from metajax.policies.recurrent import gru_network
 from metajax.types import ActionSpace, Discrete, Params, StepInput, pytree_dataclass
 
@@ -92,9 +93,7 @@ def history_encoder(
         return jax.tree.map(append, dataclasses.replace(recent, known=known), newest)
 
     def encode(params, recent: Recent):
-        action = recent.previous_action
-        if discrete:
-            action = jax.nn.one_hot(action, size, dtype=recent.observation.dtype)
+        action = action_input(action_space, recent.previous_action)
         x = jnp.concatenate([recent.observation, action, recent.previous_reward[:, None]], axis=-1)
 
         def advance(context, step):

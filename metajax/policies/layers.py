@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from metajax._checks import MOST_LAYERS
 from metajax.errors import check_at_least, check_at_most
+from metajax.types import ActionSpace, Discrete
 
 Affine = dict[str, Array]
 
@@ -38,6 +39,13 @@ def affine(
         x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     product = jnp.dot(x, kernel, preferred_element_type=params["bias"].dtype)
     return product + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def action_input(action_space: ActionSpace, action: Array) -> Float[Array, "*batch number"]:
+    """Return actions as networks are given them: one-hot vectors of discrete ones."""
+    if isinstance(action_space, Discrete):
+        return jax.nn.one_hot(action, action_space.size)
+    return action
 
 
 def orthogonal(key: Key[Array, ""], shape: tuple[int, int], dtype) -> Float[Array, "n n"]:

@@ -12,6 +12,7 @@ from metajax._checks import checked
 from metajax.errors import check_at_least, check_positive
 from metajax.policies.distributions import action_distribution, initial_spread
 from metajax.policies.layers import (
+    action_input,
     affine,
     check_hidden,
     init_affine,
@@ -92,7 +93,6 @@ def with_memory(
     check_at_least(1, observation_size=observation_size)
     check_positive(initial_std=initial_std, minimum_std=minimum_std)
     check_hidden(hidden)
-    discrete = isinstance(action_space, Discrete)
     inputs = observation_size + action_space.size + 2
     memory_network = network = network_of(inputs)
     if hidden:
@@ -118,9 +118,7 @@ def with_memory(
         return [network.initial_memory() for _ in range(1 + separate)]
 
     def encoded(x: StepInput) -> Float[Array, "*batch input"]:
-        action = x.previous_action
-        if discrete:
-            action = jax.nn.one_hot(action, action_space.size)
+        action = action_input(action_space, x.previous_action)
         outcome = jnp.stack([x.previous_reward, x.previous_end.astype(float)], axis=-1)
         return jnp.concatenate([x.observation, action, outcome], axis=-1)
 

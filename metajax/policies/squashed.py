@@ -20,7 +20,7 @@ from metajax._kinks import within
 from metajax.errors import MetajaxError, check_at_least, check_at_most, check_positive
 from metajax.policies.distributions import DiagonalNormal
 from metajax.policies.layers import affine, check_hidden, init_affine
-from metajax.policies.mlp import ACTIVATIONS, Activation
+from metajax.policies.mlp import ACTIVATIONS, Activation, ValueNetwork
 from metajax.types import (
     ActionSpace,
     Continuous,
@@ -338,22 +338,11 @@ def q_networks(
     return QNetworks(init, of_all if discrete else of_continuous)
 
 
-class StateValues(NamedTuple):
-    """The values of states.
-
-    - `init(key) -> params`;
-    - `apply(params, observation) -> values[*batch]`.
-    """
-
-    init: Callable[[Key[Array, ""]], Params]
-    apply: Callable[[Params, Float[Array, "*batch observation"]], Float[Array, "*batch"]]
-
-
 @checked
 def value_of_states(
     observation_size: int, *, hidden: Sequence[int] = (256, 256), activation: Activation = "relu"
-) -> StateValues:
-    """Return a perceptron from an observation to a discounted return.
+) -> ValueNetwork:
+    """Return a `value_network` that starts near 0, as the critics here do.
 
     Args:
         observation_size: numbers in an observation.
@@ -365,7 +354,7 @@ def value_of_states(
     """
     check_at_least(1, observation_size=observation_size)
     check_hidden(hidden)
-    return StateValues(
+    return ValueNetwork(
         lambda key: _init_network(key, observation_size, hidden, 1),
         lambda params, x: jnp.squeeze(_apply_network(params, x, activation), -1),
     )
