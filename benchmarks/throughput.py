@@ -102,7 +102,7 @@ def segment_compile_seconds(mesh, backend, tasks, episodes, horizon):
     )
     key, stop = jax.random.key(0), jnp.asarray(1, jnp.int32)
     state = jax.eval_shape(program.init, key)
-    run = jax.jit(program.run, out_shardings=program.out_shardings)
+    run = jax.jit(program.run, out_shardings=program.out_shardings(state))
     began = time.perf_counter()
     run.lower(state, key, stop, jnp.asarray(True), stop).compile()
     return time.perf_counter() - began

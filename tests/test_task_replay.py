@@ -1,5 +1,6 @@
 """A ring for each training task, against lists."""
 
+import re
 from collections import deque
 
 import jax
@@ -11,14 +12,17 @@ import scipy.stats
 from metajax._memory import bytes_of
 from metajax.errors import MetajaxError
 from metajax.replay import (
+    TaskReplay,
     can_sample,
     empty_task_replay,
     extend_task_replay,
     forget,
     sample_task_replay,
 )
+from metajax.training.sharding import on_mesh, task_mesh
 
 SLOTS, CAPACITY, ITEMS = 5, 11, 4
+GATHERED = re.compile(r"= \w+\[([\d,]+)\]\S* all-gather")
 KEY = jax.random.key(0)
 
 
@@ -106,3 +110,30 @@ def test_rings_refuse_what_has_no_room():
         extend_task_replay(replay, jnp.arange(12) % 3, jnp.zeros((12, 4, 1)), jnp.ones((12, 4)))
     with pytest.raises(MetajaxError, match="items drawn from the replay"):
         sample_task_replay(replay, jnp.arange(3), KEY, 10**12)
+
+
+def test_rings_shared_out_over_devices_hold_and_give_the_same_items():
+    slots, capacity, devices, drawn = 8, 4000, 4, 16
+    batch, valid = batch_of(np.random.default_rng(0), slots)
+    replay = empty_task_replay(batch, slots, capacity)
+    slot = jax.random.permutation(KEY, slots)
+    wanted = jax.random.randint(KEY, (drawn,), 0, slots)
+
+    def program(replay, batch, valid):
+        replay = extend_task_replay(replay, slot, batch, valid)
+        return replay, sample_task_replay(replay, wanted, KEY, 3)
+
+    mesh = task_mesh(devices)
+    by_slot = jax.sharding.NamedSharding(mesh, jax.P("task"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.P())
+    place = TaskReplay(by_slot, everywhere, everywhere)
+    run = jax.jit(on_mesh(mesh, program), out_shardings=(place, by_slot))
+    compiled = run.lower(jax.device_put(replay, place), batch, valid).compile()
+    kept, found = compiled(jax.device_put(replay, place), batch, valid)
+    expected = jax.jit(program)(replay, batch, valid)
+    jax.tree.map(np.testing.assert_array_equal, (kept, found), expected)
+    for x in jax.tree.leaves((kept.items, found)):
+        assert x.size == devices * x.addressable_shards[0].data.size
+    # No ring travels: only what is added, and what is drawn.
+    sizes = [np.prod([int(n) for n in x.split(",")]) for x in GATHERED.findall(compiled.as_text())]
+    assert sizes and max(sizes) < slots * capacity

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from metajax._memory import bytes_of, check_memory
 from metajax.errors import MetajaxError
-from metajax.replay.ring import finite_items, unknown_where_empty
+from metajax.replay.ring import finite_items, shared_out, unknown_where_empty
 from metajax.types import pytree_dataclass
 
 
@@ -110,9 +110,8 @@ def sample_task_replay(
         raise MetajaxError("the replay of a task is empty; extend it before it is sampled.")
     keys = jax.random.split(key, len(slot))
     place = jax.vmap(lambda key, size: jax.random.randint(key, (count,), 0, size))(keys, size)
-    return jax.tree.map(
-        lambda kept: jax.vmap(unknown_where_empty)(kept[slot[:, None], place], size), replay.items
-    )
+    drawn = jax.tree.map(lambda kept: kept[slot[:, None], place], replay.items)
+    return shared_out(jax.vmap(unknown_where_empty)(drawn, size))
 
 
 def can_sample(replay: TaskReplay, slot: Int[Array, "draw"]) -> Bool[Array, "draw"]:

@@ -76,7 +76,19 @@ def sample_replay(replay: Replay, key: Key[Array, ""], count: int) -> PyTree:
     if not isinstance(replay.size, Tracer) and not np.asarray(replay.size).all():
         raise MetajaxError("the replay is empty; extend it before it is sampled.")
     slot = jax.random.randint(key, (count,), 0, replay.size)
-    return unknown_where_empty(jax.tree.map(lambda x: x[slot], replay.items), replay.size)
+    drawn = jax.tree.map(lambda x: x[slot], replay.items)
+    return shared_out(unknown_where_empty(drawn, replay.size))
+
+
+def shared_out(drawn: PyTree) -> PyTree:
+    """Return what was drawn `[item, ...]`, shared out over the devices of the mesh, if it is even.
+
+    So each device computes losses of its part of a batch; what they move is reduced over all.
+    """
+    devices = dict(jax.sharding.get_abstract_mesh().shape).get("task", 1)
+    if devices == 1 or jax.tree.leaves(drawn)[0].shape[0] % devices:
+        return drawn
+    return jax.lax.with_sharding_constraint(drawn, jax.sharding.PartitionSpec("task"))
 
 
 def unknown_where_empty(drawn: PyTree, size: Int[Array, ""]) -> PyTree:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from metajax._memory import bytes_of, check_memory
 from metajax.policies.history import HistoryEncoder, Recent
-from metajax.replay.ring import Replay
+from metajax.replay.ring import Replay, shared_out
 from metajax.replay.transitions import Steps, all_steps
 from metajax.types import Params, Trajectory, pytree_dataclass
 
@@ -91,7 +91,9 @@ def sample_windows(replay: Replay, key: Key[Array, ""], count: int, *, history: 
     check_memory(the_windows_drawn_from_the_replay=size)
     full = replay.size == capacity
     rank = jax.random.randint(key, (count,), jnp.where(full, history + 1, 0), replay.size)
-    return windows_at(kept, (jnp.where(full, replay.next, 0) + rank) % capacity, history)
+    return shared_out(
+        windows_at(kept, (jnp.where(full, replay.next, 0) + rank) % capacity, history)
+    )
 
 
 def no_windows(encoder: HistoryEncoder, count: int) -> Windows:

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -172,7 +172,8 @@ def open_training(
         started()
         traced = time.perf_counter()
         reporting.stage(f"{what}: XLA")
-        state, run = _compile(program, call.key, state, call.arguments(0, False, 0))
+        arguments = call.arguments(0, False, 0)
+        state, run = _compile(program, call.key, shapes, state, arguments)
     end = time.perf_counter()
     reporting.note(
         f"compiled in {duration(end - start)} (tracing {duration(traced - start)}, "
@@ -195,10 +196,9 @@ def _restored(
     call: Call, program: Segment, recorder: Recorder, shapes: RunState
 ) -> tuple[RunState | None, Selection, PyTree[Array] | None]:
     """Return the state that is saved, None without one, what was selected so far, and the best."""
-    place = program.out_shardings and program.out_shardings[0]
-    template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
-    )
+    template: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+    if (shardings := program.out_shardings(shapes)) is not None:
+        template = jax.tree.map(lambda x, of: x.update(sharding=of), template, shardings[0])
     state = recorder.restore(template)
     if not call.chooses:
         return state, Selection(), None
@@ -207,10 +207,10 @@ def _restored(
 
 
 def _compile(
-    program: Segment, key, state: RunState | None, arguments: tuple
+    program: Segment, key, shapes: RunState, state: RunState | None, arguments: tuple
 ) -> tuple[RunState, Callable]:
     """Return the state to start from, a new one for None, and the compiled program."""
-    shardings = program.out_shardings
+    shardings = program.out_shardings(shapes)
     init = jax.jit(program.init, out_shardings=shardings and shardings[0])
     start: RunState = init(key) if state is None else state
     run = jax.jit(program.run, donate_argnums=0, out_shardings=shardings)

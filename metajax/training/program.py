@@ -70,13 +70,13 @@ class Segment(NamedTuple):
       round, episode]`, zero without evaluation. `repeat` numbers evaluations of the same state.
       With `validate` the tasks are validation tasks where it is true; without, the program has
       none;
-    - `out_shardings`, for `jit`, of what `run` returns: everything is replicated, except what was
-      evaluated, which stays where its task is. None for one device.
+    - `out_shardings(shapes)`, for `jit`, of what `run` returns, given the shapes of a state; None
+      for one device.
     """
 
     init: Callable[[Key[Array, ""]], RunState]
     run: Callable[..., tuple[RunState, Metrics, Evaluated]]
-    out_shardings: Shardings | None
+    out_shardings: Callable[[RunState], Shardings | None]
 
 
 Sample = Callable[[Key[Array, ""]], TaskBatch]
@@ -117,7 +117,7 @@ def make_segment(
     return Segment(
         _initial(algorithm, sample, seeds),
         _segment(iterate, evaluate, length, seeds),
-        out_shardings(mesh, evaluation_tasks),
+        lambda shapes: out_shardings(mesh, shapes, evaluation_tasks),
     )
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
+from metajax.replay import Replay, TaskReplay
 from metajax.types import TaskBatch, TaskFamily
 
-Shardings = tuple[NamedSharding, NamedSharding, NamedSharding]
+Shardings = tuple[PyTree, NamedSharding, NamedSharding]
 
 
 def default_devices(family: TaskFamily, tasks: int) -> int:
@@ -54,16 +56,34 @@ def on_mesh(mesh: Mesh | None, function: Callable) -> Callable:
     return placed
 
 
-def out_shardings(mesh: Mesh | None, evaluation_tasks: int) -> Shardings | None:
+def out_shardings(mesh: Mesh | None, shapes: PyTree, evaluation_tasks: int) -> Shardings | None:
     """Return the shardings of a segment's state, metrics and evaluation; None for one device.
+
+    Every device has all of the state, but for what is remembered: of that each keeps the rings of
+    some tasks, or a part of the one ring, where these can be shared out evenly.
 
     Args:
         mesh: over which tasks are sharded.
+        shapes: of the state, with a leading seed axis.
         evaluation_tasks: of an evaluation, 0 without one; what it measures stays where its task is.
     """
     if mesh is None:
         return None
     replicated = NamedSharding(mesh, PartitionSpec())
-    even = evaluation_tasks > 0 and evaluation_tasks % mesh.size == 0
-    evaluated = NamedSharding(mesh, PartitionSpec(None, "task")) if even else replicated
-    return replicated, replicated, evaluated
+
+    def second_axis(count: int) -> NamedSharding:
+        even = count > 0 and count % mesh.size == 0
+        return NamedSharding(mesh, PartitionSpec(None, "task")) if even else replicated
+
+    def place(part):
+        if not isinstance(part, _REMEMBERED):
+            return replicated
+        kept = second_axis(jax.tree.leaves(part.items)[0].shape[1])
+        items = jax.tree.map(lambda _: kept, part.items)
+        return dataclasses.replace(part, items=items, next=replicated, size=replicated)
+
+    state = jax.tree.map(place, shapes, is_leaf=lambda part: isinstance(part, _REMEMBERED))
+    return state, replicated, second_axis(evaluation_tasks)
+
+
+_REMEMBERED = (Replay, TaskReplay)

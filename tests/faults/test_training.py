@@ -39,8 +39,8 @@ def start(directory, environment, *options, iterations=ITERATIONS):
     )
 
 
-def finish(directory, environment, **options):
-    process = start(directory, environment, **options)
+def finish(directory, environment, *options):
+    process = start(directory, environment, *options)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return output
@@ -86,7 +86,7 @@ def duration(tmp_path_factory, environment, straight):
     return time.monotonic() - began
 
 
-def kill_until_finished(directory, environment, kills, duration, seed):
+def kill_until_finished(directory, environment, kills, duration, seed, *options):
     """Kill the run up to `kills` times, each after a random time, then let it finish.
 
     None in the first third, which goes into imports. Return how often it was killed, and how long
@@ -96,7 +96,7 @@ def kill_until_finished(directory, environment, kills, duration, seed):
     done = 0
     while done < kills:
         began = time.monotonic()
-        process = start(directory, environment)
+        process = start(directory, environment, *options)
         try:
             process.communicate(timeout=moments.uniform(duration / 3, duration))
         except subprocess.TimeoutExpired:
@@ -108,7 +108,7 @@ def kill_until_finished(directory, environment, kills, duration, seed):
         if not done:
             duration = min(duration, time.monotonic() - began)
         break
-    finish(directory, environment)
+    finish(directory, environment, *options)
     return done, duration
 
 
@@ -127,6 +127,28 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, environment, straight, dur
         assert digests(directory) | best(directory) == straight
         assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
         if kills == total:
+            break
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_killed_with_a_replay_and_resumed_is_the_same_run(tmp_path, environment):
+    began = time.monotonic()
+    finish(tmp_path / "straight", environment, "pearl")
+    finish(tmp_path / "again", environment, "pearl")
+    duration = (time.monotonic() - began) / 2
+    straight = digests(tmp_path / "straight")
+    assert any("replay" in path for path in straight)
+    kills = 0
+    for attempt in itertools.count():
+        directory = tmp_path / f"run-{attempt}"
+        done, duration = kill_until_finished(
+            directory, environment, 20 - kills, duration, attempt, "pearl"
+        )
+        kills += done
+        assert digests(directory) == straight
+        assert logged_iterations(directory) == list(range(1, ITERATIONS + 1))
+        if kills == 20:
             break
 
 
