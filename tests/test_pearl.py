@@ -13,12 +13,13 @@ import metajax
 from metajax.adaptation import product_of_gaussians
 from metajax.algorithms.pearl import Visit, _collect
 from metajax.envs import make
-from metajax.envs.splits import finite, sample_tasks
+from metajax.envs.rollouts import rollout, undiscounted_returns
+from metajax.envs.splits import finite, sample_batch, sample_tasks, two_splits, uniform
 from metajax.errors import MetajaxError
 from metajax.outer import double_q, sac, td3
 from metajax.policies import conditioned, mlp
 from metajax.replay import Steps, empty_task_replay, sample_task_replay
-from metajax.types import Continuous, Env, TaskBatch
+from metajax.types import Continuous, Env, EnvState, TaskBatch, TaskFamily
 
 KEY = jax.random.key(3)
 LENGTH, LATENT = 3, 2
@@ -370,6 +371,84 @@ def test_an_agent_tries_hypotheses_then_infers_from_all_it_has_seen(visits):
         belief = total.posterior()
         expected = belief.mean + jnp.exp(belief.log_std) * noise if index >= 1 else noise
         np.testing.assert_allclose(adapted["latent"], expected, rtol=1e-4)
+
+
+def factors():
+    """A family whose reward is a hidden factor in [-1, 1] times the action."""
+    length = 4
+
+    def reset(key, task):
+        no = jnp.zeros((), bool)
+        return EnvState(jnp.zeros(1), jnp.zeros(()), no, no, jnp.zeros((), jnp.int32), task, ())
+
+    def step(state, action):
+        time, no = state.time + 1, jnp.zeros((), bool)
+        reward = state.task["factor"] * action[0]
+        return EnvState(state.observation, reward, no, time == length, time, state.task, ())
+
+    draw = lambda key, split: {"factor": uniform(key, -1.0, 1.0, split=split)}
+    env = Env(reset, step, 1, Continuous(1), length)
+    return TaskFamily(env, name="factors", **two_splits(draw))
+
+
+@pytest.mark.slow
+def test_another_tasks_latent_variable_is_worth_nothing():
+    """The best return is 4 times the size of the factor, 2 on average."""
+    family, tasks = factors(), 50
+    env = family.env
+    policy = conditioned(1, env.action_space, latent=LATENT, hidden=(32, 32))
+    learner = sac(
+        3e-3,
+        critic_learning_rate=3e-3,
+        temperature=0.1,
+        discount=0.5,
+        tau=0.05,
+        value_network=True,
+        hidden=(32, 32),
+    )
+    algorithm = metajax.pearl(
+        env,
+        policy,
+        encoder=product_of_gaussians(hidden=(32, 32)),
+        learner=learner,
+        prior_episodes=4,
+        extra_episodes=2,
+        updates=30,
+        meta_batch=8,
+        batch=32,
+        context=10,
+        kl_weight=0.01,
+        replay_capacity=1000,
+        exploration_episodes=1,
+    )
+    run = {"iterations": 30, "tasks": 5, "training_tasks": 20, "segment": 30, "devices": 1}
+    result = metajax.train(algorithm, family, **run, evaluation=None, report=None)
+    agent = algorithm.agent
+
+    def play(adapted, task, key):
+        act = lambda memory, x, key: agent.act(adapted, memory, x, key)
+        return rollout(key, env, task, act, (), episodes=1)
+
+    def adapt(meta_params, task, key):
+        adapted = agent.init(meta_params, key)
+        for turn in range(2):
+            trajectory = play(adapted, task, key)
+            adapted = agent.adapt(meta_params, adapted, trajectory, jax.random.fold_in(key, turn))
+        return adapted
+
+    drawn = sample_batch(family.test, KEY, tasks)
+    keys = jax.random.split(KEY, tasks)
+
+    @jax.jit
+    def returns(meta_params):
+        adapted = jax.vmap(adapt, in_axes=(None, 0, 0))(meta_params, drawn, keys)
+        others = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), adapted)
+        played = lambda adapted: jax.vmap(play)(adapted, drawn, keys)
+        return [jnp.mean(undiscounted_returns(played(x))) for x in (adapted, others)]
+
+    own, others = returns(jax.tree.map(lambda x: x[0], result.state.train_state.meta_params))
+    print(f"return by the own latent variable {own:.2f}, by another task's {others:.2f}")
+    assert own > 1.1 and others < 0.6
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -91,9 +91,8 @@ def sample_windows(replay: Replay, key: Key[Array, ""], count: int, *, history: 
     check_memory(the_windows_drawn_from_the_replay=size)
     full = replay.size == capacity
     rank = jax.random.randint(key, (count,), jnp.where(full, history + 1, 0), replay.size)
-    return shared_out(
-        windows_at(kept, (jnp.where(full, replay.next, 0) + rank) % capacity, history)
-    )
+    slot = (jnp.where(full, replay.next, 0) + rank) % capacity
+    return shared_out(windows_at(kept, slot, history))
 
 
 def no_windows(encoder: HistoryEncoder, count: int) -> Windows:

@@ -413,7 +413,7 @@ def test_cut_interrupted_and_shared_out(name, tmp_path):
     shared = state_after(4, devices=2)
     difference = assert_same(shared, straight, 2e-4)
     is_ring = lambda part: isinstance(part, Replay | TaskReplay)
-    for part in jax.tree.leaves(shared.replay, is_leaf=is_ring):
-        for x in jax.tree.leaves(part.items):
+    for ring in filter(is_ring, jax.tree.leaves(shared, is_leaf=is_ring)):
+        for x in jax.tree.leaves(ring.items):
             assert x.size == 2 * x.addressable_shards[0].data.size  # half of it on each
     print(f"{name}: {difference:.1e} on two devices")

@@ -3,7 +3,8 @@
     python worker.py RUN_DIRECTORY ITERATIONS [save] [pearl]
 
 Resumes if the directory holds a run. Prints a line at each stage; `save` makes saving slow enough
-to be hit; `pearl` trains PEARL, which has a replay, in place of MAML. Exits with 128 + the signal's number if it was asked to stop.
+to be hit; `pearl` trains PEARL, which has a replay, in place of MAML. Exits with 128 + the signal's
+number if it was asked to stop.
 """
 
 import os
