@@ -13,6 +13,7 @@ over the time that a step takes in all.
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import statistics
@@ -45,7 +46,7 @@ def seconds_of_segments(config: dict[str, Any], segments: int) -> list[float]:
         **experiment.training,
         report=lambda progress: moments.append(time.perf_counter()),
     )
-    taken = [end - start for start, end in zip(moments, moments[1:], strict=False)]
+    taken = [end - start for start, end in itertools.pairwise(moments)]
     return taken[-segments:]
 
 
@@ -75,7 +76,7 @@ def pearl_steps_per_second() -> float:
 
 
 def forward(batch: int, sizes: list[int]) -> list[Shape]:
-    return [(batch, *layer) for layer in zip(sizes[:-1], sizes[1:], strict=True)]
+    return [(batch, *layer) for layer in itertools.pairwise(sizes)]
 
 
 def to_weights(batch: int, sizes: list[int]) -> list[Shape]:
