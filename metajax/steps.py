@@ -37,7 +37,7 @@ def share_of(count: UInt32[Array, "2"], steps: Scalar) -> Float[Array, ""]:
     """Return which share of so many steps a count is, 1 at most."""
     kind = jnp.result_type(float)
     high, low = count[0].astype(kind), count[1].astype(kind)
-    return jnp.minimum((WORD * high + low) / steps, 1.0)
+    return jnp.minimum((float(WORD) * high + low) / steps, 1.0)
 
 
 def counted(count: UInt32[Array | np.ndarray, "*batch 2"]) -> Int[np.ndarray, "*batch"]:
