@@ -52,7 +52,7 @@ def unit_moments(discounts: int) -> Moments:
 
 def first_moments(discounts: int) -> Moments:
     """Return those of a batch before the first one: mean 0, mean square 100."""
-    square = jnp.full(discounts, _EARLIER_MEAN_SQUARE)
+    square = jnp.full(discounts, _EARLIER_MEAN_SQUARE, float)
     return Moments(jnp.zeros(discounts), square, jnp.ones((), jnp.int32))
 
 
