@@ -71,8 +71,8 @@ def off_policy_rl2(
         batch: remembered trials in each gradient step.
         replay_capacity: trials that are kept.
         random_trials: trials with uniformly drawn actions, before anything is learned.
-        exploration: what is done to the policy's actions while experience is collected, and never
-            in evaluation, `metajax.adaptation.bilevel`; None for what the policy draws.
+        exploration: change of the policy's actions while experience is collected, never in
+            evaluation, `metajax.adaptation.bilevel`; None for none.
 
     Raises:
         MetajaxError: an option is unknown or out of range, or the policy has no memory, has a

@@ -94,7 +94,7 @@ def amago(
         value_weight: weight w of the value of the policy's own actions in its loss.
         behaviour_cloning: weight c of remembered actions with an advantage in the policy's loss.
         samples: actions ã drawn for the policy's loss; of continuous actions.
-        value_head: what critics learn, "scalar", "popart" or "two_hot".
+        value_head: head of the critics, "scalar", "popart" or "two_hot".
         bins: number of bins of each value; value_head="two_hot".
         highest_value: largest value that there is a bin for, and minus the smallest;
             value_head="two_hot".
