@@ -428,6 +428,33 @@ def test_what_is_better_than_the_policy_is_cloned_and_nothing_else():
     assert not np.any(after["policy_optimizer"][0].mu["head"]["bias"])
 
 
+def test_what_steps_are_made_from_descends_the_critics_loss_and_its_penalty():
+    """An encoder that moves observations, against finite differences."""
+    learner, params, state = started(DISCRETE, critics=2, subset=2)
+    steps, encoder = steps_of(0, DISCRETE), jnp.array([0.3, -0.2, 0.1])
+    state["critic_optimizer"] = learner.init(KEY, params, encoder)["critic_optimizer"]
+
+    @jax.jit
+    def improve(encoder):
+        def batch_of(encoder):
+            observation = steps.observation + jnp.broadcast_to(encoder, (BATCH, OBSERVED))
+            moved = dataclasses.replace(steps, observation=observation)
+            return Batch(moved, penalty=jnp.sum(encoder**2))
+
+        return learner.improve(params, encoder, state, batch_of, KEY)[1:]
+
+    moved, after, metrics = improve(encoder)
+    # Adam's first moment, after one step, is a tenth of the gradient; its step has the other sign.
+    slope = 10 * after["critic_optimizer"][0].mu[1]
+    for index in range(OBSERVED):
+        nudge = 1e-5 * np.eye(OBSERVED)[index]
+        high, low = (float(improve(encoder + by)[2]["q_loss"]) for by in (nudge, -nudge))
+        expected = (high - low) / 2e-5 + 2 * encoder[index]
+        assert float(slope[index]) == pytest.approx(float(expected), rel=1e-5)
+    assert np.all(np.sign(moved - encoder) == -np.sign(slope))
+    assert float(metrics["meta_gradient_norm"]) > float(jnp.linalg.norm(slope))
+
+
 # --- heads ---------------------------------------------------------------------------------------
 
 
