@@ -455,6 +455,28 @@ def test_what_steps_are_made_from_descends_the_critics_loss_and_its_penalty():
     assert float(metrics["meta_gradient_norm"]) > float(jnp.linalg.norm(slope))
 
 
+@pytest.mark.parametrize("space", [SPACE, DISCRETE], ids=["continuous", "discrete"])
+def test_steps_without_weight_change_nothing(space):
+    """Neither networks nor moments nor metrics: as if only the other steps were there."""
+    learner, params, state = started(space, critics=2, subset=2)
+    weight = np.array([1, 1, 0, 1, 0, 1, 0]) * BATCH / 4
+
+    @jax.jit
+    def improve(steps, weight):
+        return learner.improve(params, (), state, lambda _: Batch(steps, weight=weight), KEY)
+
+    def mixed(index):
+        """Return the first batch, with steps of another one where there is no weight."""
+        there = lambda x: (weight > 0).reshape(-1, *[1] * (x.ndim - 1))
+        where = lambda x, y: np.where(there(x), x, y)
+        return jax.tree.map(where, steps_of(0, space), steps_of(index, space))
+
+    found = improve(mixed(1), weight)
+    assert_equal(improve(mixed(2), weight), found, rtol=1e-12)
+    everything = improve(mixed(2), np.ones(BATCH))
+    assert not np.allclose(everything[2]["moments"].mean, found[2]["moments"].mean, rtol=1e-3)
+
+
 # --- heads ---------------------------------------------------------------------------------------
 
 
@@ -463,7 +485,7 @@ def test_new_moments_move_no_value(space):
     values = q_networks(OBSERVED, space, hidden=(5,), count=3, outputs=2)
     params = reference.far_from_zero(values.init(KEY))
     old = first_moments(2)
-    new = moments_after(old, jnp.array([300.0, -0.2]), jnp.array([4e6, 0.07]))
+    new = moments_after(old, jnp.array([300.0, -0.2]), jnp.array([4e6, 0.03]))
     by = rescaling(old, new)
     assert np.all(np.abs(new.std - old.std) > 1)
     steps = steps_of(0, space)
@@ -478,25 +500,30 @@ def test_new_moments_move_no_value(space):
 
 def test_moments_are_those_of_all_batches_by_their_age():
     random = np.random.default_rng(0)
-    means, squares = random.normal(size=(50, 2)), 5 + random.random((50, 2))
+    batches = 1e3 * random.normal(size=(50, 8, 2)) * random.random((50, 1, 2)) + [0.0, 5e3]
     moments, step = first_moments(2), jax.jit(moments_after)
-    for mean, square in zip(means, squares, strict=True):
-        moments = step(moments, mean, square)
+    for batch in batches:
+        moments = step(moments, batch.mean(axis=0), batch.var(axis=0))
     ages = (1 - 5e-4) ** np.arange(51)[::-1]
-    for found, first, of_batches in (
-        (moments.mean, 0.0, means),
-        (moments.mean_square, 100.0, squares),
-    ):
-        all_of_them = np.vstack([np.full((1, 2), first), of_batches])
-        np.testing.assert_allclose(found, ages @ all_of_them / ages.sum(), rtol=1e-12)
-    variance = moments.mean_square - moments.mean**2
-    np.testing.assert_allclose(moments.std**2, variance, rtol=1e-12)
+    mean, square = (
+        ages @ np.vstack([np.full((1, 2), first), of_batches.mean(axis=1)]) / ages.sum()
+        for first, of_batches in ((0.0, batches), (100.0, batches**2))
+    )
+    np.testing.assert_allclose(moments.mean, mean, rtol=1e-10, atol=1e-9)
+    np.testing.assert_allclose(moments.std**2, square - mean**2, rtol=1e-10)
+
+
+def test_a_small_variance_far_from_zero_survives_single_precision():
+    with jax.enable_x64(False):
+        moments = first_moments(1)
+        of_batch = jnp.full(1, 1e4, jnp.float32), jnp.ones(1, jnp.float32)
+        moments = dataclasses.replace(moments, mean=of_batch[0], variance=of_batch[1])
+        assert float(moments_after(moments, *of_batch).std[0]) == 1
 
 
 def test_standard_deviations_have_bounds():
-    same = dataclasses.replace(unit_moments(2), mean=jnp.array([3.0, 0.0]))
-    same = dataclasses.replace(same, mean_square=jnp.array([9.0, 1e20]))
-    np.testing.assert_allclose(same.std, [1e-4, 1e6])
+    moments = dataclasses.replace(unit_moments(2), variance=jnp.array([0.0, 1e20]))
+    np.testing.assert_allclose(moments.std, [1e-4, 1e6])
 
 
 def test_two_bins_say_a_value_and_read_it_again():

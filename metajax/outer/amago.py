@@ -208,8 +208,8 @@ def _learner(policy: Policy, acting: "_Acting", of: _Numbers) -> OffPolicyLearne
             state[name] for name in ("critic", "moments", "target")
         )
         if of.popart:
-            means = jax.vmap(mean, in_axes=-1)
-            moments = moments_after(moments, means(targets), means(targets**2))
+            average, variance = jax.vmap(_moments(mean), in_axes=-1)(targets)
+            moments = moments_after(moments, average, variance)
             by = rescaling(state["moments"], moments)
             critic, slow_critic = (values.rescaled(one, *by) for one in (critic, slow_critic))
 
@@ -238,6 +238,16 @@ def _learner(policy: Policy, acting: "_Acting", of: _Numbers) -> OffPolicyLearne
         return policy_params, encoder, state, metrics
 
     return OffPolicyLearner(init, improve, (*METRICS, "cloned_share"), policy)
+
+
+def _moments(mean: Mean) -> Callable[[Array], tuple[Array, Array]]:
+    """Return mean and variance of a batch whose steps have weights."""
+
+    def moments(x):
+        average = mean(x)
+        return average, mean((x - average) ** 2)
+
+    return moments
 
 
 class _Acting(NamedTuple):

@@ -20,7 +20,7 @@ from metajax.policies.squashed import like
 from metajax.types import Scalar, pytree_dataclass
 
 RATE = 5e-4  # of a batch in the moments, once there have been many
-_EARLIER_MEAN_SQUARE = 100.0  # of a batch before the first one, against standard deviations near 0
+_EARLIER_VARIANCE = 100.0  # of a batch before the first one, against standard deviations near 0
 _LOWEST_STD, _HIGHEST_STD = 1e-4, 1e6
 
 
@@ -30,19 +30,18 @@ class Moments:
 
     Attributes:
         mean: μ, `[discount]`.
-        mean_square: ν, `[discount]`.
+        variance: σ², `[discount]`; the paper's ν - μ², of which nothing cancels here.
         count: batches so far.
     """
 
     mean: Float[Array, "discount"]
-    mean_square: Float[Array, "discount"]
+    variance: Float[Array, "discount"]
     count: Int[Array, ""]
 
     @property
     def std(self) -> Float[Array, "discount"]:
-        """The standard deviation σ = √(ν - μ²), from 1e-4 to 1e6."""
-        variance = self.mean_square - self.mean**2
-        return jnp.sqrt(jnp.clip(variance, _LOWEST_STD**2, _HIGHEST_STD**2))
+        """The standard deviation σ, from 1e-4 to 1e6."""
+        return jnp.sqrt(jnp.clip(self.variance, _LOWEST_STD**2, _HIGHEST_STD**2))
 
 
 def unit_moments(discounts: int) -> Moments:
@@ -51,20 +50,28 @@ def unit_moments(discounts: int) -> Moments:
 
 
 def first_moments(discounts: int) -> Moments:
-    """Return those of a batch before the first one: mean 0, mean square 100."""
-    square = jnp.full(discounts, _EARLIER_MEAN_SQUARE, float)
-    return Moments(jnp.zeros(discounts), square, jnp.ones((), jnp.int32))
+    """Return those of a batch before the first one: a mean of 0 and a variance of 100."""
+    variance = jnp.full(discounts, _EARLIER_VARIANCE, float)
+    return Moments(jnp.zeros(discounts), variance, jnp.ones((), jnp.int32))
 
 
 def moments_after(
-    moments: Moments, mean: Float[Array, "discount"], mean_square: Float[Array, "discount"]
+    moments: Moments, mean: Float[Array, "discount"], variance: Float[Array, "discount"]
 ) -> Moments:
-    """Return the moments after another batch, of the i-th last of which (1 - β)^i is the weight."""
+    """Return the moments after another batch; (1 - β)^i is the weight of the one i before it.
+
+    Args:
+        moments: before.
+        mean: of the batch.
+        variance: of the batch.
+    """
     count = moments.count + 1
     # 1 - (1 - β)^n, exact where it is small
     total = -jnp.expm1(count.astype(mean.dtype) * math.log1p(-RATE))
-    towards = lambda old, new: old + RATE / total * (new - old)
-    return Moments(towards(moments.mean, mean), towards(moments.mean_square, mean_square), count)
+    share, apart = RATE / total, mean - moments.mean
+    within = moments.variance + share * (variance - moments.variance)
+    between = share * (1 - share) * apart**2
+    return Moments(moments.mean + share * apart, within + between, count)
 
 
 def rescaling(old: Moments, new: Moments) -> tuple[Float[Array, "discount"], ...]:
