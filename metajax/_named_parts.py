@@ -16,6 +16,7 @@ from metajax.adaptation import (
     CONTEXT_ENCODERS,
     CONTROL_VARIATES,
     CRITICS,
+    EXPLORATIONS,
     INNER_LOOPS,
     OBJECTIVES,
     REPLAY_ADAPTATIONS,
@@ -24,6 +25,7 @@ from metajax.adaptation import (
     ContextEncoder,
     ControlVariate,
     Critic,
+    Exploration,
     InnerLoop,
     Objective,
     ReplayAdaptation,
@@ -47,6 +49,7 @@ NAMED: dict[Any, Mapping[str, Callable[..., Any]]] = {
     Part[BeliefModel]: BELIEF_MODELS,
     Part[ContextEncoder]: CONTEXT_ENCODERS,
     Part[ReplayAdaptation]: REPLAY_ADAPTATIONS,
+    Part[Exploration]: EXPLORATIONS,
 }
 NAME = "name"
 NONE = "none"

@@ -6,9 +6,9 @@ JAX has only where they are enabled.
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
-from metajax.types import Env, Trial
+from metajax.types import Env, Scalar, Trial
 
 WORD = 2**32
 
@@ -31,6 +31,13 @@ def count_update(
 ) -> UInt32[Array, "2"]:
     """Return a count after one update that plays a trial on each of so many tasks."""
     return count_steps(count, tasks * trial.steps(env))
+
+
+def share_of(count: UInt32[Array, "2"], steps: Scalar) -> Float[Array, ""]:
+    """Return which share of so many steps a count is, 1 at most."""
+    kind = jnp.result_type(float)
+    high, low = count[0].astype(kind), count[1].astype(kind)
+    return jnp.minimum((float(WORD) * high + low) / steps, 1.0)
 
 
 def counted(count: UInt32[Array | np.ndarray, "*batch 2"]) -> Int[np.ndarray, "*batch"]:

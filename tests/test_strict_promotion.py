@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from metajax.adaptation import (
+    bilevel,
     evidence_lower_bound,
     gradient_steps,
     policy_gradient,
@@ -14,11 +15,11 @@ from metajax.adaptation import (
     two_phases,
     value_network,
 )
-from metajax.algorithms import ALGORITHMS
+from metajax.algorithms import ALGORITHMS, off_policy_rl2
 from metajax.envs import FAMILIES, make
 from metajax.envs.rollouts import check_env
 from metajax.envs.splits import finite, sample_tasks
-from metajax.outer import ppo
+from metajax.outer import amago, ppo
 from metajax.policies import conditioned, deterministic, gru, mlp, snail, squashed, variational
 from metajax.training import Evaluation, train
 
@@ -102,6 +103,28 @@ def test_training_mixes_no_types(name):
 def test_no_algorithm_mixes_types(name):
     with jax.numpy_dtype_promotion("strict"):
         algorithm, family = algorithm_of(name)
+
+        def both(key):
+            tasks = sample_tasks(family.train, key, TASKS)
+            return algorithm.update(algorithm.init(key, tasks), tasks, key)
+
+        jax.eval_shape(both, jax.random.key(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("head", ["scalar", "popart", "two_hot"])
+def test_no_value_head_mixes_types(head, discrete):
+    family = DISCRETE if discrete else CONTINUOUS
+    sizes = family.env.observation_size, family.env.action_space
+    options = OPTIONS["off-policy-rl2"] | {"episodes": EPISODES, "exploration": bilevel()}
+    with jax.numpy_dtype_promotion("strict"):
+        algorithm = off_policy_rl2(
+            family.env,
+            POLICIES["off-policy-rl2"](*sizes),
+            learner=amago(value_head=head, hidden=(4,)),
+            **options,
+        )
 
         def both(key):
             tasks = sample_tasks(family.train, key, TASKS)

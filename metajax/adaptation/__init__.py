@@ -4,6 +4,7 @@ from metajax.adaptation.advantages import Advantages
 from metajax.adaptation.context import BELIEF_MODELS, BeliefModel, evidence_lower_bound
 from metajax.adaptation.control_variates import CONTROL_VARIATES, ControlVariate, q_prop
 from metajax.adaptation.critics import CRITICS, Critic, linear, value_network
+from metajax.adaptation.exploration import EXPLORATIONS, Exploration, bilevel
 from metajax.adaptation.gradient_steps import (
     INNER_LOOPS,
     Adapted,
@@ -46,6 +47,7 @@ __all__ = [
     "CONTEXT_ENCODERS",
     "CONTROL_VARIATES",
     "CRITICS",
+    "EXPLORATIONS",
     "INNER_LOOPS",
     "OBJECTIVES",
     "REPLAY_ADAPTATIONS",
@@ -58,12 +60,14 @@ __all__ = [
     "Critic",
     "Evidence",
     "Experience",
+    "Exploration",
     "InnerLoop",
     "Objective",
     "ReplayAdaptation",
     "TrialLearner",
     "TrialObjective",
     "behaviour_log_probs",
+    "bilevel",
     "collect_batch",
     "control",
     "evaluate_actions",

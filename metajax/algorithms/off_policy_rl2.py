@@ -7,13 +7,15 @@ trials are remembered and encoded from their start, so no memory of an earlier p
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from metajax import outer as learners
 from metajax._checks import checked
-from metajax.adaptation import without_gaps
+from metajax.adaptation import Exploration, without_gaps
+from metajax.adaptation.exploration import exploring
 from metajax.adaptation.memory_agent import memory_agent, policy_input, tracked
 from metajax.algorithms.off_policy import needed_at_first, uniform_action
 from metajax.envs.rollouts import check_policy, over_tasks, rollout, undiscounted_returns
@@ -25,6 +27,7 @@ from metajax.outer.views import has_memory
 from metajax.replay import TrialSteps, empty_replay, extend_replay, sample_replay
 from metajax.steps import count_update
 from metajax.types import (
+    Agent,
     Algorithm,
     Env,
     MetaParams,
@@ -49,6 +52,7 @@ def off_policy_rl2(
     batch: int = 32,
     replay_capacity: int = 10_000,
     random_trials: int = 500,
+    exploration: Part[Exploration] | None = None,
 ) -> Algorithm:
     """Return off-policy RL²: recurrent actor and critics, trained on remembered trials.
 
@@ -60,13 +64,15 @@ def off_policy_rl2(
         env: the environment that all tasks share.
         policy: policy with a memory and without a critic, such as `metajax.gru`; of continuous
             actions squashed ones for SAC, deterministic ones for TD3.
-        learner: losses and rates, `metajax.outer.sac`, `metajax.outer.td3` or, of discrete actions,
-            `metajax.outer.double_q`.
+        learner: losses and rates, `metajax.outer.sac`, `metajax.outer.amago`, `metajax.outer.td3`
+            or, of discrete actions, `metajax.outer.double_q`.
         episodes: episodes of a trial.
         updates_per_step: update-to-data ratio, gradient steps per environment step.
         batch: remembered trials in each gradient step.
         replay_capacity: trials that are kept.
         random_trials: trials with uniformly drawn actions, before anything is learned.
+        exploration: change of the policy's actions while experience is collected, never in
+            evaluation, `metajax.adaptation.bilevel`; None for none.
 
     Raises:
         MetajaxError: an option is unknown or out of range, or the policy has no memory, has a
@@ -79,19 +85,8 @@ def off_policy_rl2(
     learner_of = learner.build(env, policy)
     agent = memory_agent(learner_of.behaviour)
     trial = Trial(1, episodes, None)
-
-    def collect(meta_params: MetaParams, tasks, key, uniform) -> Trajectory:
-        def play(shared, task, key):
-            meta_params, uniform = shared
-
-            def act(memory, step_input, key):
-                memory, action, output = agent.act(meta_params, memory, step_input, key)
-                return memory, jnp.where(uniform, uniform_action(env, key), action), output
-
-            return rollout(key, env, task, act, agent.initial_memory(), episodes=episodes)
-
-        keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
-        return over_tasks(play, (meta_params, uniform), tasks, keys)
+    explored = None if exploration is None else exploration.build(env, policy)
+    collect = _collection(env, agent, trial, explored)
 
     @checked
     def init(key, tasks: TaskBatch) -> TrainState:
@@ -100,7 +95,8 @@ def off_policy_rl2(
         meta_params = MetaParams(params, mean_square_reward=jnp.zeros(()))
 
         def kept(meta_params):
-            played = collect(meta_params, tasks.task, key, jnp.ones((), bool))
+            none = jnp.zeros(2, jnp.uint32)
+            played = collect(meta_params, tasks.task, key, jnp.ones((), bool), none)
             return jax.vmap(trial_steps)(played)
 
         return TrainState(
@@ -115,7 +111,8 @@ def off_policy_rl2(
         play_key, learn_key = jax.random.split(key)
         meta_params = state.meta_params
         uniform = state.replay.size < random_trials
-        trajectory = collect(meta_params, tasks.task, play_key, uniform)
+        steps = state.environment_steps
+        trajectory = collect(meta_params, tasks.task, play_key, uniform, steps)
         reward, valid = trajectory.reward, trajectory.valid
         every = jnp.ones(len(tasks), bool)
         replay = extend_replay(state.replay, jax.vmap(trial_steps)(trajectory), every)
@@ -151,6 +148,40 @@ def off_policy_rl2(
     own = ("return_before", "return_after", "entropy", "updates", "valid_steps")
     metrics = (*own, *learner_of.metrics)
     return Algorithm(init, update, agent, "off-policy-rl2", trial, metrics)
+
+
+def _collection(
+    env: Env, agent: Agent, trial: Trial, exploration: Exploration | None
+) -> Callable[..., Trajectory]:
+    """Return what plays a trial on each of some tasks.
+
+    It is `(meta_params, tasks, key, uniform, taken) -> Trajectory[task, episode, time]`; `uniform`
+    asks for uniformly drawn actions, `taken` are the environment steps before.
+    """
+
+    def play(shared, task, key):
+        meta_params, uniform, taken = shared
+
+        def by_policy(memory, step_input, key):
+            return agent.act(meta_params, memory, step_input, key)
+
+        explore, start = by_policy, agent.initial_memory()
+        if exploration is not None:
+            key, explore_key = jax.random.split(key)
+            of = exploration, by_policy, start, trial.steps(env)
+            explore, start = exploring(*of, taken, explore_key)
+
+        def act(memory, step_input, key):
+            memory, action, output = explore(memory, step_input, key)
+            return memory, jnp.where(uniform, uniform_action(env, key), action), output
+
+        return rollout(key, env, task, act, start, episodes=trial.episodes)
+
+    def collect(meta_params: MetaParams, tasks, key, uniform, taken) -> Trajectory:
+        keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
+        return over_tasks(play, (meta_params, uniform, taken), tasks, keys)
+
+    return collect
 
 
 def trial_steps(trajectory: Trajectory) -> TrialSteps:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from metajax.outer.amago import amago
 from metajax.outer.double_q import double_q
 from metajax.outer.off_policy import OffPolicyLearner
 from metajax.outer.soft_actor_critic import sac
@@ -13,6 +14,7 @@ OFF_POLICY_LEARNERS: dict[str, Callable[..., Part[OffPolicyLearner]]] = {
     "sac": sac,
     "td3": td3,
     "double-q": double_q,
+    "amago": amago,
 }
 OUTER_STEPS: dict[str, Callable[..., OuterStep]] = {"adam": adam, "ppo": ppo, "trpo": trpo}
 
@@ -23,6 +25,7 @@ __all__ = [
     "OuterStep",
     "Problem",
     "adam",
+    "amago",
     "double_q",
     "ppo",
     "sac",

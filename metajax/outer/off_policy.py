@@ -108,6 +108,13 @@ def of_taken(
     return jax.vmap(taken)(q_values)
 
 
+def some_of(
+    values: Float[Array, "critic *batch"], subset: int, key: Key[Array, ""]
+) -> Float[Array, "one *batch"]:
+    """Return the values by some critics, drawn at random, the same ones at every step."""
+    return values[jax.random.choice(key, len(values), (subset,), replace=False)]
+
+
 def soft_update(target: PyTree[Array], online: PyTree[Array], tau: Scalar) -> PyTree[Array]:
     """Return (1 - τ)·target + τ·online."""
     return jax.tree.map(lambda old, new: old + tau * (new - old), target, online)

@@ -25,6 +25,7 @@ from metajax.outer.off_policy import (
     mean_of,
     of_taken,
     soft_update,
+    some_of,
 )
 from metajax.outer.views import Remembered, Views, has_memory, views_of
 from metajax.parts import part
@@ -140,11 +141,7 @@ class _Numbers(NamedTuple):
 
 def _lowest_of(subset: int, key: Key[Array, ""]) -> Callable[[Array], Array]:
     """Return the lowest value by some critics, the same ones at every step."""
-
-    def lowest(values):
-        return smallest(values[jax.random.choice(key, len(values), (subset,), replace=False)])
-
-    return lowest
+    return lambda values: smallest(some_of(values, subset, key))
 
 
 def _soft_learner(

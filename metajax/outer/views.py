@@ -105,7 +105,10 @@ def _trial_critics(env: Env, policy: Policy, sizes: dict[str, Any]) -> QNetworks
         x = jnp.concatenate([features, seen.step_input.observation], axis=-1)
         return heads.apply(params["heads"], _at(seen, x), *action)
 
-    return QNetworks(init, apply)
+    def rescaled(params, factor, shift):
+        return params | {"heads": heads.rescaled(params["heads"], factor, shift)}
+
+    return QNetworks(init, apply, rescaled)
 
 
 def _at(seen: _Trials, found: PyTree) -> PyTree:

@@ -284,11 +284,15 @@ class QNetworks(NamedTuple):
 
     - `init(key) -> params`, `[critic, ...]`;
     - `apply(params, observation, action) -> values[critic, *batch]` of continuous actions;
-      `apply(params, observation) -> values[critic, *batch, action]` of discrete ones.
+      `apply(params, observation) -> values[critic, *batch, action]` of discrete ones; where a value
+      is said by several numbers, these are the last axis;
+    - `rescaled(params, factor, shift) -> params`: whose outputs are factor·output + shift, with one
+      `[output]` for each of the numbers that say a value.
     """
 
     init: Callable[[Key[Array, ""]], Params]
     apply: Callable[..., Float[Array, "critic *batch"]]
+    rescaled: Callable[[Params, Float[Array, "output"], Float[Array, "output"]], Params]
 
 
 @checked
@@ -299,6 +303,7 @@ def q_networks(
     hidden: Sequence[int] = (256, 256),
     activation: Activation = "relu",
     count: int = 2,
+    outputs: int | None = None,
 ) -> QNetworks:
     """Return `count` perceptrons from an observation and an action to a discounted return.
 
@@ -311,31 +316,41 @@ def q_networks(
         hidden: widths of the hidden layers.
         activation: activation function after each hidden layer.
         count: number of networks.
+        outputs: numbers that say a value; None for one, without an axis of its own.
 
     Raises:
         MetajaxError: an option is unknown or out of range, or actions have no bounds.
     """
-    check_at_least(1, observation_size=observation_size, count=count)
+    numbers = 1 if outputs is None else outputs
+    check_at_least(1, observation_size=observation_size, count=count, outputs=numbers)
     check_at_most(1000, count=count)
     check_hidden(hidden)
     discrete = isinstance(action_space, Discrete)
-    outputs = action_space.size if discrete else 1
+    actions = action_space.size if discrete else 1
     inputs = observation_size + (0 if discrete else action_space.size)
     center, half = (np.zeros(1),) * 2 if discrete else box_of("q_networks", action_space)
 
     def init(key: Key[Array, ""]) -> Params:
-        one = lambda key: _init_network(key, inputs, hidden, outputs)
+        one = lambda key: _init_network(key, inputs, hidden, actions * numbers)
         return jax.vmap(one)(jax.random.split(key, count))
 
     def of_all(params, x):
-        return jax.vmap(lambda params: _apply_network(params, x, activation))(params)
+        found = jax.vmap(lambda params: _apply_network(params, x, activation))(params)
+        return found if outputs is None else found.reshape(*found.shape[:-1], actions, numbers)
 
     def of_continuous(params, observation, action):
         unit = (action - like(action, center)) / like(action, half)
         x = jnp.concatenate([observation, unit], axis=-1)
-        return jnp.squeeze(of_all(params, x), -1)
+        return jnp.squeeze(of_all(params, x), -1 if outputs is None else -2)
 
-    return QNetworks(init, of_all if discrete else of_continuous)
+    def rescaled(params, factor, shift):
+        head, of_each = params["head"], lambda x: jnp.tile(x, actions)
+        kernel = head["kernel"] * like(head["kernel"], of_each(factor))
+        bias = head["bias"] * like(head["bias"], of_each(factor))
+        bias += like(bias, of_each(shift))
+        return params | {"head": {"kernel": kernel, "bias": bias}}
+
+    return QNetworks(init, of_all if discrete else of_continuous, rescaled)
 
 
 @checked

@@ -10,6 +10,7 @@ import pytest
 from metajax import outer as outer_steps
 from metajax import rules
 from metajax.adaptation import (
+    bilevel,
     evidence_lower_bound,
     gradient_steps,
     linear,
@@ -199,6 +200,11 @@ VARIANTS = {
         "temperature=0.2 critics=3 updates_per_step=0.1": {
             "learner": outer_steps.sac(temperature=0.2, critics=3, **HIDDEN),
             "updates_per_step": 0.1,
+            **TRIALS,
+        },
+        "learner=amago exploration=bilevel": {
+            "learner": outer_steps.amago(**HIDDEN),
+            "exploration": bilevel(),
             **TRIALS,
         },
     },
