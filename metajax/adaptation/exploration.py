@@ -68,7 +68,7 @@ def bilevel(
     last_end: Scalar = 0.01,
     steps: Scalar = 1_000_000.0,
 ) -> Part[Exploration]:
-    """Return exploration that falls within a trial and over the training (AMAGO's; its figure 13).
+    """Return exploration that falls within a trial and over the training (AMAGO's).
 
     With t the share of the trial and T that of `steps` so far, ε is linear in both:
 
