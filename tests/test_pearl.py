@@ -10,10 +10,11 @@ import pytest
 import reference_learners as reference
 
 import metajax
+from metajax import presets
 from metajax.adaptation import product_of_gaussians
 from metajax.algorithms.pearl import Visit, _collect
 from metajax.envs import make
-from metajax.envs.splits import finite, sample_tasks
+from metajax.envs.splits import finite, number_of_tasks, sample_tasks
 from metajax.errors import MetajaxError
 from metajax.outer import double_q, sac, td3
 from metajax.policies import conditioned, mlp
@@ -370,6 +371,47 @@ def test_an_agent_tries_hypotheses_then_infers_from_all_it_has_seen(visits):
         belief = total.posterior()
         expected = belief.mean + jnp.exp(belief.log_std) * noise if index >= 1 else noise
         np.testing.assert_allclose(adapted["latent"], expected, rtol=1e-4)
+
+
+# --- presets -------------------------------------------------------------------------------------
+
+# Training and held-out tasks, trials of each of the latter, episodes by the prior, as context and
+# beyond it, tasks and context of a gradient step, such steps and weight of the divergence: the
+# authors' configurations, whose visits are of so many steps of episodes of 200 (here of 20).
+PUBLISHED = {
+    "halfcheetah-vel": (100, 30, 1, 2, 0, 3, 16, 100, 2000, 0.1),
+    "halfcheetah-dir": (2, 2, 4, 5, 0, 5, 4, 256, 2000, 0.1),
+    "ant-dir": (2, 2, 4, 2, 0, 3, 4, 256, 4000, 0.1),
+    "ant-goal": (150, 30, 1, 2, 0, 3, 10, 256, 4000, 1.0),
+    "humanoid-dir": (100, 30, 1, 2, 0, 3, 16, 256, 4000, 0.1),
+    "walker2d-params": (40, 10, 2, 2, 0, 3, 10, 100, 4000, 0.1),
+    "hopper-params": (40, 10, 2, 2, 0, 3, 10, 100, 4000, 0.1),
+    "point-sparse": (80, 20, 1, 5, 45, 0, 16, 1024, 1000, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_are_the_published_settings(name):
+    train, test, trials, prior, posterior, extra, *sizes = PUBLISHED[name]
+    config = presets.default_config("pearl", name)
+    options, evaluation = config["algorithm"], config["evaluation"]
+    family = make(name, variant=config["family"]["variant"])
+    counts = [number_of_tasks(family.train), number_of_tasks(family.test)]
+    assert counts == [train, test] and config["training"]["training_tasks"] >= train
+    assert evaluation["tasks"] == trials * test
+    episodes = [options[f"{kind}_episodes"] for kind in ("initial", "prior", "posterior", "extra")]
+    assert episodes == [10, prior, posterior, extra]
+    found = [options[option] for option in ("meta_batch", "context", "updates", "kl_weight")]
+    assert found == sizes
+    of_points = name == "point-sparse"
+    assert family.env.episode_length == (20 if of_points else 200)
+    assert options["exploration_episodes"] == (5 if of_points else 2)
+    assert evaluation["rounds"] == (20 if of_points else 3)
+    assert options["encoder"]["next_observation"] == name.endswith("-params")
+    # What is kept of a task is what five hundred visits, shared among all, come to, or more.
+    visits = config["training"]["tasks"] * 500 / train
+    played = visits * (prior + posterior + extra) * family.env.episode_length
+    assert options["replay_capacity"] >= min(played, 1e6)
 
 
 # --- what is refused -----------------------------------------------------------------------------
