@@ -119,7 +119,8 @@ def plane(early):
 def pearl(env):
     encoder = product_of_gaussians(hidden=(6,), next_observation=True)
     policy = conditioned(2, env.action_space, latent=2, hidden=(5,))
-    return metajax.pearl(env, policy, encoder=encoder, learner=sac(hidden=(5,), temperature=0.1))
+    learner = sac(hidden=(5,), temperature=0.1)
+    return metajax.pearl(env, policy, encoder=encoder, learner=learner, context=10)
 
 
 def mql(env):

@@ -433,6 +433,14 @@ OTHER = {
         lambda: small(posterior_episodes=1, extra_episodes=0),
         "posterior_episodes is 1 and extra_episodes is 0; one of them must be at least 2",
     ),
+    "context": (
+        lambda: small(context=19),
+        "context is 19 steps; it must be at most 18, twice the 9 that the encoder has of a visit",
+    ),
+    "context of first visits": (
+        lambda: small(initial_episodes=2, context=13),
+        "context is 13 steps; it must be at most 12, twice the 6",
+    ),
     "updates": (lambda: small(updates=0), "updates"),
     "reduction": (lambda: small(kl_reduction="most"), "kl_reduction"),
 }
@@ -443,6 +451,10 @@ def test_what_is_no_pearl_is_refused(name):
     make_it, message = OTHER[name]
     with pytest.raises(MetajaxError, match=message):
         make_it()
+
+
+def test_a_context_of_twice_a_visit_is_taken():
+    assert small(context=18).name == small(initial_episodes=2, context=12).name == "pearl"
 
 
 def test_tasks_that_cannot_be_counted_are_refused():
