@@ -43,12 +43,16 @@ class HostAgent:
     def reset(self) -> None:
         """Forget the task: start a new trial."""
         self.adapted = self._agent.init(self._meta_params, self._next_key())
-        self._memory = self._agent.initial_memory()
-        self._previous: tuple[Any, ...] = first_previous(self._env)
         self._complete: deque[list[Any]] = deque(maxlen=KEPT_EPISODES)
-        self._episode: list[Any] = []
         self._time = 0
         self._pending = None
+        self._start_episode()
+
+    def _start_episode(self) -> None:
+        """Let nothing but what was adapted connect an episode with those before it."""
+        self._memory = self._agent.initial_memory()
+        self._previous: tuple[Any, ...] = first_previous(self._env)
+        self._episode: list[Any] = []
 
     def act(self, observation: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """Return the control for one step, clipped and scaled as the environment would.
@@ -107,7 +111,7 @@ class HostAgent:
         self._episode.append(jax.tree.map(np.array, step))  # copies: nothing of JAX's stays alive
         if end:
             self._complete.append(self._episode)
-            self._episode = []
+            self._start_episode()
 
     def adapt(self) -> None:
         """Learn from the complete episodes since the last call; see `HostAgent`.

@@ -539,7 +539,8 @@ def test_an_algorithm_has_the_presets_that_were_written_for_it_and_no_others():
         memory = {name: {"halfcheetah-vel"} for name in ("rl2", "off-policy-rl2")}
         memory |= {"snail": set(), "varibad": set()}
         nowhere = {name: set() for name in ("maml-dqn", "sac", "td3")}
-        pearl = {"halfcheetah-dir", "halfcheetah-vel", "ant-dir", "point-sparse"}
+        pearl = {"halfcheetah-dir", "halfcheetah-vel", "ant-dir", "ant-goal", "humanoid-dir"}
+        pearl |= {"walker2d-params", "hopper-params", "point-sparse"}
         others = {"dqn": {"cartpole-params"}, "mql": {"halfcheetah-vel"}, "pearl": pearl}
         expected = (nowhere | others).get(algorithm, tuned)
         if algorithm in memory:

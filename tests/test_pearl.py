@@ -10,11 +10,19 @@ import pytest
 import reference_learners as reference
 
 import metajax
+from metajax import presets
 from metajax.adaptation import product_of_gaussians
 from metajax.algorithms.pearl import Visit, _collect
 from metajax.envs import make
 from metajax.envs.rollouts import rollout, undiscounted_returns
-from metajax.envs.splits import finite, sample_batch, sample_tasks, two_splits, uniform
+from metajax.envs.splits import (
+    finite,
+    number_of_tasks,
+    sample_batch,
+    sample_tasks,
+    two_splits,
+    uniform,
+)
 from metajax.errors import MetajaxError
 from metajax.outer import double_q, sac, td3
 from metajax.policies import conditioned, mlp
@@ -451,6 +459,47 @@ def test_another_tasks_latent_variable_is_worth_nothing():
     assert own > 1.1 and others < 0.6
 
 
+# --- presets -------------------------------------------------------------------------------------
+
+# Training and held-out tasks, trials of each of the latter, episodes by the prior, as context and
+# beyond it, tasks and context of a gradient step, such steps and weight of the divergence: the
+# authors' configurations, whose visits are of so many steps of episodes of 200 (here of 20).
+PUBLISHED = {
+    "halfcheetah-vel": (100, 30, 1, 2, 0, 3, 16, 100, 2000, 0.1),
+    "halfcheetah-dir": (2, 2, 4, 5, 0, 5, 4, 256, 2000, 0.1),
+    "ant-dir": (2, 2, 4, 2, 0, 3, 4, 256, 4000, 0.1),
+    "ant-goal": (150, 30, 1, 2, 0, 3, 10, 256, 4000, 1.0),
+    "humanoid-dir": (100, 30, 1, 2, 0, 3, 16, 256, 4000, 0.1),
+    "walker2d-params": (40, 10, 2, 2, 0, 3, 10, 100, 4000, 0.1),
+    "hopper-params": (40, 10, 2, 2, 0, 3, 10, 100, 4000, 0.1),
+    "point-sparse": (80, 20, 1, 5, 45, 0, 16, 1024, 1000, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_are_the_published_settings(name):
+    train, test, trials, prior, posterior, extra, *sizes = PUBLISHED[name]
+    config = presets.default_config("pearl", name)
+    options, evaluation = config["algorithm"], config["evaluation"]
+    family = make(name, variant=config["family"]["variant"])
+    counts = [number_of_tasks(family.train), number_of_tasks(family.test)]
+    assert counts == [train, test] and config["training"]["training_tasks"] >= train
+    assert evaluation["tasks"] == trials * test
+    episodes = [options[f"{kind}_episodes"] for kind in ("initial", "prior", "posterior", "extra")]
+    assert episodes == [10, prior, posterior, extra]
+    found = [options[option] for option in ("meta_batch", "context", "updates", "kl_weight")]
+    assert found == sizes
+    of_points = name == "point-sparse"
+    assert family.env.episode_length == (20 if of_points else 200)
+    assert options["exploration_episodes"] == (5 if of_points else 2)
+    assert evaluation["rounds"] == (20 if of_points else 3)
+    assert options["encoder"]["next_observation"] == name.endswith("-params")
+    # What is kept of a task is what five hundred visits, shared among all, come to, or more.
+    visits = config["training"]["tasks"] * 500 / train
+    played = visits * (prior + posterior + extra) * family.env.episode_length
+    assert options["replay_capacity"] >= min(played, 1e6)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 OTHER = {
@@ -470,6 +519,14 @@ OTHER = {
         lambda: small(posterior_episodes=1, extra_episodes=0),
         "posterior_episodes is 1 and extra_episodes is 0; one of them must be at least 2",
     ),
+    "context": (
+        lambda: small(context=19),
+        "context is 19 steps; it must be at most 18, twice the 9 that the encoder has of a visit",
+    ),
+    "context of first visits": (
+        lambda: small(initial_episodes=2, context=13),
+        "context is 13 steps; it must be at most 12, twice the 6",
+    ),
     "updates": (lambda: small(updates=0), "updates"),
     "reduction": (lambda: small(kl_reduction="most"), "kl_reduction"),
 }
@@ -480,6 +537,10 @@ def test_what_is_no_pearl_is_refused(name):
     make_it, message = OTHER[name]
     with pytest.raises(MetajaxError, match=message):
         make_it()
+
+
+def test_a_context_of_twice_a_visit_is_taken():
+    assert small(context=18).name == small(initial_episodes=2, context=12).name == "pearl"
 
 
 def test_tasks_that_cannot_be_counted_are_refused():

@@ -130,7 +130,8 @@ def pearl(
         updates: gradient steps per meta-iteration.
         meta_batch: training tasks in a gradient step, drawn with replacement.
         batch: remembered steps of each of them, for the learner.
-        context: steps of the latest visit to each of them, for the encoder.
+        context: steps of the latest visit to each of them, for the encoder, drawn with replacement;
+            at most twice as many as a visit plays.
         kl_weight: weight λ of the posterior's divergence from the prior.
         kl_reduction: "sum" or "mean" of the divergences over the tasks of a gradient step; the
             authors' code has the sum.
@@ -141,7 +142,8 @@ def pearl(
 
     Raises:
         MetajaxError: an option is unknown or out of range, no episode would be played by the
-            posterior, or the policy is given no latent variable.
+            posterior, the context is larger than visits can fill, or the policy is given no latent
+            variable.
     """
     check_at_least(1, initial_episodes=initial_episodes, prior_episodes=prior_episodes)
     check_at_least(0, posterior_episodes=posterior_episodes, extra_episodes=extra_episodes)
@@ -155,6 +157,7 @@ def pearl(
             "one of them must be at least 2, for the first of each is played by the prior."
         )
     encoding = encoder.build(env, policy)
+    _check_context(env, visit, context)
     given = env._replace(observation_size=env.observation_size + encoding.latent)
     learner_of = learner.build(given, without_memory(policy, env.observation_size))
     trial = Trial(visit.episodes, 1, exploration_episodes)
@@ -201,6 +204,18 @@ def pearl(
     metrics = ("return_before", "return_after", "entropy", "updates", "belief_kl")
     agent = _agent(policy, encoding, exploration_episodes)
     return Algorithm(init, update, agent, "pearl", trial, (*metrics, *learner_of.metrics))
+
+
+def _check_context(env: Env, visit: Visit, context: int) -> None:
+    # A step drawn again is evidence again, and an agent sees each step once. The published setting
+    # of sparse goals draws 1024 of 1000.
+    fewest = min(visit.initial, visit.prior + visit.posterior) * env.episode_length
+    if context > 2 * fewest:
+        raise MetajaxError(
+            f"context is {context} steps; it must be at most {2 * fewest}, twice the {fewest} that "
+            "the encoder has of a visit to a task: initial_episodes, then prior_episodes + "
+            f"posterior_episodes, of {env.episode_length} steps."
+        )
 
 
 def _play(env: Env, behaviour: Policy, distance_metric: str | None):

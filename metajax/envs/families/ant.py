@@ -309,7 +309,7 @@ DRAWING = Body(
     task=run_at,
 )
 
-# Rakelly et al. 2019: oyster, configs/ant-dir.json
+# Rakelly et al. 2019: oyster, configs/ant-dir.json and ant-goal.json
 _DIRECTION_BY_PEARL = {
     "family": {"variant": "pearl"},
     "algorithm": {
@@ -319,6 +319,11 @@ _DIRECTION_BY_PEARL = {
         "replay_capacity": 1_000_000,
     },
     "evaluation": {"tasks": 8},
+}
+_GOAL_BY_PEARL = {
+    "family": {"variant": "pearl"},
+    "algorithm": {"updates": 4000, "meta_batch": 10, "context": 256, "kl_weight": 1.0},
+    "training": {"training_tasks": 150},
 }
 
 SPECS = (
@@ -348,5 +353,6 @@ SPECS = (
         drawing=DRAWING._replace(
             view=TOP, window=(7.6, 7.6), below=3.8, follow=0, task=lambda task: "run to the goal"
         ),
+        presets={"pearl": _GOAL_BY_PEARL},
     ),
 )

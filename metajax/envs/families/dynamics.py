@@ -254,24 +254,40 @@ _HOPPER = _WALKER._replace(
 )
 
 
-def _spec(name: str, factory, source: str, drawing: Body, *variants: str) -> FamilySpec:
+# Rakelly et al. 2019: oyster, configs/walker-params.json and hopper-params.json
+_BY_PEARL = {
+    "family": {"variant": "pearl"},
+    "algorithm": {
+        "encoder": {"next_observation": True},
+        "updates": 4000,
+        "meta_batch": 10,
+        "replay_capacity": 100_000,
+    },
+    "evaluation": {"tasks": 20},
+}
+
+
+def _planar_spec(name: str, factory, drawing: Body) -> FamilySpec:
     return FamilySpec(
         name,
         factory,
-        source,
+        "Rakelly et al. 2019",
         backends=OF_OTHER_MASSES,
-        variants=(*VARIANTS, *variants),
+        variants=(*VARIANTS, GYMNASIUM),
         drawing=drawing,
+        presets={"pearl": _BY_PEARL},
     )
 
 
 SPECS = (
-    _spec("walker2d-params", walker2d_params, "Rakelly et al. 2019", _WALKER, GYMNASIUM),
-    _spec("hopper-params", hopper_params, "Rakelly et al. 2019", _HOPPER, GYMNASIUM),
-    _spec(
+    _planar_spec("walker2d-params", walker2d_params, _WALKER),
+    _planar_spec("hopper-params", hopper_params, _HOPPER),
+    FamilySpec(
         "ant-params",
         ant_params,
         "the dynamics of walker2d-params on an ant",
-        ant.DRAWING._replace(task=torso_weight),
+        backends=OF_OTHER_MASSES,
+        variants=tuple(VARIANTS),
+        drawing=ant.DRAWING._replace(task=torso_weight),
     ),
 )

@@ -178,6 +178,12 @@ def _remember_control(physics: Physics) -> Physics:
     )
 
 
+# Rakelly et al. 2019: oyster, configs/humanoid-dir.json
+_DIRECTION_BY_PEARL = {
+    "family": {"variant": "pearl"},
+    "algorithm": {"updates": 4000, "context": 256},
+}
+
 SPECS = (
     FamilySpec(
         "humanoid-dir",
@@ -199,5 +205,6 @@ SPECS = (
             },
             task=towards,
         ),
+        presets={"pearl": _DIRECTION_BY_PEARL},
     ),
 )
