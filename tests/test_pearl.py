@@ -498,6 +498,7 @@ def test_presets_are_the_published_settings(name):
     visits = config["training"]["tasks"] * 500 / train
     played = visits * (prior + posterior + extra) * family.env.episode_length
     assert options["replay_capacity"] >= min(played, 1e6)
+    presets.build(config)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -523,10 +524,6 @@ OTHER = {
         lambda: small(context=19),
         "context is 19 steps; it must be at most 18, twice the 9 that the encoder has of a visit",
     ),
-    "context of first visits": (
-        lambda: small(initial_episodes=2, context=13),
-        "context is 13 steps; it must be at most 12, twice the 6",
-    ),
     "updates": (lambda: small(updates=0), "updates"),
     "reduction": (lambda: small(kl_reduction="most"), "kl_reduction"),
 }
@@ -540,7 +537,7 @@ def test_what_is_no_pearl_is_refused(name):
 
 
 def test_a_context_of_twice_a_visit_is_taken():
-    assert small(context=18).name == small(initial_episodes=2, context=12).name == "pearl"
+    assert small(context=18).name == "pearl"
 
 
 def test_tasks_that_cannot_be_counted_are_refused():

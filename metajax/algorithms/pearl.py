@@ -209,12 +209,12 @@ def pearl(
 def _check_context(env: Env, visit: Visit, context: int) -> None:
     # A step drawn again is evidence again, and an agent sees each step once. The published setting
     # of sparse goals draws 1024 of 1000.
-    fewest = min(visit.initial, visit.prior + visit.posterior) * env.episode_length
-    if context > 2 * fewest:
+    seen = (visit.prior + visit.posterior) * env.episode_length
+    if context > 2 * seen:
         raise MetajaxError(
-            f"context is {context} steps; it must be at most {2 * fewest}, twice the {fewest} that "
-            "the encoder has of a visit to a task: initial_episodes, then prior_episodes + "
-            f"posterior_episodes, of {env.episode_length} steps."
+            f"context is {context} steps; it must be at most {2 * seen}, twice the {seen} that the "
+            "encoder has of a visit to a task: prior_episodes + posterior_episodes, of "
+            f"{env.episode_length} steps."
         )
 
 

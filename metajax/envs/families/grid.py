@@ -144,6 +144,8 @@ SPECS = (
         "Zintgraf et al. 2020",
         variants=VARIANTS,
         drawing=GOALS,
+        # Of 15 steps an episode, twice as many episodes.
+        presets={"pearl": {"algorithm": {"prior_episodes": 4, "context": 60}}},
     ),
     FamilySpec(
         "dark-key-door",
