@@ -2,6 +2,7 @@
 
     python benchmarks/memory_family.py                                  # everything, hours on a CPU
     python benchmarks/memory_family.py --problems "bandit 10, 5" --methods rl2
+    python benchmarks/memory_family.py --problems "bandit 10, 5" --methods off-policy-rl2
     python benchmarks/memory_family.py --redraw                         # table and picture only
     taskset -c 0 python benchmarks/memory_family.py ...                 # as here, one core each
 
@@ -16,6 +17,7 @@ probabilities, allow .006 less in ten pulls of five arms.
 """
 
 import math
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +32,8 @@ from metajax import presets
 from metajax.envs.specs import merged
 
 NAME = "memory-family"
-METHODS = ("rl2", "snail")
+ON_POLICY = ("rl2", "snail")
+METHODS = (*ON_POLICY, "off-policy-rl2")
 Overrides = dict[str, dict[str, Any]]  # of a preset, by group
 
 # In a long trial, what an early pull is worth shows late: a critic of its own sees it sooner. A
@@ -94,6 +97,30 @@ PROCESS_SNAIL: Overrides = merged(
     LONG_SNAIL,
     {"algorithm": {"objective": {"gae_lambda": 0.7}, "outer": {"learning_rate": 1.5e-3}}},
 )
+# Double Q-learning on remembered trials. Over many pulls the behaviour must be near to the agent's
+# own, or its memory is of trials that no agent has.
+OFF_POLICY: Overrides = {
+    "algorithm": {
+        "learner": {"name": "double-q", "learning_rate": 1e-3, "tau": 0.01, "epsilon": 0.1},
+        "updates_per_step": 0.02,
+        "batch": 128,
+        "replay_capacity": 100_000,
+        "random_trials": 200,
+    },
+    "training": {"tasks": 100, "iterations": 1000},
+}
+LONG_OFF_POLICY: Overrides = merged(
+    OFF_POLICY,
+    {
+        "policy": {"initial_span": 100, "hidden": [64]},
+        "algorithm": {
+            "learner": {"tau": 0.005, "epsilon": 0.02},
+            "updates_per_step": 0.01,
+            "replay_capacity": 10_000,
+        },
+        "training": {"iterations": 100},
+    },
+)
 
 
 class Problem(NamedTuple):
@@ -127,11 +154,11 @@ class Problem(NamedTuple):
 def _bandit(pulls: int, arms: int, best: float, rl2: float, snail: float) -> Problem:
     if pulls == 10:
         short: Overrides = {"training": {"tasks": 1000, "iterations": 1000}}
-        overrides = {"rl2": short, "snail": SNAIL | short}
+        overrides = {"rl2": short, "snail": SNAIL | short, "off-policy-rl2": OFF_POLICY}
     elif arms == 50:
         overrides = {"rl2": MANY, "snail": MANY_SNAIL}
     else:
-        overrides = {"rl2": LONG, "snail": LONG_SNAIL}
+        overrides = {"rl2": LONG, "snail": LONG_SNAIL, "off-policy-rl2": LONG_OFF_POLICY}
     published = {"rl2": rl2, "snail": snail}
     options = {"arms": arms}
     return Problem("bernoulli-bandit", options, pulls, overrides, best, pulls / 2, published)
@@ -161,6 +188,10 @@ PROBLEMS = {
 
 
 def configuration(method: str, problem: Problem, seeds: int) -> dict[str, Any]:
+    if method not in problem.overrides:
+        sys.exit(
+            f"{method} has settings for bandits of 10 pulls and of 100 with 5 or 10 arms alone."
+        )
     overrides = problem.overrides[method]
     parts = overrides.get("algorithm", {})
     config = presets.default_config(method, problem.family, parts=parts)
@@ -170,6 +201,7 @@ def configuration(method: str, problem: Problem, seeds: int) -> dict[str, Any]:
     config = merged(config, overrides)
     # A trial is one round, so that its return is the mean of the round's times its episodes.
     every, tasks = (100, 10_000) if problem.short else (50, 2_000)
+    every = min(every, config["training"]["iterations"] // 5)
     evaluated = {"every": every, "tasks": tasks, "final_tasks": 100_000}
     config["evaluation"] |= evaluated | {"rounds": 1, "episodes": problem.episodes}
     return config
@@ -222,7 +254,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         each = ", ".join(f"{x:.{digits}f}" for x in row["returns_per_seed"])
         mean = common.plus_minus(row["return"], row["standard_error"], digits)
         cells = [row["problem"], row["method"], f"{mean} ({each})"]
-        cells += [f"{problem.best:g}", f"{problem.published[row['method']]:g}"]
+        cells += [
+            f"{problem.best:g}",
+            f"{problem.published[row['method']]:g}" if row["method"] in problem.published else "",
+        ]
         cells += [f"{problem.random:g}", f"{row['steps_per_seed'] / 1e6:.0f} M"]
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
@@ -235,7 +270,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(
         height, columns, figsize=(3.4 * columns, 3 * height), squeeze=False, layout="constrained"
     )
-    colors = dict(zip(METHODS, ("#1f77b4", "#d95f02"), strict=True))
+    colors = dict(zip(METHODS, ("#1f77b4", "#d95f02", "#1b9e77"), strict=True))
     for axis, name in zip(axes.flat, names, strict=False):
         problem = PROBLEMS[name]
         of_problem = [row for row in rows if row["problem"] == name]
@@ -261,7 +296,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     axes = {"problems": ("problem", list(PROBLEMS)), "methods": ("method", METHODS)}
-    common.fill_table(NAME, __doc__, axes, run, table, draw)
+    common.fill_table(NAME, __doc__, axes, run, table, draw, {"methods": ON_POLICY})
 
 
 if __name__ == "__main__":

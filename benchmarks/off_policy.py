@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
+import jax
 import matplotlib
 
 matplotlib.use("Agg")
@@ -21,7 +22,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from metajax import plotting, presets
+from metajax.envs.rollouts import rollout, undiscounted_returns
 from metajax.runs.directory import read_metrics
+from metajax.runs.load import load_run, meta_params_of
 
 EPISODE = 1000
 ROBOTS = {
@@ -131,6 +134,39 @@ def curve(directory: Path) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.array([np.mean(found[:, :, -1], axis=1) for _, found in evaluated])
 
 
+def returns_by_latent(directory: Path) -> dict[str, float]:
+    """Return PEARL's mean returns on all held-out tasks, z inferred from two episodes of a task.
+
+    "own" is that of episodes on the task that z was inferred of, "another task's" on another one:
+    if z says which task it is, that one is bad.
+    """
+    experiment, state = load_run(directory)
+    agent, env = experiment.algorithm.agent, experiment.family.env
+    tasks = experiment.family.test.finite
+    keys = jax.random.split(jax.random.key(0), jax.tree.leaves(tasks)[0].shape[0])
+
+    def play(adapted, task, key):
+        act = lambda memory, step_input, key: agent.act(adapted, memory, step_input, key)
+        return rollout(key, env, task, act, agent.initial_memory(), episodes=1)
+
+    def adapt(meta_params, task, key):
+        adapted = agent.init(meta_params, key)
+        for turn in range(experiment.algorithm.trial.adaptations):
+            turn_key = jax.random.fold_in(key, turn)
+            trajectory = play(adapted, task, turn_key)
+            adapted = agent.adapt(meta_params, adapted, trajectory, turn_key)
+        return adapted
+
+    @jax.jit
+    def returns(meta_params):
+        adapted = jax.vmap(adapt, in_axes=(None, 0, 0))(meta_params, tasks, keys)
+        others = jax.tree.map(lambda x: jax.numpy.roll(x, 1, axis=0), adapted)
+        score = lambda adapted: undiscounted_returns(jax.vmap(play)(adapted, tasks, keys)).mean()
+        return {"own": score(adapted), "another task's": score(others)}
+
+    return {name: float(x) for name, x in returns(meta_params_of(state, 0)).items()}
+
+
 def draw(name: str, steps: np.ndarray, returns: np.ndarray, path: Path) -> None:
     other = published(name)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -171,6 +207,8 @@ def main():
             "returns_per_seed": returns.round(1).tolist(),
             "published": published(name)._asdict(),
         }
+        if name in PEARL:
+            result["returns_by_latent"] = returns_by_latent(directory)
         path = common.save(name, result)
         draw(name, steps, returns, path.with_suffix(".png"))
         plotting.plot_run(directory, directory / "curves.png")

@@ -314,8 +314,8 @@ def normal(key):
     ("head", "space"),
     [
         ("popart", SPACE),
-        ("two_hot", SPACE),
-        ("popart", DISCRETE),
+        pytest.param("two_hot", SPACE, marks=pytest.mark.slow),
+        pytest.param("popart", DISCRETE, marks=pytest.mark.slow),
         pytest.param("scalar", SPACE, marks=pytest.mark.slow),
         pytest.param("scalar", DISCRETE, marks=pytest.mark.slow),
         pytest.param("two_hot", DISCRETE, marks=pytest.mark.slow),
@@ -622,6 +622,7 @@ def test_time_goes_on_from_episode_to_episode_and_starts_anew_with_a_trial():
     assert 0 < found[0, 0] < 1 and found[0, 0] != found[1, 0]
 
 
+@pytest.mark.slow
 def test_exploration_disturbs_what_is_collected_until_it_is_over_and_never_the_agent():
     """Of a policy that always takes the first action; three trials of eight steps are the rest."""
     exploration = bilevel(first_end=1.0, last_start=0.0, last_end=0.0, steps=24)

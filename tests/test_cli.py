@@ -540,7 +540,7 @@ def test_an_algorithm_has_the_presets_that_were_written_for_it_and_no_others():
         memory |= {"snail": set(), "varibad": set()}
         nowhere = {name: set() for name in ("maml-dqn", "sac", "td3")}
         pearl = {"halfcheetah-dir", "halfcheetah-vel", "ant-dir", "ant-goal", "humanoid-dir"}
-        pearl |= {"walker2d-params", "hopper-params", "point-sparse"}
+        pearl |= {"walker2d-params", "hopper-params", "point-sparse", "point-goal", "gridnav"}
         others = {"dqn": {"cartpole-params"}, "mql": {"halfcheetah-vel"}, "pearl": pearl}
         expected = (nowhere | others).get(algorithm, tuned)
         if algorithm in memory:

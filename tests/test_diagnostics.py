@@ -36,6 +36,7 @@ def learner(family, outer):
     return metajax.maml(family.env, policy, episodes=3, outer=outer)
 
 
+@pytest.mark.slow
 def test_the_meta_gradient_is_that_of_the_update(family):
     """Of a later update too, when Adam has a memory."""
     algorithm = learner(family, metajax.outer.adam())

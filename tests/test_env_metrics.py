@@ -94,6 +94,7 @@ def test_an_evaluation_returns_them_after_the_last_step_of_each_episode(family):
     assert metrics["success"][:, :, 0].tolist() == [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_training_records_them_with_the_held_out_returns(tmp_path, family):
     policy = metajax.mlp(2, family.env.action_space, hidden=(4,))
     result = metajax.train(

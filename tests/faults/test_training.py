@@ -112,11 +112,11 @@ def kill_until_finished(directory, environment, kills, duration, seed, *options)
     return done, duration
 
 
-@pytest.mark.parametrize(
-    "total", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
-)
-def test_killed_and_resumed_is_the_same_run(tmp_path, environment, straight, duration, total):
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_killed_and_resumed_is_the_same_run(tmp_path, environment, straight, duration):
     """A run that ends before it was killed often enough has a successor."""
+    total = 50
     kills = 0
     for attempt in itertools.count():
         directory = tmp_path / f"run-{attempt}"
@@ -152,18 +152,10 @@ def test_killed_with_a_replay_and_resumed_is_the_same_run(tmp_path, environment)
             break
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "stage"),
-    [
-        (signal.SIGTERM, "iteration 4"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in itertools.product(
-                (signal.SIGTERM, signal.SIGINT), ("training", "iteration 4", "saving")
-            )
-            if case != (signal.SIGTERM, "iteration 4")
-        ),
-    ],
+    itertools.product((signal.SIGTERM, signal.SIGINT), ("training", "iteration 4", "saving")),
 )
 def test_a_request_to_stop_is_honoured(tmp_path, environment, straight, stage, number):
     """At the stages "training" (restoring, compiling), simulating and saving."""

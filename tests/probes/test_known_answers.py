@@ -54,14 +54,8 @@ def test_standing_still_on_point_goal(split):
     assert abs(found.mean() - expected) < 3 * found.std() / np.sqrt(len(found))
 
 
-@pytest.mark.parametrize(
-    "outer",
-    [
-        steps.adam(0.03),
-        *(pytest.param(n, marks=pytest.mark.slow) for n in (steps.ppo(0.03), steps.trpo(0.05))),
-    ],
-    ids=repr,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("outer", [steps.adam(0.03), steps.ppo(0.03), steps.trpo(0.05)], ids=repr)
 def test_adaptation_beats_everything_that_does_not_adapt(outer):
     """Two arms whose rewards are N(1, 1): 1 is all that can be had without knowing which is which.
 

@@ -197,6 +197,19 @@ _GOAL_OF_OTHERS = {
     "learned-optimizer": {"algorithm": {"inner": {"rule": {"learning_rate": 0.003}}}},
 }
 
+# Rakelly et al. 2019: oyster, configs/point-robot.json, whose episodes have 20 steps
+_GOAL_BY_PEARL = {
+    "algorithm": {
+        "initial_episodes": 2,
+        "extra_episodes": 2,
+        "updates": 1000,
+        "context": 64,
+        "exploration_episodes": 1,
+        "learner": {"reward_scale": 100.0},
+    },
+    "training": {"training_tasks": 80},
+    "evaluation": {"rounds": 2, "tasks": 20},
+}
 # Rakelly et al. 2019: oyster, configs/sparse-point-robot.json
 _SPARSE_BY_PEARL = {
     "family": {"variant": "pearl"},
@@ -222,7 +235,7 @@ SPECS = (
         point_goal,
         "Finn et al. 2017",
         drawing=GOALS,
-        presets=gradient_presets(_GOAL, _GOAL_OF_OTHERS),
+        presets=gradient_presets(_GOAL, _GOAL_OF_OTHERS) | {"pearl": _GOAL_BY_PEARL},
     ),
     FamilySpec(
         "point-sparse",
