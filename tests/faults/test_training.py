@@ -155,7 +155,7 @@ def test_killed_with_a_replay_and_resumed_is_the_same_run(tmp_path, environment)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "stage"),
-    itertools.product((signal.SIGTERM, signal.SIGINT), ("training", "iteration 4", "saving")),
+    [*itertools.product((signal.SIGTERM, signal.SIGINT), ("training", "iteration 4", "saving"))],
 )
 def test_a_request_to_stop_is_honoured(tmp_path, environment, straight, stage, number):
     """At the stages "training" (restoring, compiling), simulating and saving."""
