@@ -27,6 +27,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from metajax import presets
 from metajax.envs.specs import merged
@@ -284,7 +285,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         lowest = min(np.min(row["curve"]["returns"]) for row in of_problem)
         bottom = min(problem.random + 0.3 * span, lowest - 0.05 * span)
         axis.set_ylim(bottom, problem.best + 0.05 * span)
-        axis.set(title=name, xlabel="million steps per seed")
+        axis.set(title=name, xlabel="million steps per seed", xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(color="#e6e6e6")
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
