@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_learners as reference
+import remembered
 import scipy.stats
+from remembered import BATCH, OBSERVED, assert_equal, env_of
 from trials import ENV, EPISODES, TASKS, batch_of
 
 from metajax.adaptation import Exploration, bilevel
@@ -33,12 +35,11 @@ from metajax.outer.value_heads import (
 )
 from metajax.policies import deterministic, gru, mlp, squashed
 from metajax.policies.squashed import q_networks
-from metajax.replay import Steps
 from metajax.steps import WORD, count_steps, share_of
 from metajax.training import Evaluation, train
-from metajax.types import Continuous, Discrete, Env, Part
+from metajax.types import Continuous, Discrete, Part
 
-OBSERVED, BATCH, UPDATES = 3, 7, 3
+UPDATES = 3
 SPACE = Continuous(2, low=(-2.0, -0.5), high=(1.0, 0.5))
 DISCRETE = Discrete(4)
 BOX = reference.Box(*SPACE.bounds)
@@ -60,37 +61,13 @@ OPTIONS = {
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def env_of(space) -> Env:
-    """Return sizes: learners do not play."""
-    nothing = lambda *_: None
-    return Env(nothing, nothing, OBSERVED, space, 10)
+steps_of = partial(remembered.steps_of, stretched=1.2)  # some actions are at a bound
 
 
 def policy_of(space):
     if isinstance(space, Discrete):
         return mlp(OBSERVED, space, hidden=(6,), activation="relu")
     return squashed(OBSERVED, space, hidden=(6,))
-
-
-def steps_of(index, space) -> Steps:
-    """Return a batch of random steps, one in four the end of a task."""
-    random = np.random.default_rng(index)
-    if isinstance(space, Discrete):
-        action = random.integers(0, space.size, BATCH)
-    else:
-        action = np.clip(random.uniform(*space.bounds, (BATCH, 2)) * 1.2, *space.bounds)
-    return Steps(
-        random.normal(size=(BATCH, OBSERVED)),
-        action,
-        random.normal(size=BATCH),
-        random.random(BATCH) < 0.25,
-        random.normal(size=(BATCH, OBSERVED)),
-    )
-
-
-def assert_equal(found, expected, rtol=1e-9):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-12)
 
 
 # --- once more, in NumPy, with derivatives written down by hand ----------------------------------

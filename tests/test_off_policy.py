@@ -10,6 +10,7 @@ import pytest
 import reference_learners as reference
 import scipy.integrate
 import scipy.stats
+from remembered import BATCH, OBSERVED, assert_equal, env_of, steps_of
 
 import metajax
 from metajax.envs import make
@@ -27,42 +28,14 @@ from metajax.policies import (
     squashed,
 )
 from metajax.policies.squashed import q_networks
-from metajax.replay import Steps
-from metajax.types import Continuous, Discrete, Env, StepInput
+from metajax.types import Continuous, Discrete, StepInput
 
-OBSERVED, BATCH, UPDATES = 3, 7, 5
+UPDATES = 5
 SPACE = Continuous(2, low=(-2.0, -0.5), high=(1.0, 0.5))
 NETWORKS = {"hidden": (5, 4)}
 DISCRETE = Discrete(4)
 BOX = reference.Box(*SPACE.bounds)
 KEY = jax.random.key(5)
-
-
-def env_of(space) -> Env:
-    """Return sizes: learners do not play."""
-    nothing = lambda *_: None
-    return Env(nothing, nothing, OBSERVED, space, 10)
-
-
-def steps_of(index, space=SPACE) -> Steps:
-    """Return a batch of random steps, one in four the end of a task."""
-    random = np.random.default_rng(index)
-    if isinstance(space, Discrete):
-        action = random.integers(0, space.size, BATCH)
-    else:
-        action = random.uniform(*space.bounds, (BATCH, space.size))
-    return Steps(
-        random.normal(size=(BATCH, OBSERVED)),
-        action,
-        random.normal(size=BATCH),
-        random.random(BATCH) < 0.25,
-        random.normal(size=(BATCH, OBSERVED)),
-    )
-
-
-def assert_equal(found, expected):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def critic_of(params, index):
@@ -173,7 +146,7 @@ def test_the_derivative_of_the_lowest_value_survives_what_is_rounded_twice():
         params = policy.init(jax.random.key(0))
         state = learner.init(jax.random.key(1), params, ())
         improve = jax.jit(lambda b: learner.improve(params, (), state, lambda _: Batch(b), KEY)[0])
-        for leaf in jax.tree.leaves(improve(steps_of(0))):
+        for leaf in jax.tree.leaves(improve(steps_of(0, SPACE))):
             assert np.all(np.isfinite(leaf))
 
 
@@ -185,7 +158,7 @@ def test_sac_with_a_subset_of_critics_is_its_equations(critics):
     options = {"critics": critics, "subset": 2, "temperature": 0.7, **RATES, **NETWORKS}
     with jax.enable_x64(True):
         learner = sac(**options).build(env_of(SPACE), policy)
-        params, steps = reference.far_from_zero(policy.init(jax.random.key(0))), steps_of(0)
+        params, steps = reference.far_from_zero(policy.init(jax.random.key(0))), steps_of(0, SPACE)
         state = learner.init(jax.random.key(1), params, ())
         critic, target = (reference.far_from_zero(state["critic"], seed) for seed in (1, 2))
         state |= {"critic": critic, "target": target}
@@ -300,7 +273,7 @@ def test_a_fixed_temperature_stays():
     learner = sac(temperature=0.3, **NETWORKS).build(env_of(SPACE), policy)
     params = policy.init(jax.random.key(0))
     state = learner.init(jax.random.key(1), params, ())
-    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), steps_of(0))
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), steps_of(0, SPACE))
     improve = jax.jit(lambda *of: learner.improve(of[0], (), of[1], lambda _: Batch(single), KEY))
     _, _, state, metrics = improve(params, state)
     assert float(metrics["temperature"]) == pytest.approx(0.3) and state["log_temperature"] == ()
@@ -316,7 +289,7 @@ def test_what_steps_are_made_from_learns_from_the_critics_alone():
     with jax.enable_x64(True):
         learner = sac(**NETWORKS).build(env_of(SPACE), policy)
         params = reference.far_from_zero(policy.init(jax.random.key(0)))
-        encoder, steps = jnp.array([0.5, -1.0, 2.0]), steps_of(0)
+        encoder, steps = jnp.array([0.5, -1.0, 2.0]), steps_of(0, SPACE)
         steps = dataclasses.replace(steps, terminated=np.ones(BATCH, bool))
         state = learner.init(jax.random.key(1), params, encoder)
         critic = state["critic"] = reference.far_from_zero(state["critic"])
@@ -354,7 +327,7 @@ def test_critics_start_apart_and_stay_apart():
 
     assert apart(state["critic"]) > 1e-4
     for index in range(50):
-        steps = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), steps_of(index))
+        steps = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), steps_of(index, SPACE))
         params, _, state, _ = improve(params, state, steps)
     assert apart(state["critic"]) > 1e-4
 

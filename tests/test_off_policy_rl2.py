@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference_learners as reference
 import scipy.stats
+from remembered import assert_equal
 from trials import ENV, EPISODES, LENGTH, TASKS, batch_of
 
 from metajax import policies
@@ -426,11 +427,6 @@ def improving(learner):
         return learner.improve(params, (), state, lambda _: of_batch, key)
 
     return improve
-
-
-def assert_equal(found, expected):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def one_quick(names):

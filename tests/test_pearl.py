@@ -14,6 +14,7 @@ from metajax import presets
 from metajax.adaptation import product_of_gaussians
 from metajax.algorithms.pearl import Visit, _collect
 from metajax.envs import make
+from metajax.envs.builders import Moved, make_env
 from metajax.envs.rollouts import rollout, undiscounted_returns
 from metajax.envs.splits import (
     finite,
@@ -27,7 +28,7 @@ from metajax.errors import MetajaxError
 from metajax.outer import double_q, sac, td3
 from metajax.policies import conditioned, mlp
 from metajax.replay import Steps, empty_task_replay, sample_task_replay
-from metajax.types import Continuous, Env, EnvState, TaskBatch, TaskFamily
+from metajax.types import Continuous, Env, TaskBatch, TaskFamily
 
 KEY = jax.random.key(3)
 LENGTH, LATENT = 3, 2
@@ -383,19 +384,15 @@ def test_an_agent_tries_hypotheses_then_infers_from_all_it_has_seen(visits):
 
 def factors():
     """A family whose reward is a hidden factor in [-1, 1] times the action."""
-    length = 4
-
-    def reset(key, task):
-        no = jnp.zeros((), bool)
-        return EnvState(jnp.zeros(1), jnp.zeros(()), no, no, jnp.zeros((), jnp.int32), task, ())
-
-    def step(state, action):
-        time, no = state.time + 1, jnp.zeros((), bool)
-        reward = state.task["factor"] * action[0]
-        return EnvState(state.observation, reward, no, time == length, time, state.task, ())
-
+    env = make_env(
+        lambda key, task: jnp.zeros(1),
+        lambda nothing, action, task: Moved(nothing, task["factor"] * action[0]),
+        lambda nothing, task: nothing,
+        observation_size=1,
+        action_space=Continuous(1),
+        episode_length=4,
+    )
     draw = lambda key, split: {"factor": uniform(key, -1.0, 1.0, split=split)}
-    env = Env(reset, step, 1, Continuous(1), length)
     return TaskFamily(env, name="factors", **two_splits(draw))
 
 

@@ -140,6 +140,16 @@ def _episode(key, env: Env, task: Task, act: Act, carried):
     return (memory, previous), trajectory
 
 
+def number_of_shards(arrays: PyTree) -> int:
+    """Return over how many devices a leading axis is sharded.
+
+    They are those of the axis "task" of the surrounding mesh; 1 where there is none, or where they
+    cannot be given the same number each.
+    """
+    devices = dict(jax.sharding.get_abstract_mesh().shape).get("task", 1)
+    return 1 if jax.tree.leaves(arrays)[0].shape[0] % devices else devices
+
+
 def over_tasks(function: Callable, shared: PyTree, *arguments: PyTree) -> PyTree:
     """Return `function(shared, ...)` of every task: `vmap` over the leading axis of the rest.
 
@@ -153,9 +163,8 @@ def over_tasks(function: Callable, shared: PyTree, *arguments: PyTree) -> PyTree
         shared: the same for all tasks.
         arguments: `[task, ...]`.
     """
-    devices = dict(jax.sharding.get_abstract_mesh().shape).get("task", 1)
     of_all = jax.vmap(function, in_axes=(None, *[0] * len(arguments)))
-    if devices == 1 or jax.tree.leaves(arguments)[0].shape[0] % devices:
+    if number_of_shards(arguments) == 1:
         return of_all(shared, *arguments)
     tasks, everywhere = jax.sharding.PartitionSpec("task"), jax.sharding.PartitionSpec()
     specs = (everywhere, *[tasks] * len(arguments))

@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from metajax._memory import bytes_of, check_memory
+from metajax.envs.rollouts import number_of_shards
 from metajax.errors import MetajaxError
 from metajax.types import pytree_dataclass
 
@@ -85,8 +86,7 @@ def shared_out(drawn: PyTree) -> PyTree:
 
     So each device computes losses of its part of a batch; what they move is reduced over all.
     """
-    devices = dict(jax.sharding.get_abstract_mesh().shape).get("task", 1)
-    if devices == 1 or jax.tree.leaves(drawn)[0].shape[0] % devices:
+    if number_of_shards(drawn) == 1:
         return drawn
     return jax.lax.with_sharding_constraint(drawn, jax.sharding.PartitionSpec("task"))
 
